@@ -1,0 +1,46 @@
+# Everything a newcomer needs: each target makes `.venv` and the data it uses.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+export TINY_COCO_ROOT ?= datasets/tiny_coco
+TINY := $(TINY_COCO_ROOT)/annotations/instances_val2017.json
+DEMO := output/align_detr_tiny
+
+.PHONY: demo baseline test test-all lint smoke clean
+
+$(READY): setup.py constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+$(TINY): | $(READY)
+	$(BIN)/python tools/make_tiny_coco.py --synthetic --output $(TINY_COCO_ROOT)
+
+demo: $(READY) $(TINY)  ## train on drawn shapes, evaluate, and show predictions beside ground truth
+	$(BIN)/python tools/train_net.py --config-file projects/align_detr/configs/align_detr_tiny.py train.output_dir=$(DEMO)
+	$(BIN)/python tools/visualize_results.py --dataset tiny_coco_val \
+		--input $(DEMO)/coco_instances_results.json --output $(DEMO)/predictions.png
+
+baseline: $(READY) $(TINY)  ## plain DINO with the demo's budget
+	$(BIN)/python tools/train_net.py --config-file embedded/projects/dino/configs/dino_tiny.py
+
+test: $(READY)  ## the tests that take minutes
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-all: $(READY)  ## full-size models too
+	$(BIN)/python -m pytest -q
+
+lint: $(READY)
+	$(BIN)/ruff check .
+
+smoke: $(READY) $(TINY)  ## a few iterations, evaluation and resumption through the command line
+	$(BIN)/python tools/train_net.py --config-file projects/align_detr/configs/align_detr_tiny.py \
+		train.output_dir=output/smoke train.max_iter=20 train.eval_period=20 train.checkpointer.period=10
+	$(BIN)/python tools/train_net.py --config-file projects/align_detr/configs/align_detr_tiny.py --resume \
+		train.output_dir=output/smoke train.max_iter=25 train.eval_period=25 train.checkpointer.period=10
+
+clean:
+	rm -rf $(VENV) output build dist *.egg-info

@@ -1,0 +1,39 @@
+"""Learning-rate multipliers for COCO with 16 images a batch, where an epoch has about 7500 iterations."""
+
+from detectron2.config import LazyCall as L
+from detectron2.solver import WarmupParamScheduler
+from fvcore.common.param_scheduler import MultiStepParamScheduler
+
+ITERATIONS_PER_EPOCH = 7500
+
+
+def step_schedule(milestones, warmup=0.0):
+    """1 at first, then a tenth of it from each milestone on; the last one, in iterations, is the end.
+
+    `warmup` iterations rise linearly from 0.001.
+    """
+    values = [0.1**i for i in range(len(milestones))]
+    return L(WarmupParamScheduler)(
+        scheduler=L(MultiStepParamScheduler)(values=values, milestones=milestones),
+        warmup_factor=0.001,
+        warmup_length=warmup / milestones[-1],
+        warmup_method="linear",
+    )
+
+
+def epochs(total, drop, warmup=0.0):
+    """A training of `total` epochs whose rate drops after `drop` of them, after `warmup` epochs of warmup."""
+    return step_schedule(
+        [drop * ITERATIONS_PER_EPOCH, total * ITERATIONS_PER_EPOCH], warmup * ITERATIONS_PER_EPOCH
+    )
+
+
+# detectron2's "1x": about 12 epochs, with two drops.
+lr_multiplier_1x = step_schedule([60000, 80000, 90000], warmup=1000)
+
+lr_multiplier_12ep = epochs(12, drop=11)
+lr_multiplier_24ep = epochs(24, drop=20)
+lr_multiplier_36ep = epochs(36, drop=30)
+lr_multiplier_50ep = epochs(50, drop=40)
+
+lr_multiplier_12ep_warmup = epochs(12, drop=11, warmup=1e-3)

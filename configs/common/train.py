@@ -1,0 +1,35 @@
+"""How to train: everything that is neither the model, the data nor the optimizer."""
+
+train = dict(
+    output_dir="./output",
+    # A file or URL to start from; "" for random weights.
+    init_checkpoint="",
+    max_iter=90000,
+    # dtype: "float16" with loss scaling, or "bfloat16".
+    amp=dict(enabled=False, dtype="float16"),
+    ddp=dict(
+        broadcast_buffers=False,
+        find_unused_parameters=False,
+        fp16_compression=False,
+    ),
+    # params: of torch.nn.utils.clip_grad_norm_.
+    clip_grad=dict(enabled=False, params=dict(max_norm=0.1, norm_type=2)),
+    # Below 0: a random one.
+    seed=-1,
+    # A few iterations with everything in them, to see whether a config works.
+    fast_dev_run=dict(enabled=False),
+    checkpointer=dict(period=5000, max_to_keep=100),
+    # In iterations; 0 evaluates at the end only.
+    eval_period=5000,
+    log_period=20,
+    # params: of wandb.init.
+    wandb=dict(
+        enabled=False,
+        params=dict(dir="./wandb_output", project="align_detr", name="align_detr_experiment"),
+    ),
+    # device: "" for the model's. Evaluation always uses the averaged weights if there are any, and, unless
+    # use_ema_weights_for_eval_only, the plain ones as well.
+    model_ema=dict(enabled=False, decay=0.999, device="", use_ema_weights_for_eval_only=False),
+    # "auto" takes a GPU if there is one; else "cuda", "cuda:1", "mps", "cpu".
+    device="auto",
+)

@@ -1,0 +1,6 @@
+from align_detr.modeling import AlignDINOCriterion
+from detectron2.config import LazyCall as L
+
+from .supervision import hyperparameters, matcher
+
+criterion = L(AlignDINOCriterion)(num_classes="${..num_classes}", matcher=matcher, **hyperparameters)

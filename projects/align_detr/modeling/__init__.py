@@ -1,0 +1,18 @@
+"""Align-DETR's losses, matcher and criteria."""
+
+from .criterion import AlignDINOCriterion, AlignHDETRCriterion, AlignSetCriterion
+from .h_deformable_detr import AlignHDeformableDETR
+from .losses import align_loss, ia_bce_loss, quality, rank_weights
+from .matcher import MixedMatcher
+
+__all__ = [
+    "AlignDINOCriterion",
+    "AlignHDETRCriterion",
+    "AlignHDeformableDETR",
+    "AlignSetCriterion",
+    "MixedMatcher",
+    "align_loss",
+    "ia_bce_loss",
+    "quality",
+    "rank_weights",
+]

@@ -1,0 +1,286 @@
+"""Align-DETR's criteria: which queries are matched to which ground truth, and how much each pair weighs.
+
+The three classes differ only in the outputs their detectors return. All layers that have outputs of one shape are
+stacked and go through one matching and one set of kernels.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from detrex.modeling import SetCriterion
+from detrex.utils import get_world_size, is_dist_avail_and_initialized
+from projects.dino.modeling import DINOCriterion
+from projects.h_deformable_detr.modeling import DeformableCriterion
+from torch import Tensor
+
+from .losses import (
+    CLASSIFICATION_LOSSES,
+    focal_bce_to_zero,
+    iou_and_giou,
+    quality,
+    rank_weights,
+)
+from .matcher import LayerStack, MixedMatcher, Objects, Pairs
+
+Outputs = dict  # detrex's: pred_logits (B, N, C), pred_boxes (B, N, 4) cxcywh in [0, 1], aux_outputs, enc_outputs
+Targets = list[dict[str, Tensor]]  # per image: labels (G,), boxes (G, 4) cxcywh in [0, 1]
+Losses = dict[str, Tensor]
+LOSS_NAMES = ("loss_class", "loss_bbox", "loss_giou")
+
+
+class Layer(NamedTuple):
+    """One decoder layer, or the encoder's proposals."""
+
+    outputs: Outputs
+    match_number: int = 1
+    class_agnostic: bool = False
+
+
+class AlignLosses:
+    """What the three criteria share; mixed in before the criterion of the detector.
+
+    Args:
+        num_classes, matcher, weight_dict: as detrex's criteria take them; the matcher is a `MixedMatcher`.
+        alpha: share of the score in the quality t = s^alpha * u^(1 - alpha).
+        gamma: focusing exponent of the classification loss.
+        tau: scale of the rank weights exp(-r / tau).
+        k: queries matched to each ground truth in the encoder's proposals and the intermediate decoder layers.
+        match_number: the number of every layer instead, [encoder, dec_0, ..., dec_last]; the encoder's entry is there
+            also where the detector has no proposals.
+        loss_class_type: "ia_bce_loss" (released code) or "align_loss" (later paper).
+        criterion_options: anything else the detector's own criterion takes.
+
+    Raises:
+        ValueError: an option out of its range.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        matcher: MixedMatcher,
+        weight_dict: dict[str, float],
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+        tau: float = 1.5,
+        k: int = 2,
+        match_number: Sequence[int] | None = None,
+        loss_class_type: str = "ia_bce_loss",
+        **criterion_options,
+    ):
+        # detrex's criteria know only their own loss types; theirs is never used.
+        super().__init__(
+            num_classes=num_classes,
+            matcher=matcher,
+            weight_dict=weight_dict,
+            loss_class_type="focal_loss",
+            alpha=alpha,
+            gamma=gamma,
+            **criterion_options,
+        )
+        if loss_class_type not in CLASSIFICATION_LOSSES:
+            raise ValueError(
+                f"loss_class_type={loss_class_type!r}: choose one of {', '.join(CLASSIFICATION_LOSSES)}"
+            )
+        if not (0 <= alpha <= 1 and gamma >= 0 and tau > 0):
+            raise ValueError(
+                f"alpha={alpha}, gamma={gamma}, tau={tau}: alpha must lie in [0, 1], gamma be at least 0 and "
+                "tau above 0"
+            )
+        numbers = [k] if match_number is None else list(match_number)
+        if any(not isinstance(n, int) or n < 1 for n in numbers):
+            raise ValueError(f"k={k}, match_number={match_number}: match numbers are integers from 1 up")
+        self.tau, self.k = tau, k
+        self.match_number = None if match_number is None else numbers
+        self.classification_loss = CLASSIFICATION_LOSSES[loss_class_type]
+
+    def _match_numbers(self, num_decoder_layers: int) -> tuple[int, list[int]]:
+        """The encoder's match number and those of the decoder layers."""
+        if self.match_number is None:
+            return self.k, [self.k] * (num_decoder_layers - 1) + [1]
+        if len(self.match_number) != 1 + num_decoder_layers:
+            raise ValueError(
+                f"match_number={self.match_number} has {len(self.match_number)} entries, but this model takes "
+                f"{1 + num_decoder_layers}: [encoder, dec_0, ..., dec_{num_decoder_layers - 1}]"
+            )
+        return self.match_number[0], self.match_number[1:]
+
+    def _layers(self, outputs: Outputs) -> dict[str, Layer]:
+        """Decoder layers and the encoder's proposals by the suffix their losses carry."""
+        encoder_number, decoder_numbers = self._match_numbers(1 + len(outputs.get("aux_outputs", [])))
+        layers = {
+            suffix: Layer(layer, number)
+            for (suffix, layer), number in zip(decoder_layers(outputs).items(), decoder_numbers, strict=True)
+        }
+        if "enc_outputs" in outputs:
+            layers["_enc"] = Layer(outputs["enc_outputs"], encoder_number, self.class_agnostic_proposals)
+        return layers
+
+    def _matched_losses(self, layers: dict[str, Layer], objects: Objects, num_boxes: float | Tensor) -> Losses:
+        """Losses of layers whose queries the matcher assigns."""
+        stacks = stack_layers(layers)
+        losses = {}
+        for stack, pairs in zip(stacks, self.matcher.match_layers(stacks, objects), strict=True):
+            group = pairs.layer * len(objects.labels) + pairs.object
+            losses |= self._stack_losses(stack, pairs, objects, num_boxes, group)
+        return losses
+
+    def _stack_losses(
+        self,
+        stack: LayerStack,
+        pairs: Pairs,
+        objects: Objects,
+        num_boxes: float | Tensor,
+        group: Tensor | None = None,
+    ) -> Losses:
+        """The three losses of every layer of a stack.
+
+        Args:
+            num_boxes: what every sum is divided by.
+            group: (P,) equal for the pairs that compete for one ground truth; None gives every pair the weight 1.
+        """
+        at_query = pairs.layer, pairs.image, pairs.query
+        labels = stack.labels(objects)[pairs.layer, pairs.object]
+        logits, boxes = stack.logits[(*at_query, labels)], stack.boxes[at_query]
+        target_boxes = objects.boxes[pairs.object]
+
+        iou, giou = iou_and_giou(boxes, target_boxes)
+        t = quality(logits.sigmoid(), iou, self.alpha)
+        w = torch.ones_like(t) if group is None else rank_weights(t, group, self.tau)
+
+        def sum_by_layer(loss: Tensor) -> Tensor:
+            return loss.new_zeros(len(stack.logits)).index_add(0, pairs.layer, loss)
+
+        every_entry = focal_bce_to_zero(stack.logits, self.gamma).sum((1, 2, 3))
+        matched_entries = sum_by_layer(focal_bce_to_zero(logits, self.gamma))
+        loss_class = sum_by_layer(self.classification_loss(logits, w * t, self.gamma))
+        losses = {
+            "loss_class": loss_class + every_entry - matched_entries,
+            "loss_bbox": sum_by_layer(w * (boxes - target_boxes).abs().sum(-1)),
+            "loss_giou": sum_by_layer(w * (1 - giou)),
+        }
+        # The detectors scale each loss in place, so none may share memory with another.
+        return {
+            name + suffix: by_layer[i] / num_boxes
+            for name, by_layer in losses.items()
+            for i, suffix in enumerate(stack.suffixes)
+        }
+
+
+class AlignSetCriterion(AlignLosses, SetCriterion):
+    """Align-DETR for DAB-DETR and other detectors without encoder proposals."""
+
+    def forward(self, outputs: Outputs, targets: Targets) -> Losses:
+        """Losses `loss_{class,bbox,giou}` of the last layer and `..._0` to `..._{L-2}` of those before."""
+        objects = Objects.from_targets(targets)
+        return self._matched_losses(self._layers(outputs), objects, average_num_boxes(objects))
+
+
+class AlignDINOCriterion(AlignLosses, DINOCriterion):
+    """Align-DETR for DINO: encoder proposals are matched, denoising queries are paired by construction."""
+
+    @property
+    def class_agnostic_proposals(self) -> bool:
+        return self.two_stage_binary_cls
+
+    def forward(self, outputs: Outputs, targets: Targets, dn_metas: dict | None = None) -> Losses:
+        """Losses with the suffixes `_i`, none (last layer), `_enc`, `_dn_i` and `_dn`.
+
+        Args:
+            dn_metas: DINO's `output_known_lbs_bboxes`, `dn_num` and `single_padding`; None gives denoising losses of
+                zero, so that all processes return the same keys.
+        """
+        objects = Objects.from_targets(targets)
+        num_boxes = average_num_boxes(objects)
+        losses = self._matched_losses(self._layers(outputs), objects, num_boxes)
+        return losses | self._denoising_losses(outputs, dn_metas, objects, num_boxes)
+
+    def _denoising_losses(
+        self, outputs: Outputs, dn_metas: dict | None, objects: Objects, num_boxes: float | Tensor
+    ) -> Losses:
+        if dn_metas is None:
+            suffixes = [f"_dn{suffix}" for suffix in decoder_layers(outputs)]
+            zero = outputs["pred_logits"].new_zeros((), dtype=torch.float32)
+            return {name + suffix: zero.clone() for name in LOSS_NAMES for suffix in suffixes}
+        groups = int(dn_metas["dn_num"])
+        denoised = decoder_layers(dn_metas["output_known_lbs_bboxes"])
+        (stack,) = stack_layers({f"_dn{suffix}": Layer(layer) for suffix, layer in denoised.items()})
+        pairs = denoising_pairs(len(stack.logits), groups, int(dn_metas["single_padding"]), objects)
+        return self._stack_losses(stack, pairs, objects, num_boxes * groups)
+
+
+class AlignHDETRCriterion(AlignLosses, DeformableCriterion):
+    """Align-DETR for H-Deformable-DETR: class-agnostic proposals and a hybrid one-to-many branch."""
+
+    class_agnostic_proposals = True
+
+    def forward(
+        self, outputs: Outputs, targets: Targets, k_one2many: int = 0, lambda_one2many: float = 1.0
+    ) -> Losses:
+        """Losses with the suffixes `_i`, none (last layer) and `_enc`; `..._one2many` for the hybrid branch.
+
+        Args:
+            k_one2many: match number of every layer of the hybrid branch; 0 leaves the branch out.
+            lambda_one2many: factor of the hybrid branch's losses.
+        """
+        layers = self._layers(outputs)
+        if k_one2many > 0:
+            hybrid = {name: outputs[f"{name}_one2many"] for name in ("pred_logits", "pred_boxes", "aux_outputs")}
+            layers |= {
+                f"{suffix}_one2many": Layer(layer, k_one2many)
+                for suffix, layer in decoder_layers(hybrid).items()
+            }
+        objects = Objects.from_targets(targets)
+        losses = self._matched_losses(layers, objects, average_num_boxes(objects))
+        return {
+            key: loss * lambda_one2many if key.endswith("_one2many") else loss for key, loss in losses.items()
+        }
+
+
+def decoder_layers(outputs: Outputs) -> dict[str, Outputs]:
+    """The decoder layers by the suffix of their losses: `_0`, `_1`, ... and none for the last."""
+    auxiliary = outputs.get("aux_outputs", [])
+    return {f"_{i}": layer for i, layer in enumerate(auxiliary)} | {"": outputs}
+
+
+def stack_layers(layers: dict[str, Layer]) -> list[LayerStack]:
+    """Stack, in float32, the layers whose outputs have the same shape."""
+    by_shape: dict[torch.Size, list[str]] = {}
+    for suffix, layer in layers.items():
+        by_shape.setdefault(layer.outputs["pred_logits"].shape, []).append(suffix)
+    return [
+        LayerStack(
+            logits=torch.stack([layers[s].outputs["pred_logits"] for s in suffixes]).float(),
+            boxes=torch.stack([layers[s].outputs["pred_boxes"] for s in suffixes]).float(),
+            suffixes=suffixes,
+            match_numbers=[layers[s].match_number for s in suffixes],
+            class_agnostic=[layers[s].class_agnostic for s in suffixes],
+        )
+        for suffixes in by_shape.values()
+    ]
+
+
+def denoising_pairs(num_layers: int, groups: int, single_padding: int, objects: Objects) -> Pairs:
+    """Pairs of DINO's positive denoising queries: object j of an image is query g * single_padding + j of group g."""
+    device = objects.labels.device
+    layer, group, index = (
+        grid.flatten()
+        for grid in torch.meshgrid(
+            torch.arange(num_layers, device=device),
+            torch.arange(groups, device=device),
+            torch.arange(len(objects.labels), device=device),
+            indexing="ij",
+        )
+    )
+    query = group * single_padding + objects.position[index]
+    return Pairs(layer, objects.image[index], query, index)
+
+
+def average_num_boxes(objects: Objects) -> float | Tensor:
+    """max(1, ground truths of all processes / number of processes); a tensor where there are several."""
+    if not is_dist_avail_and_initialized():
+        return max(1.0, len(objects.labels))
+    total = torch.tensor(float(len(objects.labels)), device=objects.labels.device)
+    dist.all_reduce(total)
+    return (total / get_world_size()).clamp(min=1)

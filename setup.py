@@ -1,0 +1,44 @@
+"""Packaging: the folder `projects/align_detr` is the package `align_detr`, and carries the embedded engine with it."""
+
+from setuptools import find_namespace_packages, setup
+
+
+def packages(folder: str, name: str) -> list[str]:
+    """`folder` and the packages below it, installed as `name` and below."""
+    return [name, *(f"{name}.{package}" for package in find_namespace_packages(folder))]
+
+
+setup(
+    name="align-detr",
+    version="0.1.0",
+    description="Align-DETR for detectron2 and detrex, and for machines that have neither",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    package_dir={
+        "align_detr": "projects/align_detr",
+        "align_detr.embedded": "embedded",
+        "align_detr.configs.common": "configs/common",
+    },
+    packages=[
+        *packages("projects/align_detr", "align_detr"),
+        *packages("embedded", "align_detr.embedded"),
+        *packages("configs/common", "align_detr.configs.common"),
+    ],
+    install_requires=[
+        "torch>=2.1",
+        "fvcore",
+        "hydra-core>=1.1",
+        "iopath",
+        "numpy",
+        "omegaconf>=2.1",
+        "pillow",
+        "pycocotools",
+        "scipy",
+        "tabulate",
+        "tensorboard",
+        "tqdm",
+    ],
+    extras_require={"dev": ["hypothesis", "pytest", "ruff"]},
+)
