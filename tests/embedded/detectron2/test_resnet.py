@@ -126,3 +126,9 @@ def test_impossible_networks_are_refused_in_one_line(build, message):
     with pytest.raises(ValueError, match=message) as error:
         build()
     assert "\n" not in str(error.value)
+
+
+def test_initial_weights_keep_the_scale_of_gradients():
+    """Training from scratch relies on He's initialisation: variance 2 / fan_out, so 2 / (64 · 9) here."""
+    conv = make_stage(50)[0][1].conv2
+    assert conv.weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.05)

@@ -1,0 +1,101 @@
+"""Reading config files: Python with relative imports by path, or YAML."""
+
+import builtins
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig
+
+__all__ = ["as_config", "read_config_file"]
+
+
+def as_config(value: Any) -> Any:
+    """A plain dict as a DictConfig that may hold any object; everything else as it is."""
+    return DictConfig(value, flags={"allow_objects": True}) if isinstance(value, dict) else value
+
+
+def read_config_file(path: Path, importers: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The global names of a config file, after executing (.py) or parsing (.yaml) it.
+
+    Args:
+        importers: the files whose relative imports led here, outermost first.
+    """
+    if path.suffix not in (".py", ".yaml", ".yml"):
+        raise ValueError(f"config file {path} is neither .py nor .yaml")
+    if not path.is_file():
+        raise FileNotFoundError(f"no such config file: {path}")
+    text = path.read_text(encoding="utf-8")
+    return _execute(path, text, importers) if path.suffix == ".py" else _parse_yaml(path, text)
+
+
+def _parse_yaml(path: Path, text: str) -> dict[str, Any]:
+    try:
+        content = yaml.unsafe_load(text)
+    except yaml.YAMLError as err:
+        mark = getattr(err, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise ValueError(f"{path}{line}: not valid YAML: {getattr(err, 'problem', None) or err}") from err
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a mapping of config names")
+    return content
+
+
+def _execute(path: Path, text: str, importers: tuple[Path, ...]) -> dict[str, Any]:
+    try:
+        code = compile(text, str(path), "exec", dont_inherit=True)
+    except (SyntaxError, ValueError) as err:
+        line = getattr(err, "lineno", None) or 1
+        raise ValueError(f"{path}:{line}: not valid Python: {getattr(err, 'msg', err)}") from err
+
+    # Not resolved: beside a symbolic link lie the link's neighbours.
+    chain = (*importers, Path(os.path.abspath(path)))
+
+    def import_(name, globals=None, locals=None, fromlist=(), level=0):
+        if level == 0:
+            return builtins.__import__(name, globals, locals, fromlist, level)
+        where = f"{path}:{sys._getframe(1).f_lineno}"
+        return _import_config(where, chain, name, fromlist or (), level)
+
+    # The import statement looks `__import__` up in the namespace's own builtins: nothing global is patched.
+    namespace = {
+        "__name__": f"<config {path.stem}>",
+        "__file__": str(path),
+        "__builtins__": {**vars(builtins), "__import__": import_},
+    }
+    exec(code, namespace)
+    return {name: value for name, value in namespace.items() if name != "__builtins__"}
+
+
+def _import_config(where: str, chain: tuple[Path, ...], name: str, fromlist: tuple[str, ...], level: int) -> ModuleType:
+    """What `from <level dots><name> import <fromlist>` in the last file of `chain` gets its names from."""
+    base = chain[-1].parents[level - 1].joinpath(*name.split(".")) if name else chain[-1].parents[level - 1]
+    candidates = [base.with_name(f"{base.name}.py")] * bool(name) + [base / "__init__.py"]
+    source = next((file for file in candidates if file.is_file()), None)
+    if source is None and not base.is_dir():
+        raise FileNotFoundError(f"{where}: relative import of a config file that is not there: {candidates[0]}")
+
+    module = _import_file(where, chain, source) if source else ModuleType(base.name)
+    for item in fromlist:
+        if item == "*" or hasattr(module, item):
+            continue
+        nested = base / f"{item}.py"
+        if not nested.is_file():
+            raise ValueError(f"{where}: no {item!r} in {source or base}")
+        setattr(module, item, _import_file(where, chain, nested))
+    return module
+
+
+def _import_file(where: str, chain: tuple[Path, ...], file: Path) -> ModuleType:
+    """The config file as a module of its names, whose dictionaries are DictConfigs."""
+    if any(file.samefile(importer) for importer in chain):
+        loop = " -> ".join(str(link) for link in (*chain, file))
+        raise ValueError(f"{where}: circular import of config files: {loop}")
+    module = ModuleType(file.stem)
+    vars(module).update({name: as_config(value) for name, value in read_config_file(file, chain).items()})
+    return module

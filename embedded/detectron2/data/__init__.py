@@ -1,0 +1,22 @@
+"""Datasets by name, their augmentation, and the loaders that feed training and evaluation."""
+
+from . import datasets as _builtin_datasets  # noqa: F401  (registers COCO)
+from .build import build_detection_test_loader, build_detection_train_loader, get_detection_dataset_dicts
+from .catalog import DatasetCatalog, Metadata, MetadataCatalog
+from .common import AspectRatioGroupedDataset, DatasetFromList, MapDataset, trivial_batch_collator
+from .samplers import InferenceSampler, TrainingSampler
+
+__all__ = [
+    "AspectRatioGroupedDataset",
+    "DatasetCatalog",
+    "DatasetFromList",
+    "InferenceSampler",
+    "MapDataset",
+    "Metadata",
+    "MetadataCatalog",
+    "TrainingSampler",
+    "build_detection_test_loader",
+    "build_detection_train_loader",
+    "get_detection_dataset_dicts",
+    "trivial_batch_collator",
+]

@@ -1,0 +1,179 @@
+"""From dataset names to data loaders."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from math import ceil
+from typing import Any
+
+import torch
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from .catalog import DatasetCatalog, MetadataCatalog
+from .common import AspectRatioGroupedDataset, DatasetFromList, MapDataset, trivial_batch_collator
+from .samplers import InferenceSampler, TrainingSampler
+
+__all__ = ["build_detection_test_loader", "build_detection_train_loader", "get_detection_dataset_dicts"]
+
+
+def get_detection_dataset_dicts(
+    names: str | list[str],
+    filter_empty: bool = True,
+    min_keypoints: int = 0,
+    proposal_files: list[str] | None = None,
+    check_consistency: bool = True,
+) -> list[dict]:
+    """The images of one or several registered datasets, one dict each (see `load_coco_json`).
+
+    Args:
+        names: dataset names.
+        filter_empty: leave out images that have no object but crowds, as there is little to learn from them.
+        min_keypoints: keypoints are upstream's; only 0 is accepted here.
+        proposal_files: precomputed proposals are upstream's; only None is accepted here.
+        check_consistency: insist that all the datasets have the same classes.
+
+    Raises:
+        ValueError: an unknown name, datasets of different classes, or no images left.
+    """
+    if min_keypoints or proposal_files:
+        raise ValueError("keypoints and precomputed proposals need detectron2 itself")
+    names = [names] if isinstance(names, str) else list(names)
+    loaded = {name: DatasetCatalog.get(name) for name in names}
+
+    if check_consistency:
+        classes = {tuple(MetadataCatalog.get(name).get("thing_classes", ())) for name in names}
+        if len(classes) > 1:
+            raise ValueError(f"the datasets {', '.join(names)} do not have the same classes")
+
+    kept = []
+    for name, images in loaded.items():
+        having = [image for image in images if _has_objects(image)] if filter_empty else images
+        logging.getLogger(__name__).info(f"dataset {name}: {len(having)} of its {len(images)} images are used")
+        kept += having
+    if not kept:
+        what = "images with objects" if filter_empty else "images"
+        raise ValueError(f"there are no {what} in the datasets [{', '.join(names)}]")
+    return kept
+
+
+def _has_objects(image: dict) -> bool:
+    return any(not annotation.get("iscrowd", 0) for annotation in image.get("annotations", ()))
+
+
+def build_detection_train_loader(
+    dataset: list[dict] | Dataset,
+    *,
+    mapper: Callable[[dict], dict] | None,
+    sampler: Sampler | None = None,
+    total_batch_size: int,
+    aspect_ratio_grouping: bool = True,
+    num_workers: int = 0,
+    collate_fn: Callable[[list], Any] | None = None,
+    **kwargs: Any,
+) -> Iterable[Any]:
+    """An endless stream of training batches.
+
+    Order and augmentation follow from the random state of the process (`seed_all_rng`); augmentation differs between
+    workers, processes and passes over the data.
+
+    Args:
+        dataset: images as dicts, or a map-style dataset of such.
+        mapper: makes a training example of an image's dict, in the workers; None: the dict is one already.
+        sampler: of positions in the dataset; None: TrainingSampler.
+        total_batch_size: images per batch over all processes.
+        aspect_ratio_grouping: wide images and high ones in separate batches.
+        num_workers: loading processes, per training process; 0 loads in the training process itself.
+        collate_fn: makes a batch of a list of examples; None: the list is the batch.
+        kwargs: passed on to DataLoader, e.g. prefetch_factor, persistent_workers, pin_memory.
+
+    Raises:
+        ValueError: the processes cannot share `total_batch_size` evenly, or the dataset is empty.
+    """
+    world_size = comm.get_world_size()
+    if total_batch_size <= 0 or total_batch_size % world_size:
+        raise ValueError(f"total_batch_size={total_batch_size} is not a positive multiple of {world_size} processes")
+    batch_size = total_batch_size // world_size
+
+    dataset = _as_dataset(dataset, mapper)
+    sampler = TrainingSampler(len(dataset)) if sampler is None else sampler
+    collate_fn = collate_fn or trivial_batch_collator
+    # The loader draws the workers' seeds from this generator, anew on each pass.
+    generator = torch.Generator().manual_seed(comm.shared_random_seed() + comm.get_rank())
+    if num_workers > 0:
+        # Two batches ahead; the loader counts in images where these are grouped after it.
+        items = batch_size if aspect_ratio_grouping else 1
+        kwargs.setdefault("prefetch_factor", max(2, ceil(2 * items / num_workers)))
+    kwargs = {"generator": generator, "pin_memory": torch.cuda.is_available(), **kwargs}
+
+    if not aspect_ratio_grouping:
+        return _Loader(
+            dataset,
+            sampler=sampler,
+            batch_size=batch_size,
+            drop_last=True,
+            num_workers=num_workers,
+            collate_fn=collate_fn,
+            **kwargs,
+        )
+    images = _Loader(dataset, sampler=sampler, batch_size=None, num_workers=num_workers, collate_fn=_identity, **kwargs)
+    batches = AspectRatioGroupedDataset(images, batch_size)
+    return batches if collate_fn is trivial_batch_collator else _Collated(batches, collate_fn)
+
+
+def build_detection_test_loader(
+    dataset: list[dict] | Dataset,
+    *,
+    mapper: Callable[[dict], Any],
+    sampler: Sampler | None = None,
+    batch_size: int = 1,
+    num_workers: int = 0,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+) -> DataLoader:
+    """A pass over this process's part of the images, in order, `batch_size` of them at a time.
+
+    The arguments are those of `build_detection_train_loader`; the default sampler is InferenceSampler.
+    """
+    dataset = _as_dataset(dataset, mapper)
+    return _Loader(
+        dataset,
+        sampler=InferenceSampler(len(dataset)) if sampler is None else sampler,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=collate_fn or trivial_batch_collator,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _as_dataset(dataset: list[dict] | Dataset, mapper: Callable[[dict], Any] | None) -> Dataset:
+    if isinstance(dataset, list):
+        dataset = DatasetFromList(dataset)
+    return dataset if mapper is None else MapDataset(dataset, mapper)
+
+
+def _identity(item: Any) -> Any:
+    return item
+
+
+class _Collated:
+    """Batches with `collate_fn` applied."""
+
+    def __init__(self, batches: Iterable[list], collate_fn: Callable[[list], Any]):
+        self.batches = batches
+        self.collate_fn = collate_fn
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self.collate_fn, self.batches)
+
+
+class _Loader(DataLoader):
+    """A DataLoader in which what is wrong with a file stays one line, also when a worker found it."""
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from super().__iter__()
+        except (OSError, ValueError) as err:
+            # Workers send their traceback as the message; its last line is `module.Error: message`.
+            if not str(err).startswith("Caught "):
+                raise
+            message = str(err).rstrip().splitlines()[-1].partition(": ")[2]
+            raise type(err)(message) from err

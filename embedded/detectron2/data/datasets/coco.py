@@ -1,0 +1,157 @@
+"""Datasets in COCO's annotation format (https://cocodataset.org/#format-data)."""
+
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathManager
+
+from ..catalog import DatasetCatalog, MetadataCatalog
+
+__all__ = ["load_coco_json", "register_coco_instances"]
+
+
+def register_coco_instances(
+    name: str, metadata: dict[str, Any], json_file: str | os.PathLike, image_root: str | os.PathLike
+) -> None:
+    """Registers a dataset in COCO's format under a name. Files are looked at when the dataset is loaded.
+
+    Args:
+        name: e.g. "coco_2017_train".
+        metadata: what else to keep in `MetadataCatalog.get(name)`; may be {}. `root_env`, the environment variable
+            that the two paths depend on, is named in the error when they do not exist. `thing_classes` (names) and
+            `thing_dataset_id_to_contiguous_id`, if given, are the classes annotations may have; otherwise the file
+            declares them.
+        json_file: the annotations.
+        image_root: the folder that the file names in the annotations are relative to.
+    """
+    json_file, image_root = os.fspath(json_file), os.fspath(image_root)
+    DatasetCatalog.register(name, lambda: load_coco_json(json_file, image_root, name))
+    MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, evaluator_type="coco", **metadata)
+
+
+def load_coco_json(
+    json_file: str,
+    image_root: str,
+    dataset_name: str | None = None,
+    extra_annotation_keys: Sequence[str] | None = None,
+) -> list[dict]:
+    """Reads an annotation file.
+
+    Args:
+        json_file: the annotations.
+        image_root: the folder of the images.
+        dataset_name: also enters the classes of the file into this dataset's metadata, and speaks of it in errors.
+        extra_annotation_keys: keys of the file's annotations to keep, e.g. "segmentation", "area", "id".
+
+    Returns:
+        One dict per image, by image id, also for images without objects: `file_name`, `height`, `width`, `image_id`
+        and `annotations`, a list of dicts with `bbox` (x, y, width, height in pixels), `bbox_mode`, `iscrowd` and
+        `category_id`: classes are numbered from 0 in the order of the file's ids.
+
+    Raises:
+        FileNotFoundError: the annotation file or the image folder is not there.
+        ValueError: the file is not of this format, or has annotations of undeclared classes.
+    """
+    local_file = Path(PathManager.get_local_path(os.fspath(json_file)))
+    if not local_file.is_file():
+        raise FileNotFoundError(_missing("annotation file", json_file, json_file, image_root, dataset_name))
+    if not PathManager.isdir(os.fspath(image_root)):
+        raise FileNotFoundError(_missing("image folder", image_root, json_file, image_root, dataset_name))
+
+    content = _read(local_file)
+    class_numbers = _declare_classes(content["categories"], json_file, dataset_name)
+    try:
+        return _image_dicts(content, class_numbers, image_root, extra_annotation_keys or (), json_file)
+    except (KeyError, TypeError) as err:
+        raise ValueError(f"{json_file} is not in COCO's format: an entry lacks or misuses {err}") from err
+
+
+def _missing(what: str, path: str, json_file: str, image_root: str, dataset_name: str | None) -> str:
+    """One line on what is not there, where it should be, and which variable moves it."""
+    message = f"{what} {path} does not exist; expected are {json_file} and the images in {image_root}/"
+    if dataset_name:
+        message = f"dataset {dataset_name!r}: {message}"
+        if variable := MetadataCatalog.get(dataset_name).get("root_env"):
+            value = os.environ.get(variable)
+            message += f"; the environment variable {variable} says where: "
+            message += "it is not set" if value is None else f"it is {value!r}"
+    return message
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as err:
+        raise ValueError(f"annotation file {path} is not JSON: {err}") from err
+    wanted = ("images", "annotations", "categories")
+    lacking = [key for key in wanted if not (isinstance(content, dict) and isinstance(content.get(key), list))]
+    if lacking:
+        raise ValueError(f"annotation file {path} is not in COCO's format: it has no list of {', '.join(lacking)}")
+    return content
+
+
+def _declare_classes(categories: list[dict], json_file: str, dataset_name: str | None) -> dict[int, int]:
+    """Category id to class number, from the metadata if it has them, else from the file and into the metadata."""
+    try:
+        names = {category["id"]: category["name"] for category in sorted(categories, key=lambda c: c["id"])}
+    except (KeyError, TypeError) as err:
+        raise ValueError(f"{json_file} is not in COCO's format: a category lacks or misuses {err}") from err
+    numbers = {id_: number for number, id_ in enumerate(names)}
+    if dataset_name is None:
+        return numbers
+    metadata = MetadataCatalog.get(dataset_name)
+    if declared := metadata.get("thing_dataset_id_to_contiguous_id"):
+        return declared
+    metadata.set(thing_classes=list(names.values()), thing_dataset_id_to_contiguous_id=numbers)
+    return numbers
+
+
+def _image_dicts(
+    content: dict[str, Any],
+    class_numbers: dict[int, int],
+    image_root: str,
+    extra_keys: Sequence[str],
+    json_file: str,
+) -> list[dict]:
+    _check_categories(content["annotations"], class_numbers, json_file)
+    objects: dict[int, list[dict]] = defaultdict(list)
+    for annotation in content["annotations"]:
+        box = annotation["bbox"]
+        if len(box) != 4 or not all(math.isfinite(value) for value in box):
+            raise ValueError(f"{json_file}: annotation {annotation.get('id')} has the box {box}, not 4 finite numbers")
+        objects[annotation["image_id"]].append(
+            {
+                "bbox": box,
+                "bbox_mode": BoxMode.XYWH_ABS,
+                "category_id": class_numbers[annotation["category_id"]],
+                "iscrowd": annotation.get("iscrowd", 0),
+                **{key: annotation[key] for key in extra_keys if key in annotation},
+            }
+        )
+    return [
+        {
+            "file_name": os.path.join(image_root, image["file_name"]),
+            "height": image["height"],
+            "width": image["width"],
+            "image_id": image["id"],
+            "annotations": objects.get(image["id"], []),
+        }
+        for image in sorted(content["images"], key=lambda image: image["id"])
+    ]
+
+
+def _check_categories(annotations: list[dict], class_numbers: dict[int, int], json_file: str) -> None:
+    strangers: dict[int, Any] = {}
+    for annotation in annotations:
+        if annotation["category_id"] not in class_numbers:
+            strangers.setdefault(annotation["category_id"], annotation.get("id"))
+    if strangers:
+        shown = ", ".join(f"{id_} (annotation {first})" for id_, first in list(strangers.items())[:3])
+        more = f" and {len(strangers) - 3} more" if len(strangers) > 3 else ""
+        raise ValueError(f"{json_file}: category ids outside the {len(class_numbers)} declared classes: {shown}{more}")

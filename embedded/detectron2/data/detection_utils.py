@@ -1,0 +1,155 @@
+"""Images from files, and annotations from dicts to `Instances`."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.utils.file_io import PathManager
+from fvcore.transforms.transform import Transform
+from PIL import Image, ImageOps
+from torch import Tensor
+
+__all__ = [
+    "annotations_to_instances",
+    "check_image_size",
+    "convert_image_to_rgb",
+    "filter_empty_instances",
+    "read_image",
+    "transform_instance_annotations",
+]
+
+# The channel order of the array, and the mode that PIL decodes to for it.
+PIL_MODES = {"RGB": "RGB", "BGR": "RGB", "L": "L"}
+
+
+def read_image(file_name: str, format: str | None = None) -> np.ndarray:
+    """Reads an image the way a viewer shows it, i.e. rotated as its EXIF data say.
+
+    Grey, palette, CMYK and 16-bit files are converted, and transparency is dropped.
+
+    Args:
+        file_name: path of the file.
+        format: "RGB" or "BGR" for shape (H, W, 3), "L" for (H, W, 1), all uint8; None for whatever the file has.
+
+    Raises:
+        OSError: no such file (FileNotFoundError), no image, or truncated; names the file.
+        ValueError: no such format.
+    """
+    if format is not None and format not in PIL_MODES:
+        raise ValueError(f"image format {format!r} is none of {', '.join(PIL_MODES)}")
+    try:
+        with PathManager.open(file_name, "rb") as file:
+            image = Image.open(file)
+            image.load()
+        image = ImageOps.exif_transpose(image)
+    except FileNotFoundError as err:
+        raise FileNotFoundError(f"no such image file: {file_name}") from err
+    # Broken PNGs make PIL raise SyntaxError.
+    except (OSError, SyntaxError, ValueError) as err:
+        reason = "not an image" if isinstance(err, Image.UnidentifiedImageError) else err
+        raise OSError(f"cannot read image file {file_name}: {reason}") from err
+
+    pixels = np.array(image if format is None else _as_mode(image, PIL_MODES[format]))
+    if format == "L":
+        return pixels[..., None]
+    return np.ascontiguousarray(pixels[..., ::-1]) if format == "BGR" else pixels
+
+
+def _as_mode(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode.startswith("I"):
+        # PIL would clip 16-bit values at 255, and make a white image of them.
+        high_bytes = np.asarray(image).clip(0, 0xFFFF) >> 8
+        image = Image.fromarray(high_bytes.astype(np.uint8))
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image if image.mode == mode else image.convert(mode)
+
+
+def check_image_size(dataset_dict: dict[str, Any], image: np.ndarray) -> None:
+    """Compares the image (H, W, ...) with `height` and `width` of its dict, and fills them in if the dict has none.
+
+    Raises:
+        ValueError: they differ; boxes would be off.
+    """
+    height, width = image.shape[:2]
+    expected = dataset_dict.setdefault("width", width), dataset_dict.setdefault("height", height)
+    if expected != (width, height):
+        raise ValueError(
+            f"image {dataset_dict.get('file_name', '')} is {width}x{height} pixels (EXIF rotation applied), "
+            f"but its annotation says {expected[0]}x{expected[1]}"
+        )
+
+
+def transform_instance_annotations(
+    annotation: dict[str, Any],
+    transforms: Transform,
+    image_size: tuple[int, int],
+    *,
+    keypoint_hflip_indices: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Applies a geometric transform to the box of an annotation, in place, and returns the annotation.
+
+    Args:
+        annotation: has `bbox` and `bbox_mode`, which will be XYXY_ABS, clipped to the image. Segmentations and
+            keypoints would no longer fit and are dropped.
+        transforms: what the image went through.
+        image_size: (height, width) after the transform.
+        keypoint_hflip_indices: keypoints are upstream's; not used.
+    """
+    box = BoxMode.convert(np.asarray(annotation["bbox"], dtype=float), annotation["bbox_mode"], BoxMode.XYXY_ABS)
+    height, width = image_size
+    moved = transforms.apply_box(box[None])[0].clip(0, [width, height, width, height])
+    annotation.update(bbox=moved, bbox_mode=BoxMode.XYXY_ABS)
+    for key in ("segmentation", "keypoints"):
+        annotation.pop(key, None)
+    return annotation
+
+
+def annotations_to_instances(
+    annos: list[dict[str, Any]], image_size: tuple[int, int], mask_format: str = "polygon"
+) -> Instances:
+    """The boxes and classes of an image's annotations.
+
+    Args:
+        annos: dicts with `bbox`, `bbox_mode` and `category_id`.
+        image_size: (height, width) in pixels that the boxes refer to.
+        mask_format: masks are upstream's; not used.
+
+    Returns:
+        Instances with `gt_boxes` (Boxes, pixels) and `gt_classes` (N,) int64.
+    """
+    boxes = [BoxMode.convert(list(anno["bbox"]), anno["bbox_mode"], BoxMode.XYXY_ABS) for anno in annos]
+    classes = [anno["category_id"] for anno in annos]
+    return Instances(image_size, gt_boxes=Boxes(boxes), gt_classes=torch.tensor(classes, dtype=torch.int64))
+
+
+def filter_empty_instances(
+    instances: Instances,
+    by_box: bool = True,
+    by_mask: bool = True,
+    box_threshold: float = 1e-5,
+    return_mask: bool = False,
+) -> Instances | tuple[Instances, Tensor]:
+    """Leaves out instances whose `gt_boxes` are not wider and higher than `box_threshold` pixels.
+
+    Args:
+        by_mask: masks are upstream's; instances here have none to be empty.
+        return_mask: also return the (N,) bool mask of those kept.
+    """
+    if by_box:
+        keep = instances.gt_boxes.nonempty(threshold=box_threshold)
+    else:
+        keep = torch.ones(len(instances), dtype=torch.bool)
+    return (instances[keep], keep) if return_mask else instances[keep]
+
+
+def convert_image_to_rgb(image: np.ndarray | Tensor, format: str) -> np.ndarray:
+    """An image (H, W, C) in a format of `read_image`, values in [0, 255], as RGB, (H, W, 3) uint8."""
+    if isinstance(image, Tensor):
+        image = image.cpu().numpy()
+    if format == "BGR":
+        image = image[..., ::-1]
+    elif format == "L":
+        image = np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=-1)
+    return np.ascontiguousarray(image.clip(0, 255).astype(np.uint8))

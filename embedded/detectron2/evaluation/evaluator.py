@@ -1,0 +1,176 @@
+"""The evaluation loop, and the interface of what it feeds."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any
+
+import torch
+from detectron2.utils.comm import get_world_size, is_main_process, synchronize
+from detectron2.utils.logger import log_every_n_seconds
+from torch import nn
+
+logger = logging.getLogger(__name__)
+
+WARMUP_BATCHES = 3  # left out of the timing: kernels are chosen, caches filled and workers started in them
+REPORT_SECONDS = 5
+
+
+class DatasetEvaluator:
+    """Collects a model's outputs over a dataset and reduces them to numbers.
+
+    `inference_on_dataset` calls `reset` once, `process` for every batch and `evaluate` at the end.
+    """
+
+    def reset(self) -> None:
+        """Forgets what earlier calls of `process` gathered."""
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Takes one batch: the data loader's dicts and, in the same order, the model's output dicts."""
+
+    def evaluate(self) -> Mapping[str, Any] | None:
+        """Returns `{task: {metric: value}}`; in a distributed run None or {} on all but the main process."""
+
+
+class DatasetEvaluators(DatasetEvaluator):
+    """Several evaluators fed by one pass over the data; their results are merged into one mapping."""
+
+    def __init__(self, evaluators: Iterable[DatasetEvaluator]):
+        self._evaluators = list(evaluators)
+
+    def reset(self) -> None:
+        for evaluator in self._evaluators:
+            evaluator.reset()
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        for evaluator in self._evaluators:
+            evaluator.process(inputs, outputs)
+
+    def evaluate(self) -> OrderedDict:
+        """Raises `ValueError` when two evaluators report the same task."""
+        merged: OrderedDict = OrderedDict()
+        for evaluator in self._evaluators:
+            results = evaluator.evaluate()  # on every process: it may gather from all of them
+            if not is_main_process() or results is None:
+                continue
+            if repeated := merged.keys() & results.keys():
+                raise ValueError(f"two evaluators report results named {', '.join(sorted(repeated))}")
+            merged.update(results)
+        return merged
+
+
+@contextmanager
+def inference_context(model: nn.Module) -> Iterator[None]:
+    """Puts `model` in eval mode; on leaving, every submodule has the mode that it had before.
+
+    Submodules are remembered one by one, so that a part kept in eval mode while training stays there.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+class _Stopwatch:
+    """Adds up the seconds between consecutive `lap` calls, by what they were spent on."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self.seconds = {"data": 0.0, "model": 0.0, "evaluator": 0.0}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] += now - self._last
+        self._last = now
+
+    def describe(self, images: int) -> str:
+        """Such as `0.1234 s/image (data 0.0012, model 0.1201, evaluator 0.0021)`."""
+        parts = ", ".join(f"{name} {seconds / images:.4f}" for name, seconds in self.seconds.items())
+        return f"{sum(self.seconds.values()) / images:.4f} s/image ({parts})"
+
+
+def _duration(seconds: float) -> timedelta:
+    return timedelta(seconds=round(seconds))
+
+
+def inference_on_dataset(
+    model: Callable[[list[dict]], list[dict]],
+    data_loader: Iterable[list[dict]],
+    evaluator: DatasetEvaluator | list[DatasetEvaluator] | None,
+    callbacks: Mapping[str, Callable[[], None]] | None = None,
+) -> Mapping[str, Any]:
+    """Runs `model` over `data_loader` without gradients and returns `evaluator`'s results.
+
+    Args:
+        model: called with a batch of dataset dicts, returns one dict per image. A module is put in eval mode
+            for the time being (`inference_context`).
+        data_loader: a sized iterable of batches. In a distributed run each process has its own share.
+        evaluator: one or several evaluators; None only runs and times the model.
+        callbacks: functions without arguments called at `on_start`, `before_inference` and
+            `after_inference` (both around each call of the model), `on_end`.
+
+    Returns:
+        The evaluator's mapping, {} where it reports nothing (all but the main process of a distributed run).
+    """
+    if not isinstance(evaluator, DatasetEvaluator):
+        evaluator = DatasetEvaluators(evaluator or [])
+    hooks = callbacks or {}
+
+    def notify(moment: str) -> None:
+        if moment in hooks:
+            hooks[moment]()
+
+    batches = len(data_loader)
+    logger.info("Start inference on %d batches, %d process(es)", batches, get_world_size())
+    evaluator.reset()
+    warmup = min(WARMUP_BATCHES, batches - 1)
+    images = timed_images = 0
+    started = time.perf_counter()
+    with inference_context(model) if isinstance(model, nn.Module) else nullcontext(), torch.no_grad():
+        notify("on_start")
+        watch = _Stopwatch()
+        for index, inputs in enumerate(data_loader):
+            if index == warmup:
+                watch.restart()
+                timed_images = 0
+            else:
+                watch.lap("data")
+            notify("before_inference")
+            outputs = model(inputs)
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()  # else the evaluator's first copy to the host would be billed for it
+            notify("after_inference")
+            watch.lap("model")
+            evaluator.process(inputs, outputs)
+            watch.lap("evaluator")
+
+            images += len(inputs)
+            timed_images += len(inputs)
+            if index >= warmup:
+                per_batch = sum(watch.seconds.values()) / (index + 1 - warmup)
+                log_every_n_seconds(
+                    logging.INFO,
+                    f"Inference on batch {index + 1}/{batches}. {watch.describe(timed_images)}. "
+                    f"ETA {_duration(per_batch * (batches - index - 1))}",
+                    n=REPORT_SECONDS,
+                    name=__name__,
+                )
+        notify("on_end")
+
+    if timed_images:
+        elapsed = _duration(time.perf_counter() - started)
+        logger.info("Inference on %d images took %s: %s", images, elapsed, watch.describe(timed_images))
+    synchronize()
+    results = evaluator.evaluate()
+    return {} if results is None else results

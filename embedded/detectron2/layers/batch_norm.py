@@ -1,0 +1,105 @@
+"""Normalisation layers by name."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def _replace_modules(module: nn.Module, replace: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
+    """`module` with every submodule for which `replace` returns another one exchanged for it, in place."""
+    replacement = replace(module)
+    if replacement is not None:
+        return replacement
+    for name, child in module.named_children():
+        setattr(module, name, _replace_modules(child, replace))
+    return module
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch normalisation with constant statistics and a constant affine map, all of them buffers.
+
+    Small batches make batch statistics useless, so detectors keep those of the pretrained backbone. Before a
+    checkpoint is loaded the layer is (nearly) the identity.
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5):
+        super().__init__()
+        self.num_features = num_features
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(num_features))
+        self.register_buffer("bias", torch.zeros(num_features))
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        # With eps added in forward, exactly the identity.
+        self.register_buffer("running_var", torch.ones(num_features) - eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, num_features, H, W) to the same shape and dtype."""
+        if not x.requires_grad:
+            # Twice as fast forward; its backward, which asks for the gradients of constants too, is the slower one.
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+            )
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return torch.addcmul(shift.to(x.dtype)[:, None, None], x, scale.to(x.dtype)[:, None, None])
+
+    def extra_repr(self) -> str:
+        return f"num_features={self.num_features}, eps={self.eps}"
+
+    @classmethod
+    def convert_frozen_batchnorm(cls, module: nn.Module) -> nn.Module:
+        """Freeze every BatchNorm and SyncBatchNorm in `module`: in place, unless `module` itself is one."""
+
+        def freeze(norm: nn.Module) -> nn.Module | None:
+            if not isinstance(norm, _BatchNorm):
+                return None
+            frozen = cls(norm.num_features, norm.eps).to(norm.running_mean.device)
+            if norm.affine:
+                frozen.weight.copy_(norm.weight.detach())
+                frozen.bias.copy_(norm.bias.detach())
+            frozen.running_mean.copy_(norm.running_mean)
+            frozen.running_var.copy_(norm.running_var)
+            return frozen
+
+        return _replace_modules(module, freeze)
+
+    @classmethod
+    def convert_frozenbatchnorm2d_to_batchnorm2d(cls, module: nn.Module) -> nn.Module:
+        """The opposite: `nn.BatchNorm2d` in place of every frozen one, with its values."""
+
+        def thaw(norm: nn.Module) -> nn.Module | None:
+            if not isinstance(norm, cls):
+                return None
+            batch_norm = nn.BatchNorm2d(norm.num_features, norm.eps).to(norm.weight.device)
+            batch_norm.load_state_dict(norm.state_dict(), strict=False)
+            return batch_norm
+
+        return _replace_modules(module, thaw)
+
+
+def get_norm(norm: str | Callable[[int], nn.Module] | None, out_channels: int) -> nn.Module | None:
+    """A normalisation layer for `out_channels` channels.
+
+    Args:
+        norm: `"BN"`, `"SyncBN"`, `"FrozenBN"` or `"GN"` (32 groups); a function of the number of channels; None or ""
+            for no normalisation.
+
+    Raises:
+        ValueError: another name.
+    """
+    if not norm:
+        return None
+    if isinstance(norm, str):
+        by_name = {
+            "BN": nn.BatchNorm2d,
+            "SyncBN": nn.SyncBatchNorm,
+            "FrozenBN": FrozenBatchNorm2d,
+            "GN": lambda channels: nn.GroupNorm(32, channels),
+        }
+        if norm not in by_name:
+            raise ValueError(f"no normalisation layer is called {norm!r}; use one of {', '.join(by_name)}")
+        norm = by_name[norm]
+    return norm(out_channels)

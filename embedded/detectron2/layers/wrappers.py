@@ -1,0 +1,43 @@
+"""Thin extensions of torch."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Conv2d(nn.Conv2d):
+    """`nn.Conv2d` with two more keyword arguments, applied to its output in this order.
+
+    Args:
+        norm: a module such as `get_norm` returns, or None.
+        activation: a module or function, or None.
+    """
+
+    def __init__(
+        self,
+        *args,
+        norm: nn.Module | None = None,
+        activation: Callable[[Tensor], Tensor] | None = None,
+        **kwargs,
+    ):
+        super().__init__(*args, **kwargs)
+        self.norm = norm
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) to (B, out_channels, H', W')."""
+        x = super().forward(x)
+        if self.norm is not None:
+            x = self.norm(x)
+        return x if self.activation is None else self.activation(x)
+
+
+def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """`torch.cat`, without the copy for a single tensor."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(tuple(tensors), dim)
+
+
+def nonzero_tuple(x: Tensor) -> tuple[Tensor, ...]:
+    """The indices of nonzero entries, one tensor for each dimension; a scalar counts as one-dimensional."""
+    return torch.atleast_1d(x).nonzero(as_tuple=True)

@@ -1,0 +1,28 @@
+"""The interface of backbones."""
+
+from abc import ABC, abstractmethod
+
+from detectron2.layers import ShapeSpec
+from torch import Tensor, nn
+
+
+class Backbone(nn.Module, ABC):
+    """Turns images into named feature maps. Subclasses say in `output_shape` which."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Images (B, 3, H, W) to feature maps (B, C, H / stride, W / stride) by name."""
+
+    @property
+    def size_divisibility(self) -> int:
+        """What height and width of the input must be multiples of; 0 if anything goes."""
+        return 0
+
+    @property
+    def padding_constraints(self) -> dict[str, int]:
+        """Further demands on the padding of a batch, as `ImageList.from_tensors` takes them."""
+        return {}
+
+    @abstractmethod
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of each feature map."""

@@ -1,0 +1,5 @@
+"""The shared building blocks of configs, and small helpers for configs."""
+
+from .config import get_config, try_get_key
+
+__all__ = ["get_config", "try_get_key"]

@@ -1,0 +1,75 @@
+"""Perceptrons: the heads' plain one and the transformer's residual one."""
+
+import copy
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class MLP(nn.Module):
+    """`num_layers` linear layers with ReLU between them; (…, input_dim) to (…, output_dim)."""
+
+    def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, num_layers: int):
+        super().__init__()
+        self.num_layers = num_layers
+        widths = [input_dim, *[hidden_dim] * (num_layers - 1), output_dim]
+        self.layers = nn.ModuleList(
+            nn.Linear(fan_in, fan_out) for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return self.layers[-1](x)
+
+
+class FFN(nn.Module):
+    """The feed-forward block of a transformer layer, with dropout and the residual connection.
+
+    Args:
+        embed_dim: width of the input.
+        feedforward_dim: width between the linear layers.
+        output_dim: width of the output, `embed_dim` by default. Other widths need `add_identity=False`.
+        num_fcs: number of linear layers, at least 2.
+        activation: module after all linear layers but the last. It is copied once, and if it has parameters (PReLU),
+            the layers of this block share them: state dicts hold them once more as `activation`.
+        ffn_drop: dropout after every linear layer.
+        fc_bias: whether the linear layers have a bias.
+        add_identity: whether to add the input to the output.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int = 256,
+        feedforward_dim: int = 1024,
+        output_dim: int | None = None,
+        num_fcs: int = 2,
+        activation: nn.Module = nn.ReLU(inplace=True),  # noqa: B008 (copied below)
+        ffn_drop: float = 0.0,
+        fc_bias: bool = True,
+        add_identity: bool = True,
+    ):
+        super().__init__()
+        output_dim = embed_dim if output_dim is None else output_dim
+        if num_fcs < 2:
+            raise ValueError(f"FFN: num_fcs is {num_fcs}; it takes at least 2 linear layers")
+        if add_identity and output_dim != embed_dim:
+            raise ValueError(f"FFN: add_identity needs output_dim ({output_dim}) to be embed_dim ({embed_dim})")
+        self.embed_dim = embed_dim
+        self.feedforward_dim = feedforward_dim
+        self.add_identity = add_identity
+        self.activation = copy.deepcopy(activation)
+        fan_ins = [embed_dim, *[feedforward_dim] * (num_fcs - 2)]
+        hidden = [
+            nn.Sequential(nn.Linear(fan_in, feedforward_dim, bias=fc_bias), self.activation, nn.Dropout(ffn_drop))
+            for fan_in in fan_ins
+        ]
+        last = nn.Linear(feedforward_dim, output_dim, bias=fc_bias)
+        self.layers = nn.Sequential(*hidden, last, nn.Dropout(ffn_drop))
+
+    def forward(self, x: Tensor, identity: Tensor | None = None) -> Tensor:
+        """(…, embed_dim) to (…, output_dim); `identity` replaces `x` in the residual connection."""
+        out = self.layers(x)
+        if not self.add_identity:
+            return out
+        return out + (x if identity is None else identity)

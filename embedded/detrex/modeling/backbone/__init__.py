@@ -1,0 +1,3 @@
+from .resnet import BasicStem, ResNet, make_stage
+
+__all__ = ["BasicStem", "ResNet", "make_stage"]

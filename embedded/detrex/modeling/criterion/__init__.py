@@ -1,0 +1,3 @@
+from .criterion import SetCriterion
+
+__all__ = ["SetCriterion"]

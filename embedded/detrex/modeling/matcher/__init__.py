@@ -1,0 +1,3 @@
+from .matcher import HungarianMatcher
+
+__all__ = ["HungarianMatcher"]

@@ -1,0 +1,21 @@
+from ...detr_common.configs.tiny import backbone, dataloader, lr_multiplier, optimizer, train
+from .models.dab_detr_r50 import model
+
+# One map has to show small objects too: as in DC5, the last stage is dilated and keeps stride 8.
+backbone.stages[2].stride_per_block = [1, 1]
+backbone.stages[2].dilation = 2
+backbone.out_features = ["res4"]
+
+model.backbone = backbone
+model.in_features = ["res4"]
+model.in_channels = 256
+model.transformer.encoder.num_layers = 2
+model.transformer.encoder.feedforward_dim = 512
+model.transformer.decoder.num_layers = 3
+model.transformer.decoder.feedforward_dim = 512
+model.num_classes = 3
+model.num_queries = 100
+model.select_box_nums_for_evaluation = 100
+model.device = "${train.device}"
+
+train.output_dir = "./output/dab_detr_tiny"

@@ -1,0 +1,67 @@
+"""What the DETR detectors of this engine share: batches, boxes, deformable transformers, heads, criteria.
+
+| module | holds |
+| --- | --- |
+| `batch` | padding masks, features of images of different sizes |
+| `boxes` | training targets from instances, detections from predictions |
+| `detector` | `Detector`, the base class: images in, weighted losses or detections out |
+| `pyramid` | a feature pyramid as one token sequence, and the geometry of its tokens |
+| `deformable` | encoder, decoder and transformer on multi-scale deformable attention |
+| `heads` | class and box heads, prediction dictionaries |
+| `criterion` | losses of two-stage detectors, `loss_weights` for configs |
+| `optim` | `lr_factors` for configs |
+"""
+
+from .batch import extract_features, padding_mask, resize_mask
+from .boxes import detections_from_predictions, targets_from_instances
+from .criterion import TwoStageCriterion, box_normalizer, loss_weights
+from .deformable import (
+    DeformableDecoder,
+    DeformableEncoder,
+    DeformableTransformer,
+    deformable_decoder_layer,
+    deformable_encoder_layer,
+)
+from .detector import Detector
+from .heads import box_head, class_head, predict_layers, prediction_dict
+from .optim import lr_factors
+from .pyramid import (
+    TokenPyramid,
+    encoder_proposals,
+    flatten_pyramid,
+    gather_tokens,
+    reference_points,
+    token_centers,
+    top_tokens,
+    valid_ratio,
+)
+
+__all__ = [
+    "DeformableDecoder",
+    "DeformableEncoder",
+    "DeformableTransformer",
+    "Detector",
+    "TokenPyramid",
+    "TwoStageCriterion",
+    "box_head",
+    "box_normalizer",
+    "class_head",
+    "deformable_decoder_layer",
+    "deformable_encoder_layer",
+    "detections_from_predictions",
+    "encoder_proposals",
+    "extract_features",
+    "flatten_pyramid",
+    "gather_tokens",
+    "loss_weights",
+    "lr_factors",
+    "padding_mask",
+    "predict_layers",
+    "prediction_dict",
+    "reference_points",
+    "resize_mask",
+    "targets_from_instances",
+    "token_centers",
+    "top_tokens",
+    "valid_ratio",
+]

@@ -1,0 +1,55 @@
+"""Batches of images of different sizes: which pixels are padding, and features that do not feel it."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from detectron2.structures import ImageList
+
+Size = tuple[int, int]  # height, width
+
+
+def padding_mask(sizes: Sequence[Size], padded: Size, device: torch.device | str) -> Tensor:
+    """(B, H, W) bool, true outside the top-left h x w corner that belongs to image b; `padded` is (H, W)."""
+    heights, widths = torch.tensor([tuple(size) for size in sizes], device=device).T[..., None]
+    below = torch.arange(padded[0], device=device) >= heights
+    beside = torch.arange(padded[1], device=device) >= widths
+    return below[:, :, None] | beside[:, None, :]
+
+
+def resize_mask(mask: Tensor, size: Size) -> Tensor:
+    """(B, H, W) bool to (B, h, w) bool, each cell taking the nearest pixel's value."""
+    return F.interpolate(mask[None].float(), size=size, mode="nearest")[0].bool()
+
+
+def extract_features(
+    extractor: Callable[[Tensor], Sequence[Tensor]], images: ImageList, exact: bool
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Feature maps of a padded batch, and where they are padding.
+
+    Args:
+        extractor: (B, 3, H, W) normalised images to feature maps (B, C_l, H_l, W_l), finest level first.
+        images: the padded batch.
+        exact: give each image the features it has on its own. Convolutions next to the padding, and every group
+            norm, see the padding; so images of different sizes then pass through `extractor` one by one, and
+            the maps are padded afterwards. Meant for inference, where a detection must not depend on the
+            neighbours in the batch.
+
+    Returns:
+        One map (B, C_l, H_l, W_l) and one mask (B, H_l, W_l), true in padding, per level.
+    """
+    device = images.tensor.device
+    if not exact or len(set(map(tuple, images.image_sizes))) == 1:
+        maps = list(extractor(images.tensor))
+        mask = padding_mask(images.image_sizes, images.tensor.shape[-2:], device)
+        return maps, [resize_mask(mask, level.shape[-2:]) for level in maps]
+
+    maps, masks = [], []
+    for level in zip(*(extractor(image[None]) for image in images), strict=True):
+        sizes = [tuple(single.shape[-2:]) for single in level]
+        height, width = (max(extent) for extent in zip(*sizes, strict=True))
+        maps.append(torch.cat([F.pad(x, (0, width - w, 0, height - h)) for x, (h, w) in zip(level, sizes, strict=True)]))
+        masks.append(padding_mask(sizes, (height, width), device))
+    return maps, masks

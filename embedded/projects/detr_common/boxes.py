@@ -1,0 +1,44 @@
+"""Ground truth into training targets, predictions into detections."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from detectron2.structures import Boxes, Instances
+from detrex.layers import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh
+
+
+def targets_from_instances(instances: Sequence[Instances]) -> list[dict[str, Tensor]]:
+    """Per image `labels` (G,) int64 and `boxes` (G, 4), cxcywh in [0, 1] of the image's own width and height."""
+    targets = []
+    for image in instances:
+        height, width = image.image_size
+        pixels = image.gt_boxes.tensor
+        boxes = box_xyxy_to_cxcywh(pixels) / pixels.new_tensor([width, height, width, height])
+        targets.append({"labels": image.gt_classes, "boxes": boxes})
+    return targets
+
+
+def detections_from_predictions(
+    logits: Tensor, boxes: Tensor, image_sizes: Sequence[tuple[int, int]], limit: int
+) -> list[Instances]:
+    """The `limit` best (query, class) pairs of each image by sigmoid score, best first.
+
+    Args:
+        logits: (B, N, C). A query may be kept under several classes.
+        boxes: (B, N, 4), cxcywh in [0, 1].
+        image_sizes: (height, width) of each image in pixels.
+
+    Returns:
+        Per image `pred_boxes` (xyxy, pixels of `image_sizes`), `scores` and `pred_classes` (int64).
+    """
+    num_classes = logits.shape[-1]
+    scores, flat = logits.float().sigmoid().flatten(1).topk(min(limit, logits[0].numel()))
+    queries, classes = flat.div(num_classes, rounding_mode="floor"), flat % num_classes
+    sizes = torch.tensor([(w, h, w, h) for h, w in image_sizes], dtype=boxes.dtype, device=boxes.device)
+    corners = box_cxcywh_to_xyxy(boxes.gather(1, queries[..., None].expand(-1, -1, 4))) * sizes[:, None]
+    return [
+        Instances(tuple(size), pred_boxes=Boxes(corners[i]), scores=scores[i], pred_classes=classes[i])
+        for i, size in enumerate(image_sizes)
+    ]

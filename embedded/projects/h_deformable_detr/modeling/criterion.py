@@ -1,0 +1,34 @@
+"""H-Deformable-DETR's losses, the same in both of its branches."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from projects.detr_common import TwoStageCriterion
+
+
+class DeformableCriterion(TwoStageCriterion):
+    """`TwoStageCriterion` whose proposals are class-agnostic; the arguments are its own."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        matcher: nn.Module,
+        weight_dict: dict[str, float],
+        losses: Sequence[str] = ("class", "boxes"),
+        eos_coef: float = 0.1,
+        loss_class_type: str = "focal_loss",
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+    ):
+        super().__init__(
+            num_classes,
+            matcher,
+            weight_dict,
+            losses,
+            eos_coef,
+            loss_class_type,
+            alpha,
+            gamma,
+            two_stage_binary_cls=True,
+        )

@@ -1,0 +1,211 @@
+"""What the tools have in common: finding the packages, configs with overrides, devices, and errors in one line."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import SequenceMatcher, get_close_matches
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "projects"))
+
+try:
+    import align_detr  # noqa: F401  (its import makes detectron2, detrex and projects.* importable)
+except (ImportError, ValueError) as problem:
+    sys.exit(f"error: {problem}")
+
+import torch  # noqa: E402
+from detectron2.config import LazyConfig  # noqa: E402
+from detectron2.utils import comm  # noqa: E402
+from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa: E402
+from hydra.errors import HydraException  # noqa: E402
+from hydra.utils import get_object  # noqa: E402
+from omegaconf import DictConfig, ListConfig, OmegaConf  # noqa: E402
+from omegaconf.errors import OmegaConfBaseException  # noqa: E402
+from torch.multiprocessing import ProcessExitedException  # noqa: E402
+
+USER_ERRORS = (ValueError, OSError, FloatingPointError, OmegaConfBaseException, HydraException)
+TARGET = "_target_"
+SECONDS_FOR_RANK_0 = 5
+
+
+def load_config(path: str, overrides: list[str]) -> DictConfig:
+    """The config at `path`, with overrides such as `train.max_iter=100`, `model.criterion.k=3`, `+new.key=1`.
+
+    Raises:
+        ValueError: an override that does not parse, has a key that the config does not have, or a value that cannot
+            stand where the old one did.
+        FileNotFoundError: no such config.
+    """
+    if not path:
+        raise ValueError("no config: give one by --config-file")
+    if not Path(path).is_file():
+        folder = Path(path).parent
+        there = sorted(str(file) for file in folder.glob("*.py")) if folder.is_dir() else []
+        near = get_close_matches(path, there, n=3)
+        raise FileNotFoundError(f"no such config: {path}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
+    cfg = LazyConfig.load(path)
+    for override in overrides:
+        _check_override(cfg, override)
+    return LazyConfig.apply_overrides(cfg, overrides)
+
+
+def _check_override(cfg: DictConfig, text: str) -> None:
+    if text.startswith("-"):
+        raise ValueError(f"{text} comes too late: options go before the first key=value")
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        raise ValueError(f"cannot read the override {text}: {str(error).splitlines()[0]}") from error
+    key = override.key_or_group
+    if override.is_add():
+        return
+    if not _has(cfg, key):
+        near = _nearest(key, _all_keys(OmegaConf.to_container(cfg)))
+        hint = f"did you mean {near}?" if near else "it has no key like it;"
+        raise ValueError(f"the config has no {key}: {hint} (+{key}=... adds a new one)")
+    if not override.is_delete():
+        _check_value(key, OmegaConf.select(cfg, key), override.value())
+
+
+def _has(cfg: DictConfig, key: str) -> bool:
+    """Whether the config has this key, or it names a parameter of a call that the config describes."""
+    node: Any = cfg
+    *parents, leaf = key.split(".")
+    for part in parents:
+        if isinstance(node, DictConfig) and part in node:
+            node = node[part]
+        elif isinstance(node, ListConfig) and part.isdecimal() and int(part) < len(node):
+            node = node[int(part)]
+        else:
+            return False
+    if isinstance(node, ListConfig):
+        return leaf.isdecimal() and int(leaf) < len(node)
+    return isinstance(node, DictConfig) and (leaf in node or leaf in call_parameters(node.get(TARGET)))
+
+
+def _check_value(key: str, old: Any, new: Any) -> None:
+    is_group = isinstance(old, DictConfig) and TARGET not in old
+    if is_group and new is not None and not isinstance(new, dict):
+        raise ValueError(f"{key} is a group, not a value: set one of {', '.join(f'{key}.{name}' for name in old)}")
+    if isinstance(old, bool) and not isinstance(new, bool | None):
+        raise ValueError(f"{key} is true or false, not {new}")
+    if isinstance(old, int | float) and isinstance(new, str):
+        raise ValueError(f"{key} is a number, not {new}")
+
+
+def call_parameters(target: Any) -> set[str]:
+    """Names of the arguments that `target`, a callable or its dotted name, takes by keyword.
+
+    Where a constructor passes `**kwargs` on, its base class's arguments are among them.
+    """
+    if isinstance(target, str):
+        try:
+            target = get_object(target)
+        except Exception:  # whatever importing it raises; building it will say what is wrong
+            return set()
+    if inspect.isclass(target):
+        calls = [cls.__init__ for cls in inspect.getmro(target) if "__init__" in vars(cls)]
+    else:
+        calls = [target] if callable(target) else []
+    names: set[str] = set()
+    for call in calls:
+        try:
+            parameters = inspect.signature(call).parameters.values()
+        except (TypeError, ValueError):  # written in C
+            break
+        names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+            break
+    return names - {"self"}
+
+
+def _all_keys(node: Any, prefix: str = "") -> Iterator[str]:
+    """Every key that an override may name."""
+    if isinstance(node, dict):
+        items = {**dict.fromkeys(sorted(call_parameters(node.get(TARGET)))), **node}
+        items.pop(TARGET, None)
+    else:
+        items = dict(enumerate(node)) if isinstance(node, list) else {}
+    for name, child in items.items():
+        yield f"{prefix}{name}"
+        yield from _all_keys(child, f"{prefix}{name}.")
+
+
+def _nearest(key: str, keys: Iterator[str]) -> str | None:
+    """The likeliest key that was meant: one with the same last part if there is any, else the most similar one."""
+    keys = list(keys)
+    leaf = key.rpartition(".")[2]
+    same_leaf = [k for k in keys if k.rpartition(".")[2] == leaf]
+    if same_leaf:
+        return max(same_leaf, key=lambda k: SequenceMatcher(None, k, key).ratio())
+    return next(iter(get_close_matches(key, keys, n=1)), None)
+
+
+def resolve_device(name: str) -> str:
+    """`name` as PyTorch takes it; "auto" is the first of cuda, mps and cpu that is there.
+
+    Raises:
+        ValueError: PyTorch has no such device here.
+    """
+    available = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    there = [kind for kind, count in available.items() if count]
+    if name == "auto":
+        return there[0]
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or (device.index or 0) >= available.get(device.type, 0):
+        counts = [f"{kind} (0 to {available[kind] - 1})" if available[kind] > 1 else kind for kind in there]
+        raise ValueError(f"train.device={name} is not there; this machine has {', '.join(counts)}")
+    if device.index is not None and comm.get_world_size() > 1:
+        raise ValueError(f"train.device={name} is one device, but there are several processes: say {device.type}")
+    return name
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """Turn errors of input and environment into `error: <one line>` on stderr and exit status 1.
+
+    The traceback goes to the log file, if there is one by then.
+    """
+    try:
+        yield
+    except USER_ERRORS as error:
+        _log_traceback()
+        # What every process runs into is for the first to tell; the launcher then ends the others as they wait here.
+        if int(os.environ.get("RANK", comm.get_rank())) > 0:
+            time.sleep(SECONDS_FOR_RANK_0)
+        print(f"error: {_one_line(error)}", file=sys.stderr, flush=True)
+        sys.exit(1)
+    except ProcessExitedException as error:  # a process that was started here; it has said why, unless it was killed
+        if error.signal_name:
+            print(f"error: {_one_line(error)}", file=sys.stderr, flush=True)
+        sys.exit(1)
+    except Exception:
+        _log_traceback()
+        raise
+
+
+def _one_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if lines[0].startswith("Caught ") and len(lines) > 1:  # a data loader's worker: its traceback is the message
+        return lines[-1].partition(": ")[2] or lines[-1]
+    return " ".join(" ".join(lines).split())
+
+
+def _log_traceback() -> None:
+    record = logging.LogRecord(
+        __name__, logging.ERROR, __file__, 0, "stopped by an error\n%s", (traceback.format_exc(),), None
+    )
+    for handler in logging.getLogger("detectron2").handlers:
+        if getattr(handler, "stream", None) not in (None, sys.stdout, sys.stderr):
+            handler.handle(record)

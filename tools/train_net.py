@@ -1,0 +1,377 @@
+#!/usr/bin/env python
+"""Train or evaluate a detector.
+
+    python tools/train_net.py --config-file CONFIG [--resume | --eval-only] [--num-gpus N] [key=value ...]
+
+Runs on the embedded engine as on detectron2 and detrex, on CPUs and GPUs, in one process or several, by `--num-gpus`
+or under torchrun. `--help` lists the options; `key=value` changes the config, such as `train.max_iter=100`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from command_line import call_parameters, errors_in_one_line, load_config, resolve_device  # isort: skip (sets sys.path)
+
+import torch
+import torch.distributed as dist
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import instantiate
+from detectron2.data import MetadataCatalog
+from detectron2.engine import (
+    AMPTrainer,
+    HookBase,
+    SimpleTrainer,
+    create_ddp_model,
+    default_argument_parser,
+    default_setup,
+    hooks,
+    launch,
+)
+from detectron2.engine.defaults import default_writers
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from detectron2.utils.events import EventWriter, get_event_storage
+from detectron2.utils.logger import setup_logger
+from detrex.modeling import ema
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from align_detr._platform import describe
+
+logger = logging.getLogger("detectron2.train_net")
+
+BEST_METRIC = "bbox/AP"
+FAST_DEV_RUN = dict(max_iter=20, eval_period=10, log_period=1)
+AMP_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def main(args: argparse.Namespace) -> None:
+    """What each process of a run does."""
+    with errors_in_one_line():
+        join_torchrun()
+        cfg = load_config(args.config_file, args.opts)
+        prepare(cfg, args)
+        results = evaluate_checkpoint(cfg, args) if args.eval_only else train(cfg, args)
+        if comm.is_main_process():
+            report(cfg, results)
+
+
+def join_torchrun() -> None:
+    """Set up the processes that torchrun started, where `launch` does not know of it, as detectron2's does not."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def prepare(cfg: DictConfig, args: argparse.Namespace) -> None:
+    """Complete the config, open the log, and tell what runs on what."""
+    for key in ("train", "model", "dataloader", "optimizer", "lr_multiplier"):
+        if key not in cfg:
+            raise ValueError(f"{args.config_file} has no {key}, so it is not the config of a training")
+    cfg.train.device = resolve_device(cfg.train.device)
+    if "device" in call_parameters(cfg.model.get("_target_")):
+        cfg.model.device = cfg.train.device
+    if cfg.train.amp.enabled and amp_type(cfg) is None:
+        raise ValueError(f"train.amp.dtype={cfg.train.amp.dtype} is not one of {', '.join(AMP_TYPES)}")
+    if cfg.train.fast_dev_run.enabled:
+        cfg.train.update(FAST_DEV_RUN)
+    if not args.resume:
+        check_exists(cfg.train.init_checkpoint)
+    evaluator = cfg.dataloader.get("evaluator", {})
+    if evaluator.get("output_dir", "") is None:
+        evaluator.output_dir = cfg.train.output_dir
+
+    default_setup(cfg, args)
+    for name in ("detrex", "align_detr", "projects"):
+        setup_logger(cfg.train.output_dir, comm.get_rank(), name=name)
+    logger.info(describe())
+    logger.info("PyTorch %s on %s, %d process(es)", torch.__version__, device_name(cfg), comm.get_world_size())
+
+
+def check_exists(checkpoint: str) -> None:
+    """Raise FileNotFoundError for a file that is not there. What a URL leads to is found out on loading."""
+    if checkpoint and "://" not in checkpoint and not Path(checkpoint).is_file():
+        raise FileNotFoundError(f"train.init_checkpoint={checkpoint}: no such file")
+
+
+def device_name(cfg: DictConfig) -> str:
+    """Such as "cuda (NVIDIA A100)" or "cpu (8 threads)"."""
+    device = torch.device(cfg.train.device)
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+
+
+def amp_type(cfg: DictConfig) -> torch.dtype | None:
+    return AMP_TYPES.get(cfg.train.amp.get("dtype", "float16"))
+
+
+def build_model(cfg: DictConfig) -> nn.Module:
+    """The model on its device, with an empty moving average if the config wants one."""
+    model = instantiate(cfg.model).to(cfg.train.device)
+    ema.may_build_model_ema(cfg, model)
+    size = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    logger.debug("Model:\n%s", model)
+    logger.info("%s: %.2f M parameters, %.2f M of them trained", type(model).__name__, size / 1e6, trained / 1e6)
+    return model
+
+
+def build_loader(cfg: DictConfig, split: str) -> Iterable[Any]:
+    """`cfg.dataloader.train` or `.test`, after a look at its dataset's size and classes."""
+    node = cfg.dataloader[split]
+    source = node.get("dataset")
+    if isinstance(source, DictConfig) and "names" in source:
+        dataset = instantiate(source)
+        names = [source.names] if isinstance(source.names, str) else list(source.names)
+        logger.info("%s data: %s, %d images", split, " + ".join(names), len(dataset))
+        check_classes(cfg, names)
+        source._target_ = lambda **_: dataset  # read once: COCO's annotations take half a minute
+    return instantiate(node)
+
+
+def check_classes(cfg: DictConfig, names: list[str]) -> None:
+    """Raise ValueError if a dataset has classes that the model has no output for."""
+    have = cfg.model.get("num_classes")
+    for name in names:
+        need = len(MetadataCatalog.get(name).get("thing_classes") or ())
+        if have is not None and need > have:
+            raise ValueError(f"model.num_classes={have}, but {name} has {need} classes: set model.num_classes={need}")
+
+
+def evaluator_of(cfg: DictConfig, model: nn.Module) -> Callable[[], Mapping[str, Any]]:
+    """A function that evaluates `model` on the test data.
+
+    With a moving average, that is what the results are of; those of the plain weights come beside them as
+    `<task>_without_ema`, unless `train.model_ema.use_ema_weights_for_eval_only`.
+    """
+    if "evaluator" not in cfg.dataloader:
+        return dict
+    loader = build_loader(cfg, "test")
+    evaluator = instantiate(cfg.dataloader.evaluator)
+
+    def run(weights: str) -> dict[str, Any]:
+        logger.info("Evaluating the %s weights", weights)
+        device_type = torch.device(cfg.train.device).type
+        with torch.autocast(device_type, amp_type(cfg), enabled=cfg.train.amp.enabled):
+            return dict(inference_on_dataset(model, loader, evaluator))
+
+    def evaluate() -> dict[str, Any]:
+        if not cfg.train.model_ema.enabled:
+            return run("trained")
+        if not ema.get_model_ema_state(model).has_inited():
+            logger.warning("There are no averaged weights in this checkpoint")
+            return run("trained")
+        plain = {}
+        if not cfg.train.model_ema.use_ema_weights_for_eval_only:
+            plain = {f"{task}_without_ema": metrics for task, metrics in run("trained").items()}
+        with ema.apply_model_ema_and_restore(model):
+            return {**plain, **run("averaged")}
+
+    return evaluate
+
+
+def evaluate_checkpoint(cfg: DictConfig, args: argparse.Namespace) -> Mapping[str, Any]:
+    """Evaluate `train.init_checkpoint`, or with `--resume` the last checkpoint of the output folder."""
+    model = build_model(cfg)
+    evaluate = evaluator_of(cfg, model)
+    checkpointer = DetectionCheckpointer(model, cfg.train.output_dir, **ema.may_get_ema_checkpointer(cfg, model))
+    resume = args.resume and checkpointer.has_checkpoint()
+    checkpointer.load(checkpointer.get_checkpoint_file() if resume else cfg.train.init_checkpoint)
+    return evaluate()
+
+
+def train(cfg: DictConfig, args: argparse.Namespace) -> Mapping[str, Any]:
+    """Train, evaluating and saving on the way. Returns the results of the last evaluation."""
+    model = build_model(cfg)
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    evaluate = evaluator_of(cfg, model)
+    trainer = build_trainer(cfg, model, build_loader(cfg, "train"), optimizer)
+    checkpointer = DetectionCheckpointer(
+        model,
+        cfg.train.output_dir,
+        trainer=trainer,
+        optimizer=optimizer,  # for other readers of the file; its tensors are stored once
+        **ema.may_get_ema_checkpointer(cfg, model),
+    )
+    results: dict[str, Any] = {}
+
+    def evaluate_and_keep() -> Mapping[str, Any]:
+        results.update(evaluate())
+        return results
+
+    stop = StopOnInterrupt(checkpointer)
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(),
+            ClipGradients(optimizer, **cfg.train.clip_grad.params) if cfg.train.clip_grad.enabled else None,
+            ema.EMAHook(cfg, model) if cfg.train.model_ema.enabled else None,
+            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            on_main(lambda: hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)),
+            hooks.EvalHook(cfg.train.eval_period, evaluate_and_keep),
+            on_main(lambda: best_checkpointer(cfg, checkpointer)),
+            on_main(lambda: hooks.PeriodicWriter(build_writers(cfg), cfg.train.log_period)),
+            stop,
+        ]
+    )
+
+    resume = args.resume and checkpointer.has_checkpoint()
+    if args.resume and not resume:
+        logger.warning("There is no checkpoint in %s to resume from: starting anew", cfg.train.output_dir)
+    loaded = checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
+    start = loaded.get("iteration", -1) + 1 if resume else 0
+    with stop.listening():
+        trainer.train(start, cfg.train.max_iter)
+    return results
+
+
+def on_main(build: Callable[[], HookBase | None]) -> HookBase | None:
+    """A hook for the main process alone."""
+    return build() if comm.is_main_process() else None
+
+
+def build_trainer(
+    cfg: DictConfig, model: nn.Module, loader: Iterable[Any], optimizer: torch.optim.Optimizer
+) -> SimpleTrainer:
+    on_gpu = torch.device(cfg.train.device).type == "cuda"
+    device_ids = [torch.cuda.current_device()] if on_gpu else None
+    model = create_ddp_model(model, device_ids=device_ids, **cfg.train.ddp)
+    if cfg.train.amp.enabled:
+        return AMPTrainer(model, loader, optimizer, precision=amp_type(cfg))
+    return SimpleTrainer(model, loader, optimizer)
+
+
+def best_checkpointer(cfg: DictConfig, checkpointer: DetectionCheckpointer) -> HookBase | None:
+    if "evaluator" not in cfg.dataloader:
+        return None
+    return hooks.BestCheckpointer(cfg.train.eval_period, checkpointer, BEST_METRIC)
+
+
+def build_writers(cfg: DictConfig) -> list[EventWriter]:
+    writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
+    return writers + [WandbWriter(cfg)] if cfg.train.wandb.enabled else writers
+
+
+class WandbWriter(EventWriter):
+    """Scalars for Weights & Biases; `train.wandb.params` go to `wandb.init`."""
+
+    def __init__(self, cfg: DictConfig, window_size: int = 20):
+        try:
+            import wandb
+        except ImportError as error:
+            raise ValueError("train.wandb.enabled needs wandb: pip install wandb, or switch it off") from error
+        params = dict(cfg.train.wandb.params)
+        Path(params.get("dir", ".")).mkdir(parents=True, exist_ok=True)
+        self._run = wandb.init(config=OmegaConf.to_container(cfg.train, resolve=True), **params)
+        self._window_size = window_size
+        self._last_write = -1
+
+    def write(self) -> None:
+        storage = get_event_storage()
+        latest = storage.latest_with_smoothing_hint(self._window_size)
+        news = {name: value for name, (value, iteration) in latest.items() if iteration > self._last_write}
+        self._run.log(news, step=storage.iter)
+        self._last_write = storage.iter
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class ClipGradients(HookBase):
+    """`torch.nn.utils.clip_grad_norm_` over all parameters before each step; records the norm as `grad_norm`.
+
+    A norm that is not finite ends the training, unless a gradient scaler is there to skip the step.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, **params: float):
+        self._optimizer = optimizer
+        self._params = params
+
+    def after_backward(self) -> None:
+        scaler = getattr(self.trainer, "grad_scaler", None)
+        if scaler is not None:
+            scaler.unscale_(self._optimizer)
+        self._scaled = scaler is not None and scaler.is_enabled()
+        weights = [p for group in self._optimizer.param_groups for p in group["params"]]
+        self._norm = nn.utils.clip_grad_norm_(weights, **self._params)
+
+    def after_step(self) -> None:  # not before: the losses are checked between, and say more
+        norm = self._norm.item()
+        if norm - norm == 0:
+            self.trainer.storage.put_scalar("grad_norm", norm)
+        elif not self._scaled:
+            raise FloatingPointError(f"the norm of the gradients is {norm} at iteration {self.trainer.iter}")
+
+
+class StopOnInterrupt(HookBase):
+    """Ctrl-C ends the training behind the current iteration, with a checkpoint of it; a second one ends it at once."""
+
+    def __init__(self, checkpointer: DetectionCheckpointer):
+        self._checkpointer = checkpointer
+        self._asked = self._stopped = False
+
+    @contextmanager
+    def listening(self):
+        outer = signal.signal(signal.SIGINT, self._ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, outer)
+
+    def _ask(self, signum: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._asked = True
+        if comm.is_main_process():
+            print("\nstopping after this iteration, with a checkpoint; Ctrl-C again stops at once", file=sys.stderr)
+
+    def after_step(self) -> None:
+        self._stopped = any(comm.all_gather(self._asked))
+        if self._stopped:
+            iteration = self.trainer.iter
+            self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+            raise KeyboardInterrupt
+
+    def after_train(self) -> None:
+        if self._stopped:
+            options = [argument for argument in sys.argv[1:] if argument != "--resume"]
+            command = shlex.join(["python", sys.argv[0], "--resume", *options])
+            done = f"{self.trainer.iter + 1} of {self.trainer.max_iter}"
+            logger.info("Stopped after %s iterations; to go on: %s", done, command)
+
+
+def report(cfg: DictConfig, results: Mapping[str, Any]) -> None:
+    """Where things are, and the table of results, last."""
+    folder = Path(cfg.train.output_dir)
+    names = ("model_final.pth", "model_best.pth", "metrics.json", "coco_instances_results.json", "log.txt")
+    logger.info("In %s: %s", folder, ", ".join(name for name in names if (folder / name).exists()))
+    print_csv_format(results)
+
+
+if __name__ == "__main__":
+    arguments = default_argument_parser().parse_args()
+    try:
+        with errors_in_one_line():
+            load_config(arguments.config_file, arguments.opts)  # what is wrong here should stop one process, not N
+            launch(
+                main,
+                arguments.num_gpus,
+                num_machines=arguments.num_machines,
+                machine_rank=arguments.machine_rank,
+                dist_url=arguments.dist_url,
+                args=(arguments,),
+            )
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
