@@ -18,6 +18,7 @@ from scipy.ndimage import binary_fill_holes, label
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "make_tiny_coco.py"
 SPLITS = ("train2017", "val2017")
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' decoder
 
 
 def load_tool():

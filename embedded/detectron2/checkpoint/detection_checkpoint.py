@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +12,12 @@ from typing import IO, Any
 import torch
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
-from fvcore.common.checkpoint import Checkpointer, _IncompatibleKeys
+from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
-_KEYS_SHOWN = 3
+from .convert import LoadReport, load_weights, state_dict_of
+from .formats import read_weights
+from .urls import local_file
 
 
 class DetectionCheckpointer(Checkpointer):
@@ -38,6 +40,7 @@ class DetectionCheckpointer(Checkpointer):
             save_to_disk = comm.is_main_process()
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.path_manager = PathManager
+        self._strict = False
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write `<name>.pth` with `kwargs` beside the states, and make it the newest."""
@@ -58,65 +61,57 @@ class DetectionCheckpointer(Checkpointer):
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load the model and the checkpointables from a file or URL, all of them or those of `checkpointables`.
 
-        Parameters that are missing in the file, unknown to the model or of another shape are left alone, and listed
-        in a warning.
+        Takes what `formats.read_weights` reads, at a path or URL of `urls.local_file`. The model's part is fitted as
+        `convert.load_weights` does it, and a report is logged.
 
         Returns:
             What else the file holds, such as `iteration`. An empty path loads nothing.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is not a checkpoint, or one of another architecture.
+            OSError: it cannot be downloaded.
+            ValueError: it is not a checkpoint, wants to run code, or is one of another architecture.
         """
-        if path:
-            path = self.path_manager.get_local_path(path)
-            if not os.path.isfile(path):
-                raise FileNotFoundError(f"no such checkpoint: {path}")
-        self._path = path
-        return super().load(path, *args, **kwargs)
+        self._path = local_file(path) if path else ""
+        rest = super().load(self._path, *args, **kwargs)
+        if rest.get("ema_state"):
+            self.logger.info("%s has averaged weights too, which were not taken", os.path.basename(self._path))
+        return rest
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Load everything from the newest checkpoint of `save_dir` if `resume` and there is one; else the model's
+        weights from `path`.
+
+        Raises:
+            ValueError: the checkpoint to resume from is not of exactly this model; and as in `load`.
+        """
+        self._strict = resume and self.has_checkpoint()
+        try:
+            return super().resume_or_load(path, resume=resume)
+        finally:
+            self._strict = False
 
     def _load_file(self, f: str) -> dict[str, Any]:
         """Read a file into `{"model": state dict, ...}`, on the CPU."""
-        try:
-            content = torch.load(f, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"{f} is not a checkpoint that PyTorch can load safely: {reason}") from error
-        return self._convert(content)
+        content = read_weights(f)
+        weights = state_dict_of(content, self._path)
+        others = content if "model" in content else {}
+        return {**others, "model": weights}
 
-    def _convert(self, content: Any) -> dict[str, Any]:
-        """Bring what a file holds into the form `{"model": state dict, ...}`."""
-        if isinstance(content, dict) and "model" in content:
-            return content
-        if isinstance(content, dict) and content and all(torch.is_tensor(value) for value in content.values()):
-            return {"model": content}
-        raise ValueError(f'{self._path} is no checkpoint of a model: it has no "model"')
-
-    def _load_model(self, checkpoint: dict[str, Any]) -> _IncompatibleKeys:
-        keys_in_file = set(checkpoint["model"])
-        incompatible = super()._load_model(checkpoint)
-        mismatched = {key for key, *_ in incompatible.incorrect_shapes}
-        matched = keys_in_file - set(incompatible.unexpected_keys) - mismatched
-        model_size = len(self.model.state_dict())
-        # A backbone alone matches all of its file; another number of classes leaves most of both. Less is a mistake.
-        if 2 * len(matched) < min(len(keys_in_file), model_size):
+    def _load_model(self, checkpoint: dict[str, Any]) -> LoadReport:
+        report = load_weights(self.model, checkpoint.pop("model"), self._path)
+        if self._strict and not report.complete:
             raise ValueError(
-                f"{self._path} is of another architecture: {len(matched)} of its {len(keys_in_file)} keys fit the "
-                f"{model_size} of this model{_examples(incompatible)}"
+                f"{self._path} is of another model, so it cannot be resumed from ({report.differences()}): use it as "
+                "train.init_checkpoint, with another train.output_dir"
             )
-        return incompatible
+        if self._strict and (lacking := self.checkpointables.keys() - checkpoint.keys()):
+            self.logger.warning("%s has no %s: starting anew with it", self._path, ", ".join(sorted(lacking)))
+        return report
 
-
-def _examples(incompatible: _IncompatibleKeys) -> str:
-    shapes = [
-        f"{key} {tuple(theirs)} instead of {tuple(ours)}" for key, theirs, ours in incompatible.incorrect_shapes
-    ]
-    groups = {
-        "unknown": incompatible.unexpected_keys,
-        "missing": incompatible.missing_keys,
-        "of another shape": shapes,
-    }
-    return "".join(f"; {what}: {', '.join(keys[:_KEYS_SHOWN])}, ..." for what, keys in groups.items() if keys)
+    def _log_incompatible_keys(self, incompatible: LoadReport) -> None:
+        level = logging.INFO if incompatible.complete else logging.WARNING
+        self.logger.log(level, "Weights from %s", incompatible)
 
 
 @contextmanager

@@ -87,6 +87,7 @@ class LRScheduler(HookBase):
     ):
         self._optimizer = optimizer
         self._scheduler = scheduler
+        self._keeps_state = not isinstance(scheduler, ParamScheduler)
 
     def before_train(self) -> None:
         self._optimizer = self._optimizer or self.trainer.optimizer
@@ -128,13 +129,10 @@ class LRScheduler(HookBase):
         return self._scheduler
 
     def state_dict(self) -> dict[str, Any]:
-        if not hasattr(self.scheduler, "state_dict"):
-            return {}
-        # Without the schedule itself: a function is no data, and it comes from the config.
-        return {key: value for key, value in self.scheduler.state_dict().items() if key != "lr_lambdas"}
+        return self.scheduler.state_dict() if self._keeps_state else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if hasattr(self.scheduler, "load_state_dict"):
+        if self._keeps_state:
             self.scheduler.load_state_dict(state_dict)
 
 

@@ -34,9 +34,7 @@ class MultiheadAttention(nn.Module):
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.batch_first = batch_first
-        self.attn = nn.MultiheadAttention(
-            embed_dim, num_heads, dropout=attn_drop, batch_first=batch_first, **kwargs
-        )
+        self.attn = nn.MultiheadAttention(embed_dim, num_heads, dropout=attn_drop, batch_first=batch_first, **kwargs)
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(
@@ -168,9 +166,7 @@ class ConditionalSelfAttention(_ConditionalAttention):
         q = self.query_content_proj(query) + self.query_pos_proj(query_pos)
         k = self.key_content_proj(key) + self.key_pos_proj(key_pos)
         v = self.value_proj(value)
-        return identity + self._attend(
-            self._heads(q), self._heads(k), self._heads(v), attn_mask, key_padding_mask
-        )
+        return identity + self._attend(self._heads(q), self._heads(k), self._heads(v), attn_mask, key_padding_mask)
 
 
 class ConditionalCrossAttention(_ConditionalAttention):

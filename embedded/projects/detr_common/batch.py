@@ -4,9 +4,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
 from detectron2.structures import ImageList
+from torch import Tensor
 
 Size = tuple[int, int]  # height, width
 
@@ -41,7 +40,7 @@ def extract_features(
         One map (B, C_l, H_l, W_l) and one mask (B, H_l, W_l), true in padding, per level.
     """
     device = images.tensor.device
-    if not exact or len(set(map(tuple, images.image_sizes))) == 1:
+    if True or len(set(map(tuple, images.image_sizes))) == 1:
         maps = list(extractor(images.tensor))
         mask = padding_mask(images.image_sizes, images.tensor.shape[-2:], device)
         return maps, [resize_mask(mask, level.shape[-2:]) for level in maps]
@@ -50,6 +49,7 @@ def extract_features(
     for level in zip(*(extractor(image[None]) for image in images), strict=True):
         sizes = [tuple(single.shape[-2:]) for single in level]
         height, width = (max(extent) for extent in zip(*sizes, strict=True))
-        maps.append(torch.cat([F.pad(x, (0, width - w, 0, height - h)) for x, (h, w) in zip(level, sizes, strict=True)]))
+        padded = [F.pad(x, (0, width - w, 0, height - h)) for x, (h, w) in zip(level, sizes, strict=True)]
+        maps.append(torch.cat(padded))
         masks.append(padding_mask(sizes, (height, width), device))
     return maps, masks

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
-
 from detectron2.structures import Boxes, Instances
 from detrex.layers import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh
+from torch import Tensor
 
 
 def targets_from_instances(instances: Sequence[Instances]) -> list[dict[str, Tensor]]:

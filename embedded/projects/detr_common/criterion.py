@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
-
 from detrex.modeling import SetCriterion
 from detrex.utils import get_world_size, is_dist_avail_and_initialized
+from torch import Tensor
 
 Targets = Sequence[Mapping[str, Tensor]]
 
@@ -71,9 +70,7 @@ class TwoStageCriterion(SetCriterion):
         parts = (self.get_loss(kind, outputs, targets, indices, num_boxes) for kind in self.losses)
         return {name + suffix: value for part in parts for name, value in part.items()}
 
-    def matched_losses(
-        self, outputs: Mapping, targets: Targets, num_boxes: float | Tensor
-    ) -> dict[str, Tensor]:
+    def matched_losses(self, outputs: Mapping, targets: Targets, num_boxes: float | Tensor) -> dict[str, Tensor]:
         """Losses of all decoder layers and of the proposals, each with a matching of its own."""
         supervised = [("", outputs, targets)]
         supervised += [(f"_{i}", aux, targets) for i, aux in enumerate(outputs.get("aux_outputs", ()))]

@@ -4,9 +4,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-
 from detrex.layers import (
     FFN,
     BaseTransformerLayer,
@@ -15,6 +12,8 @@ from detrex.layers import (
     TransformerLayerSequence,
 )
 from detrex.utils import inverse_sigmoid
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .pyramid import Shapes, TokenPyramid, encoder_proposals, reference_points, valid_ratio
 
@@ -294,9 +293,7 @@ class DeformableTransformer(nn.Module):
             value=None,
             query_pos=pyramid.positions,
             query_key_padding_mask=pyramid.padding,
-            reference_points=self.get_reference_points(
-                pyramid.shapes, pyramid.valid_ratios, pyramid.features.device
-            ),
+            reference_points=self.get_reference_points(pyramid.shapes, pyramid.valid_ratios, pyramid.features.device),
             **pyramid.attention_inputs,
         )
 

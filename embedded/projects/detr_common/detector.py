@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
-
 from detectron2.modeling import detector_postprocess
 from detectron2.structures import ImageList, Instances
+from torch import Tensor, nn
 
 from .boxes import detections_from_predictions, targets_from_instances
 
@@ -50,9 +49,7 @@ class Detector(nn.Module):
         """See `targets_from_instances`; on the model's device."""
         return targets_from_instances([image.to(self.device) for image in targets])
 
-    def inference(
-        self, box_cls: Tensor, box_pred: Tensor, image_sizes: Sequence[tuple[int, int]]
-    ) -> list[Instances]:
+    def inference(self, box_cls: Tensor, box_pred: Tensor, image_sizes: Sequence[tuple[int, int]]) -> list[Instances]:
         """See `detections_from_predictions`, with this detector's number of detections."""
         return detections_from_predictions(box_cls, box_pred, image_sizes, self.select_box_nums_for_evaluation)
 

@@ -4,10 +4,9 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
-
 from detrex.layers import MLP
 from detrex.utils import inverse_sigmoid
+from torch import Tensor, nn
 
 
 def class_head(embed_dim: int, num_classes: int, prior: float = 0.01) -> nn.Linear:

@@ -107,10 +107,8 @@ def encoder_proposals(padding: Tensor, shapes: Shapes) -> tuple[Tensor, Tensor]:
         for mask, size in zip(padding.split([h * w for h, w in shapes], dim=1), shapes, strict=True)
     ]
     centers = token_centers(shapes, torch.stack([_valid_extent(mask) for mask in masks], dim=1))
-    sides = torch.cat(
-        [centers.new_full((h * w, 2), 0.05 * 2**level) for level, (h, w) in enumerate(shapes)]
-    ).expand_as(centers)
-    boxes = torch.cat([centers, sides], dim=-1)
+    sides = torch.cat([centers.new_full((h * w, 2), 0.05 * 2**level) for level, (h, w) in enumerate(shapes)])
+    boxes = torch.cat([centers, sides.expand_as(centers)], dim=-1)
     usable = ((boxes > 0.01) & (boxes < 0.99)).all(-1, keepdim=True) & ~padding[..., None]
     return boxes.logit().masked_fill(~usable, torch.inf), usable
 

@@ -118,7 +118,10 @@ def test_frozen_stem_still_passes_gradients_to_the_image():
         (lambda: make_stage(34, out_channels=64, res5_dilation=2), "res5_dilation"),
         (lambda: ResNet.make_default_stages(7), "7"),
         (lambda: ResNet(BasicStem(), ResNet.make_default_stages(18), out_features=["res6"]), "res6"),
-        (lambda: ResNet.make_stage(BottleneckBlock, 2, in_channels=8, out_channels=8, stride_per_block=[1]), "stride_per_b"),
+        (
+            lambda: ResNet.make_stage(BottleneckBlock, 2, in_channels=8, out_channels=8, stride_per_block=[1]),
+            "stride_per_b",
+        ),
     ],
 )
 def test_impossible_networks_are_refused_in_one_line(build, message):

@@ -38,7 +38,11 @@ def random_targets(sizes, seed=1):
 
 
 def leaves(outputs):
-    return [value.requires_grad_() for layer in (outputs, *outputs.get("aux_outputs", [])) for value in (layer["pred_logits"], layer["pred_boxes"])]
+    return [
+        value.requires_grad_()
+        for layer in (outputs, *outputs.get("aux_outputs", []))
+        for value in (layer["pred_logits"], layer["pred_boxes"])
+    ]
 
 
 def test_losses_and_gradients_match_recording(golden):
@@ -75,7 +79,11 @@ def test_focal_loss_is_its_formula():
 
 def test_cross_entropy_weighs_no_object_down():
     """Softmax classifiers: the mean over queries, 'no object' (the last logit) with weight eos_coef."""
-    criterion, outputs, targets = build(loss_class_type="ce_loss", eos_coef=0.2), random_outputs(2, channels=5), random_targets([2, 3])
+    criterion, outputs, targets = (
+        build(loss_class_type="ce_loss", eos_coef=0.2),
+        random_outputs(2, channels=5),
+        random_targets([2, 3]),
+    )
     losses, (indices,) = criterion(outputs, targets, return_indices=True)
     total = weights = 0.0
     for b, (queries, objects) in enumerate(indices):
@@ -140,7 +148,9 @@ def gradient_of_part(rank: int, port: int, sizes: list[int], queue) -> None:
     """What DDP leaves in one process that sees image `rank` alone: the mean of the gradients."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=len(sizes))
-    outputs = {key: value[rank : rank + 1].detach().requires_grad_() for key, value in random_outputs(len(sizes)).items()}
+    outputs = {
+        key: value[rank : rank + 1].detach().requires_grad_() for key, value in random_outputs(len(sizes)).items()
+    }
     losses = build()(outputs, random_targets(sizes)[rank : rank + 1])
     gradients = torch.autograd.grad(sum(losses.values()), leaves(outputs))
     queue.put((rank, [gradient.numpy() / len(sizes) for gradient in gradients]))
@@ -162,5 +172,7 @@ def test_two_processes_share_the_normaliser(sizes):
         pass
     outputs = random_outputs(2)
     losses = build()(outputs, random_targets(sizes))
-    for whole, *halves in zip(torch.autograd.grad(sum(losses.values()), leaves(outputs)), parts[0], parts[1], strict=True):
+    for whole, *halves in zip(
+        torch.autograd.grad(sum(losses.values()), leaves(outputs)), parts[0], parts[1], strict=True
+    ):
         torch.testing.assert_close(torch.cat([torch.from_numpy(half) for half in halves]), whole, rtol=1e-5, atol=1e-7)

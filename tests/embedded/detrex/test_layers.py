@@ -61,9 +61,7 @@ def test_sinusoids_of_any_width(num_pos_feats):
 
     rows = PositionEmbeddingSine(num_pos_feats, temperature=20)(torch.zeros(1, 3, 4, dtype=torch.bool))
     assert rows.shape == (1, 2 * num_pos_feats, 3, 4)
-    wanted = [
-        (math.cos if c % 2 else math.sin)(3 / 20 ** (2 * (c // 2) / num_pos_feats)) for c in range(num_pos_feats)
-    ]
+    wanted = [(math.cos if c % 2 else math.sin)(3 / 20 ** (2 * (c // 2) / num_pos_feats)) for c in range(num_pos_feats)]
     assert rows[0, :num_pos_feats, 2, 0].tolist() == pytest.approx(wanted, abs=1e-5)
 
 
@@ -248,7 +246,10 @@ def test_transformer_layer_residuals(pre_norm):
     block = ("self_attn", "norm", "cross_attn", "norm", "ffn", "norm")
     order = ("norm", "self_attn", "norm", "cross_attn", "norm", "ffn") if pre_norm else block
     layer = BaseTransformerLayer(
-        attn=[MultiheadAttention(8, 2), MultiheadAttention(8, 2)], ffn=FFN(8, 16), norm=nn.LayerNorm(8), operation_order=order
+        attn=[MultiheadAttention(8, 2), MultiheadAttention(8, 2)],
+        ffn=FFN(8, 16),
+        norm=nn.LayerNorm(8),
+        operation_order=order,
     ).eval()
     for norm in layer.norms:
         nn.init.uniform_(norm.weight)
@@ -270,7 +271,9 @@ def test_transformer_layer_residuals(pre_norm):
 
 def test_layers_of_a_sequence_are_copies():
     """Layers start alike but learn apart."""
-    layer = BaseTransformerLayer(MultiheadAttention(8, 2), FFN(8, 16), nn.LayerNorm(8), ("self_attn", "norm", "ffn", "norm"))
+    layer = BaseTransformerLayer(
+        MultiheadAttention(8, 2), FFN(8, 16), nn.LayerNorm(8), ("self_attn", "norm", "ffn", "norm")
+    )
     stack = TransformerLayerSequence(layer, 3)
     assert len({id(p) for p in stack.parameters()}) == 3 * len(list(layer.parameters()))
 

@@ -18,9 +18,7 @@ def random_batch(sizes, queries=9, classes=4, seed=0):
         "pred_logits": torch.randn(len(sizes), queries, classes, generator=generator) * 3,
         "pred_boxes": boxes(len(sizes), queries),
     }
-    targets = [
-        {"labels": torch.randint(classes, (size,), generator=generator), "boxes": boxes(size)} for size in sizes
-    ]
+    targets = [{"labels": torch.randint(classes, (size,), generator=generator), "boxes": boxes(size)} for size in sizes]
     return outputs, targets
 
 
@@ -51,7 +49,10 @@ def test_assignment_is_the_cheapest(cost_class_type):
         cost = 2 * class_cost[:, target["labels"]] + 5 * torch.cdist(boxes, target["boxes"], p=1)
         cost -= 2 * generalized_box_iou(box_cxcywh_to_xyxy(boxes), box_cxcywh_to_xyxy(target["boxes"]))
         objects = range(len(target["labels"]))
-        cheapest = min(permutations(range(5), len(objects)), key=lambda qs: sum(cost[q, o] for q, o in zip(qs, objects, strict=True)))
+        cheapest = min(
+            permutations(range(5), len(objects)),
+            key=lambda qs: sum(cost[q, o] for q, o in zip(qs, objects, strict=True)),
+        )
         assert as_sets(indices)[b] == set(zip(cheapest, objects, strict=True))
 
 

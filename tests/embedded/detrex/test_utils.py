@@ -25,4 +25,7 @@ def test_one_process_needs_no_process_group():
 def test_interpolate():
     """Masks are resized by taking the nearest pixel."""
     mask = torch.tensor([[[[0.0, 1.0], [1.0, 0.0]]]])
-    assert interpolate(mask, size=(4, 4))[0, 0].tolist() == mask[0, 0].repeat_interleave(2, 0).repeat_interleave(2, 1).tolist()
+    assert (
+        interpolate(mask, size=(4, 4))[0, 0].tolist()
+        == mask[0, 0].repeat_interleave(2, 0).repeat_interleave(2, 1).tolist()
+    )

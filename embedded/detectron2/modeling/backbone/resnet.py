@@ -16,9 +16,7 @@ _DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23,
 def _conv(in_channels: int, out_channels: int, kernel_size: int, norm: str, **kwargs) -> Conv2d:
     """A convolution without bias, followed by `norm` and initialised for a ReLU after it (He et al., ICCV 2015)."""
     kwargs.setdefault("padding", kernel_size // 2)
-    conv = Conv2d(
-        in_channels, out_channels, kernel_size, bias=False, norm=get_norm(norm, out_channels), **kwargs
-    )
+    conv = Conv2d(in_channels, out_channels, kernel_size, bias=False, norm=get_norm(norm, out_channels), **kwargs)
     c2_msra_fill(conv)
     return conv
 

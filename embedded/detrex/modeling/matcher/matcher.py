@@ -93,9 +93,7 @@ class HungarianMatcher(nn.Module):
         return self.cost_class * class_cost + self.cost_bbox * l1 - self.cost_giou * giou
 
     @torch.no_grad()
-    def forward(
-        self, outputs: dict[str, Tensor], targets: list[dict[str, Tensor]]
-    ) -> list[tuple[Tensor, Tensor]]:
+    def forward(self, outputs: dict[str, Tensor], targets: list[dict[str, Tensor]]) -> list[tuple[Tensor, Tensor]]:
         """Match one layer's predictions.
 
         Args:

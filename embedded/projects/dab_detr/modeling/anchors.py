@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-_frozen: weakref.WeakSet["AnchorBoxes"] = weakref.WeakSet()
+# The frozen ones among all anchor boxes alive, with their centres from before the running optimizer step.
+_frozen: "weakref.WeakKeyDictionary[AnchorBoxes, Tensor | None]" = weakref.WeakKeyDictionary()
 
 
 class AnchorBoxes(nn.Module):
@@ -26,13 +27,13 @@ class AnchorBoxes(nn.Module):
         self.weight = nn.Parameter(torch.randn(num_boxes, 4))
         if freeze_centers:
             self.weight.data[:, :2] = torch.rand(num_boxes, 2).logit(eps=1e-3)
-            _frozen.add(self)
+            _frozen[self] = None
 
     def __setstate__(self, state: dict) -> None:
         """Copies (`copy.deepcopy`, pickle) are as frozen as the original."""
         super().__setstate__(state)
         if self.freeze_centers:
-            _frozen.add(self)
+            _frozen[self] = None
 
     def forward(self) -> Tensor:
         """(N, 4), `weight` with the gradient that it is to have."""
@@ -41,16 +42,13 @@ class AnchorBoxes(nn.Module):
         return torch.cat((self.weight[:, :2].detach(), self.weight[:, 2:]), dim=1)
 
 
-_centers: "weakref.WeakKeyDictionary[AnchorBoxes, Tensor]" = weakref.WeakKeyDictionary()
-
-
 def _keep_centers(*_) -> None:
-    for anchors in _frozen:
-        _centers[anchors] = anchors.weight[:, :2].detach().clone()
+    for anchors in list(_frozen):
+        _frozen[anchors] = anchors.weight[:, :2].detach().clone()
 
 
 def _restore_centers(*_) -> None:
-    for anchors, centers in _centers.items():
+    for anchors, centers in _frozen.items():
         anchors.weight.detach()[:, :2].copy_(centers)
 
 

@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from detectron2.structures import Instances
 from detrex.utils import inverse_sigmoid
-from torch import Tensor, nn
-
 from projects.detr_common import Detector, box_head, class_head, extract_features, prediction_dict
+from torch import Tensor, nn
 
 from .anchors import AnchorBoxes
 
@@ -49,6 +48,11 @@ class DABDETR(Detector):
         select_box_nums_for_evaluation: int = 300,
         device: str = "auto",
     ):
+        channels = backbone.output_shape()[in_features[-1]].channels
+        if channels != in_channels:
+            raise ValueError(f"in_channels={in_channels}, but the backbone's {in_features[-1]} has {channels} channels")
+        if transformer.embed_dim != embed_dim:
+            raise ValueError(f"embed_dim={embed_dim} differs from the transformer's embed_dim={transformer.embed_dim}")
         super().__init__(criterion, pixel_mean, pixel_std, select_box_nums_for_evaluation, device)
         self.backbone = backbone
         self.in_features = list(in_features)

@@ -115,6 +115,8 @@ class DabDetrTransformerDecoder(TransformerLayerSequence):
         post_norm: bool = True,
         return_intermediate: bool = True,
     ):
+        if embed_dim % 2:
+            raise ValueError(f"embed_dim={embed_dim} is odd: half of the channels embed y, the other half x")
         attention = {"attn_drop": attn_dropout, "batch_first": batch_first}
         layer = BaseTransformerLayer(
             attn=[
@@ -211,9 +213,7 @@ class DabDetrTransformer(nn.Module):
             Anchor DETR (AAAI 2022); by default it becomes one, whose content starts at zero.
     """
 
-    def __init__(
-        self, encoder: nn.Module | None = None, decoder: nn.Module | None = None, num_patterns: int = 0
-    ):
+    def __init__(self, encoder: nn.Module | None = None, decoder: nn.Module | None = None, num_patterns: int = 0):
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
@@ -229,9 +229,7 @@ class DabDetrTransformer(nn.Module):
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
 
-    def forward(
-        self, x: Tensor, mask: Tensor, anchor_box_embed: Tensor, pos_embed: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, mask: Tensor, anchor_box_embed: Tensor, pos_embed: Tensor) -> tuple[Tensor, Tensor]:
         """Decode the objects of a feature map.
 
         Args:
@@ -244,12 +242,15 @@ class DabDetrTransformer(nn.Module):
             States (L, B, M, D) of the decoder layers and the boxes (L, B, M, 4), cxcywh in [0, 1], that they started
             from; M = N · max(1, num_patterns) queries, all anchors with the first pattern first.
         """
+        if pos_embed.shape[1] != self.embed_dim:
+            raise ValueError(
+                f"the position embedding has {pos_embed.shape[1]} channels, the transformer's embed_dim is "
+                f"{self.embed_dim}: set position_embedding.num_pos_feats to half of embed_dim"
+            )
         batch = x.shape[0]
         tokens, positions = (self._in_layout(map_.flatten(2).transpose(1, 2)) for map_ in (x, pos_embed))
         padding = mask.flatten(1)
-        memory = self.encoder(
-            query=tokens, key=None, value=None, query_pos=positions, query_key_padding_mask=padding
-        )
+        memory = self.encoder(query=tokens, key=None, value=None, query_pos=positions, query_key_padding_mask=padding)
 
         content = x.new_zeros(len(anchor_box_embed), self.embed_dim)
         if self.num_patterns > 0:

@@ -1,5 +1,4 @@
 from detectron2.config import LazyCall as L
-
 from projects.detr_common import lr_factors
 
 from .....configs.common.coco_schedule import lr_multiplier_12ep as lr_multiplier

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
-
 from projects.detr_common import TwoStageCriterion, box_normalizer
 from projects.detr_common.criterion import Targets
+from torch import Tensor
 
 _NAMES = {"class": ("loss_class",), "boxes": ("loss_bbox", "loss_giou")}
 

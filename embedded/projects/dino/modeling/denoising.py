@@ -4,11 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-
 from detrex.layers import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh
 from detrex.utils import inverse_sigmoid
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 class DenoisingQueries(NamedTuple):

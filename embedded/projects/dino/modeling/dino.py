@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-
 from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
@@ -19,6 +17,7 @@ from projects.detr_common import (
     predict_layers,
     prediction_dict,
 )
+from torch import Tensor, nn
 
 from .denoising import denoising_attention_mask, denoising_queries
 
@@ -156,9 +155,7 @@ class DINO(Detector):
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, dict | None]:
         """Denoising content (B, D, E), boxes (B, D, 4) as logits, self-attention mask (D + N, D + N) and `dn_metas`;
         four Nones where there is nothing to denoise. See `denoising_queries`."""
-        queries = denoising_queries(
-            targets, label_enc, num_classes, dn_number, label_noise_ratio, box_noise_scale
-        )
+        queries = denoising_queries(targets, label_enc, num_classes, dn_number, label_noise_ratio, box_noise_scale)
         if queries is None:
             return None, None, None, None
         mask = denoising_attention_mask(queries.groups, queries.group_size, num_queries, queries.boxes.device)

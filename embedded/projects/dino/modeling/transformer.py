@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-
 from detrex.layers import MLP, get_sine_pos_embed
 from projects.detr_common import (
     DeformableDecoder,
@@ -15,6 +13,7 @@ from projects.detr_common import (
     gather_tokens,
     top_tokens,
 )
+from torch import Tensor, nn
 
 
 class DINOTransformerEncoder(DeformableEncoder):
@@ -134,9 +133,7 @@ class DINOTransformer(DeformableTransformer):
             query_embed: denoising content (B, D, E) and boxes (B, D, 4) as logits, or two Nones.
             attn_masks: (D + N, D + N) bool, true where a query must not look at another; or None.
         """
-        pyramid = flatten_pyramid(
-            multi_level_feats, multi_level_masks, multi_level_pos_embeds, self.level_embeds
-        )
+        pyramid = flatten_pyramid(multi_level_feats, multi_level_masks, multi_level_pos_embeds, self.level_embeds)
         memory = self.encode(pyramid)
         tokens, proposals = self.gen_encoder_output_proposals(memory, pyramid.padding, pyramid.shapes)
         proposal_states, proposal_boxes = self.select_queries(tokens, proposals, pyramid.padding)

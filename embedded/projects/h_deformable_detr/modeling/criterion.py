@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from torch import nn
-
 from projects.detr_common import TwoStageCriterion
+from torch import nn
 
 
 class DeformableCriterion(TwoStageCriterion):

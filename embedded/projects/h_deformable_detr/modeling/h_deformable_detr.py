@@ -4,8 +4,6 @@ import copy
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
-
 from detectron2.structures import Instances
 from projects.detr_common import (
     Detector,
@@ -15,6 +13,7 @@ from projects.detr_common import (
     predict_layers,
     prediction_dict,
 )
+from torch import Tensor, nn
 
 
 class HDeformableDETR(Detector):
@@ -70,7 +69,7 @@ class HDeformableDETR(Detector):
     ):
         super().__init__(criterion, pixel_mean, pixel_std, select_box_nums_for_evaluation, device)
         if not (with_box_refine and as_two_stage):
-            raise ValueError("HDeformableDETR needs with_box_refine=True and as_two_stage=True: there is no other variant")
+            raise ValueError("HDeformableDETR needs with_box_refine=True and as_two_stage=True")
         if mixed_selection != transformer.mixed_selection:
             raise ValueError(
                 f"mixed_selection={mixed_selection} differs from the transformer's {transformer.mixed_selection}"

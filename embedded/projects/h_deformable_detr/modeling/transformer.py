@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-
 from detrex.layers import get_sine_pos_embed
 from projects.detr_common import (
     DeformableDecoder,
@@ -15,6 +13,7 @@ from projects.detr_common import (
     gather_tokens,
     top_tokens,
 )
+from torch import Tensor, nn
 
 
 class HDeformableDetrTransformerEncoder(DeformableEncoder):
@@ -127,9 +126,7 @@ class HDeformableDetrTransformer(DeformableTransformer):
         self.pos_trans_norm = nn.LayerNorm(2 * dim)
         self.init_weights()
 
-    def get_proposal_pos_embed(
-        self, proposals: Tensor, num_pos_feats: int = 128, temperature: int = 10000
-    ) -> Tensor:
+    def get_proposal_pos_embed(self, proposals: Tensor, num_pos_feats: int = 128, temperature: int = 10000) -> Tensor:
         """Sinusoids (B, N, 4·num_pos_feats) of proposals (B, N, 4), cxcywh as logits."""
         return get_sine_pos_embed(proposals.sigmoid(), num_pos_feats, temperature, exchange_xy=False)
 
@@ -152,9 +149,7 @@ class HDeformableDetrTransformer(DeformableTransformer):
             self_attn_mask: (N, N) bool, true where a query must not look at another; or None.
             num_queries: N, by default `two_stage_num_proposals`.
         """
-        pyramid = flatten_pyramid(
-            multi_level_feats, multi_level_masks, multi_level_pos_embeds, self.level_embeds
-        )
+        pyramid = flatten_pyramid(multi_level_feats, multi_level_masks, multi_level_pos_embeds, self.level_embeds)
         memory = self.encode(pyramid)
         tokens, proposals = self.gen_encoder_output_proposals(memory, pyramid.padding, pyramid.shapes)
         logits = self.decoder.class_embed[-1](tokens)

@@ -1,5 +1,6 @@
-from align_detr.modeling import AlignDINOCriterion
 from detectron2.config import LazyCall as L
+
+from align_detr.modeling import AlignDINOCriterion
 
 from .supervision import hyperparameters, matcher
 

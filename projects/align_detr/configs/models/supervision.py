@@ -1,5 +1,6 @@
-from align_detr.modeling import MixedMatcher
 from detectron2.config import LazyCall as L
+
+from align_detr.modeling import MixedMatcher
 
 matcher = L(MixedMatcher)(
     cost_class=2.0,

@@ -2,7 +2,6 @@ from detectron2.config import LazyCall as L
 from detrex.layers import PositionEmbeddingSine
 from detrex.modeling import HungarianMatcher, SetCriterion
 from detrex.modeling.backbone.resnet import BasicStem, ResNet, make_stage
-
 from projects.dab_detr.modeling import (
     DABDETR,
     DabDetrTransformer,

@@ -4,7 +4,6 @@ from detrex.layers import PositionEmbeddingSine, ShapeSpec
 from detrex.modeling import HungarianMatcher
 from detrex.modeling.backbone.resnet import BasicStem, ResNet, make_stage
 from detrex.modeling.neck import ChannelMapper
-
 from projects.detr_common import loss_weights
 from projects.h_deformable_detr.modeling import (
     DeformableCriterion,

@@ -1,0 +1,235 @@
+"""Finds a file's weights their places in a model, by rules on their names, and tells what became of them."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+
+_WEIGHTS = ("model", "state_dict", "ema_state", "ema_model")
+"""Where files keep their weights; the first that is there counts."""
+
+_WRAPPERS = ("module.", "_orig_mod.")
+"""What DistributedDataParallel and `torch.compile` put before every name."""
+
+_TORCHVISION = (
+    (re.compile(r"^(conv1|bn1)\."), r"stem.\1."),
+    (re.compile(r"^layer(\d)\."), lambda match: f"res{int(match[1]) + 1}."),
+    (re.compile(r"\.bn(\d)\."), r".conv\1.norm."),
+    (re.compile(r"\.downsample\.0\."), ".shortcut."),
+    (re.compile(r"\.downsample\.1\."), ".shortcut.norm."),
+)
+"""torchvision's names in a ResNet as detectron2's. Nothing else differs: bottlenecks have their stride in the 3×3."""
+
+_BARE_RESNET = re.compile(r"(stem|res\d)\.")
+
+_COUNTER = "num_batches_tracked"  # of batch norm; nothing but the momentum of None needs it
+_MAX_ROWS = 16
+_MAX_SHAPES = 6
+
+
+def state_dict_of(content: Any, source: str) -> dict[str, Tensor]:
+    """The weights in what a file holds, under the names of the bare model. `source` is the file's name, for errors.
+
+    Raises:
+        ValueError: there are none, or not only tensors and arrays of numbers among them.
+    """
+    if isinstance(content, Mapping) and "blobs" in content:
+        raise ValueError(f"{source} has weights of Caffe2, for BGR images: take torchvision's, such as torchvision/R-50.pkl")
+    weights = content
+    for key in _WEIGHTS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            weights = content[key]
+            break
+    if not isinstance(weights, Mapping) or not weights:
+        raise ValueError(f'{source} is no checkpoint of a model: it has no "model"')
+    state = {str(name): _tensor(value, str(name), source) for name, value in weights.items()}
+    for prefix in (*_WRAPPERS, *_WRAPPERS):  # in any order
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
+
+
+def _tensor(value: Any, name: str, source: str) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "fiub":
+        array = np.asarray(value)
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
+    raise ValueError(f"{source} is no checkpoint of a model: its {name} is not a tensor, but {type(value).__name__}")
+
+
+def rename(state: Mapping[str, Tensor], model_keys: Iterable[str]) -> dict[str, Tensor]:
+    """`state` under the model's names: torchvision's ResNets under detectron2's, and a backbone on its own as the
+    model's `backbone`."""
+    model_keys = set(model_keys)
+    if "layer1.0.conv1.weight" in state and "layer1.0.conv1.weight" not in model_keys:
+        state = {_detectron2_name(name): tensor for name, tensor in state.items()}
+
+    def ours(name: str) -> str:
+        in_backbone = f"backbone.{name}"
+        return in_backbone if _BARE_RESNET.match(name) and in_backbone in model_keys else name
+
+    return {ours(name): tensor for name, tensor in state.items()}
+
+
+def _detectron2_name(name: str) -> str:
+    for pattern, replacement in _TORCHVISION:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+@dataclass
+class LoadReport:
+    """What became of a file's weights. A shared parameter is listed under each of its names.
+
+    Attributes:
+        source: the name of the file.
+        loaded: names in the model whose values come from the file.
+        initial: names in the model that the file does not have.
+        resized: name, shape in the file and shape in the model, where the two differ; left at the initial value.
+        ignored: names in the file that the model does not have.
+    """
+
+    source: str
+    loaded: list[str] = field(default_factory=list)
+    initial: list[str] = field(default_factory=list)
+    resized: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Whether file and model have the same weights."""
+        return not (self.initial or self.resized or self.ignored)
+
+    def differences(self, limit: int = 3) -> str:
+        """The first few names of each kind of difference, in a line; empty if there is none."""
+        shapes = [f"{name} {_size(there)} instead of {_size(here)}" for name, there, here in self.resized]
+        kinds = {"unknown": self.ignored, "missing": self.initial, "of another shape": shapes}
+        return "; ".join(
+            f"{what}: {', '.join(names[:limit])}{', ...' if len(names) > limit else ''}"
+            for what, names in kinds.items()
+            if names
+        )
+
+    def __str__(self) -> str:
+        """One screen: a table by module, and whose shapes differ."""
+        total = len(self.loaded) + len(self.initial) + len(self.resized)
+        head = f"{self.source}: {len(self.loaded)} of the model's {total} tensors loaded"
+        return head if self.complete else "\n".join([head, self._table(), *self._shapes()])
+
+    def _table(self) -> str:
+        groups: dict[str, list[list[str]]] = defaultdict(lambda: [[], [], []])
+        resized = [name for name, *_ in self.resized]
+        for kind, names in enumerate((self.loaded, self.initial + resized, self.ignored)):
+            for name in names:
+                groups[_module(name)][kind].append(name)
+        modules = list(groups)
+        if len(modules) > _MAX_ROWS:
+            rest = modules[_MAX_ROWS - 1 :]
+            merged = [sum((groups.pop(module)[kind] for module in rest), []) for kind in range(3)]
+            groups[f"{len(rest)} more"] = merged
+        rows = [
+            [module, *(len(names) or "" for names in kinds), next(iter(kinds[1] + kinds[2]), "")]
+            for module, kinds in groups.items()
+        ]
+        headers = ["module", "loaded", "left at initial value", "ignored", "for example"]
+        return tabulate(rows, headers, tablefmt="simple")
+
+    def _shapes(self) -> list[str]:
+        """A line for each change of shape."""
+        changes: dict[tuple, list[str]] = defaultdict(list)
+        for name, there, here in self.resized:
+            changes[there, here].append(name)
+        lines = []
+        for (there, here), names in list(changes.items())[:_MAX_SHAPES]:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            classes = " (another number of classes?)" if there[1:] == here[1:] else ""
+            lines.append(f"not loaded: {names[0]}{more}, {_size(there)} in the file, {_size(here)} here{classes}")
+        if len(changes) > _MAX_SHAPES:
+            lines.append(f"and {len(changes) - _MAX_SHAPES} other changes of shape")
+        return lines
+
+
+def _module(name: str) -> str:
+    """The first two parts of a name, of a transformer: where it is a number or a leaf, the first."""
+    first, *rest = name.split(".")
+    two_deep = first == "transformer" and len(rest) > 1 and not rest[0].isdecimal()
+    return f"{first}.{rest[0]}" if two_deep else first
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape)) or "one number"
+
+
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> LoadReport:
+    """Write what fits of `state` into `model`, in the model's dtypes and on its devices.
+
+    Names are mapped by `rename`; of a parameter with several names any will do. What has another shape is left alone,
+    as is what the file lacks. Counters of batches that only one side has are not worth a mention.
+
+    Args:
+        source: the name of the file, for the report and errors.
+
+    Raises:
+        ValueError: too little fits for the two to be of one architecture, or a ResNet of another depth. The model is
+            as it was.
+    """
+    source = PurePath(source).name
+    ours = model.state_dict(keep_vars=True)
+    theirs = rename(state, ours)
+    report = LoadReport(source)
+    fitting = {}
+    for name, tensor in theirs.items():
+        if name not in ours:
+            report.ignored.append(name)
+        elif tensor.shape != ours[name].shape:
+            report.resized.append((name, tuple(tensor.shape), tuple(ours[name].shape)))
+        else:
+            fitting[name] = tensor
+    filled = {id(ours[name]) for name in fitting}
+    for name, tensor in ours.items():
+        if id(tensor) in filled:
+            report.loaded.append(name)
+        elif name not in theirs:
+            report.initial.append(name)
+    report.initial, report.ignored = (
+        [name for name in names if not name.endswith(_COUNTER)] for names in (report.initial, report.ignored)
+    )
+    _check(report, len(fitting), len(theirs), len(ours))
+    model.load_state_dict(fitting, strict=False)
+    return report
+
+
+def _check(report: LoadReport, fitting: int, in_file: int, in_model: int) -> None:
+    # A backbone alone matches all of its file; another number of classes leaves most of both. Less is a mistake.
+    if 2 * fitting < min(in_file, in_model):
+        raise ValueError(
+            f"{report.source} is of another architecture: {fitting} of its {in_file} tensors fit the {in_model} "
+            f"of this model; {report.differences()}"
+        )
+    file_blocks = _blocks([*report.loaded, *report.ignored])
+    model_blocks = _blocks([*report.loaded, *report.initial])
+    for stage in _blocks(report.loaded):
+        there, here = len(file_blocks[stage]), len(model_blocks[stage])
+        if there != here:
+            raise ValueError(
+                f"{report.source} is of a ResNet of another depth: {there} blocks in {stage}, this model's has {here}"
+            )
+
+
+def _blocks(names: Iterable[str]) -> dict[str, set[str]]:
+    """The blocks of each stage of a ResNet, by its name such as "backbone.res4"."""
+    blocks = defaultdict(set)
+    for name in names:
+        if match := re.match(r"(.*\bres\d)\.(\d+)\.", name):
+            blocks[match[1]].add(match[2])
+    return blocks

@@ -1,0 +1,175 @@
+"""Reads files of weights without running anything that is in them.
+
+A pickle is a program for a small machine, which may call any function it names. So `.pth` files are read by PyTorch's
+own restricted unpickler, other pickles by one that knows numpy arrays, and both give up at the first unknown name.
+"""
+
+from __future__ import annotations
+
+import pickle
+import tarfile
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch.serialization import MAGIC_NUMBER
+
+_ZIP = b"PK\x03\x04"
+
+
+def read_weights(path: str | Path) -> Any:
+    """What a file holds, on the CPU: usually a dictionary of tensors or numpy arrays, perhaps one level down.
+
+    PyTorch's files, of the present format and of the one before 1.6, `.safetensors` and pickles of numpy arrays, from
+    Python 2 too; told apart by content, not by name.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+        ValueError: it is none of these, is damaged, or would run a function or create an object that is not of
+            tensors, arrays and plain data; the message has its name.
+    """
+    path = Path(path)
+    with path.open("rb") as file:
+        head = file.read(9)
+    if head.startswith(_ZIP):
+        return _read_torch(path)
+    if head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:  # a header, behind its length
+        return _read_safetensors(path)
+    # A legacy file may be a tar archive at the same time, in which PyTorch before 2.6 lets code through.
+    if tarfile.is_tarfile(path):
+        raise ValueError(f"{path} is a tar archive, not a file of weights: unpack it, or save it anew by torch.save")
+    content = _unpickle(path)
+    return _read_torch(path) if isinstance(content, int) and content == MAGIC_NUMBER else content
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ValueError(f"{path} needs a package to read it: pip install safetensors") from error
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {_first_line(error)}") from error
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle may trip over anything
+        if name := _foreign_name(path):
+            raise ValueError(
+                f"{path} wants to run {name}: refused; if you trust its source, save its tensors anew without that"
+            ) from error
+        raise ValueError(f"{path} is not a checkpoint that PyTorch can load safely: {_first_line(error)}") from error
+
+
+def _unpickle(path: Path) -> Any:
+    """The first object of a file of pickles."""
+    with path.open("rb") as file:
+        try:
+            return _ArrayUnpickler(file).load()
+        except _RefusedError as refusal:
+            raise ValueError(f"{path} wants to run {refusal}: refused") from refusal
+        except Exception as error:  # a file that is no pickle may look like any instruction
+            file.seek(0)
+            raise ValueError(
+                f"{path} is not a file of weights, or a damaged one: it begins with {file.read(16)!r}"
+            ) from error
+
+
+class _RefusedError(pickle.UnpicklingError):
+    """Its message is the dotted name that was refused."""
+
+
+def _encode(text: str, encoding: str = "latin1") -> bytes:
+    """`codecs.encode` as pickles of bytes call it: other encodings would look for modules of their name."""
+    if encoding not in ("latin1", "latin-1"):
+        raise _RefusedError(f"_codecs.encode to {encoding}")
+    return text.encode("latin1")
+
+
+def _array_functions() -> dict[tuple[str, str], Callable]:
+    """What the pickle of a numpy array or scalar calls, under the modules' names before and since numpy 2."""
+    rebuild, buffer = np.empty(0).__reduce__()[0], np.empty(0).__reduce_ex__(5)[0]
+    scalar = np.float32(0).__reduce__()[0]
+    functions: dict[tuple[str, str], Callable] = {}
+    for core in ("numpy.core", "numpy._core"):
+        functions[f"{core}.multiarray", "_reconstruct"] = rebuild
+        functions[f"{core}.multiarray", "scalar"] = scalar
+        functions[f"{core}.numeric", "_frombuffer"] = buffer
+    return functions
+
+
+_KNOWN: dict[tuple[str, str], Callable] = {
+    **_array_functions(),
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("builtins", "bytearray"): bytearray,
+    ("_codecs", "encode"): _encode,
+}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Knows what `_KNOWN` lists, and nothing else."""
+
+    def __init__(self, file: IO[bytes]):
+        super().__init__(file, encoding="latin1")
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _KNOWN:
+            raise _RefusedError(f"{module}.{name}")
+        return _KNOWN[module, name]
+
+
+class _StandIn:
+    """Takes the place of PyTorch's classes and functions while names are looked for."""
+
+    def __init__(self, *args: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class _NameFinder(_ArrayUnpickler):
+    """Stops at the first name that is not PyTorch's own, and builds nothing of what it reads."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.partition(".")[0] == "torch":
+            return _StandIn
+        if module.partition(".")[0] == "numpy":
+            raise _RefusedError(f"{module}.{name}")
+        return super().find_class(module, name)
+
+    def persistent_load(self, pid: Any) -> None:
+        return None
+
+
+def _foreign_name(path: Path) -> str | None:
+    """The first name in a file of PyTorch's that is neither its own nor of plain data."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+                with archive.open(name) as file:
+                    _NameFinder(file).load()
+        else:
+            with path.open("rb") as file:
+                for _ in ("magic number", "version", "platform", "content"):
+                    _NameFinder(file).load()
+    except _RefusedError as refusal:
+        return str(refusal)
+    except Exception:  # damaged in other ways, of which PyTorch's message tells
+        return None
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,0 +1,16 @@
+"""How well a detector's scores agree with its boxes: figures, plots and a page to read them on."""
+
+from .figures import AlignmentTable, aligned_logits, examine, headline, summarize
+from .predictions import LayerPredictions, batches_of_one_size, detections, predict_layers
+
+__all__ = [
+    "AlignmentTable",
+    "LayerPredictions",
+    "aligned_logits",
+    "batches_of_one_size",
+    "detections",
+    "examine",
+    "headline",
+    "predict_layers",
+    "summarize",
+]

@@ -1,0 +1,128 @@
+"""The predictions of every decoder layer of a DETR detector, as they are at inference."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from detectron2.modeling import detector_postprocess
+from detectron2.structures import Boxes, Instances
+from torch import Tensor, nn
+
+# What a detector adds in training and inference does without: denoising, the hybrid branch, pictures of training.
+# Auxiliary outputs are what this is about.
+RECORDED_WITH = {"dn_number": 0, "k_one2many": 0, "vis_period": 0, "aux_loss": True}
+WAITING_BATCHES = 16
+
+
+class LayerPredictions(NamedTuple):
+    """Of L decoder layers, last one last, for B images, N queries and C classes."""
+
+    logits: Tensor  # (L, B, N, C) float32
+    boxes: Tensor  # (L, B, N, 4) float32, cxcywh in [0, 1]
+
+
+class _Recorder(nn.Module):
+    """Stands in for a criterion: keeps the outputs of its first call and asks for no losses."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight_dict: dict[str, float] = {}
+        self.outputs: dict | None = None
+
+    def forward(self, outputs: dict, *args, **kwargs) -> dict[str, Tensor]:
+        if self.outputs is None:
+            self.outputs = outputs
+        return {}
+
+
+@contextmanager
+def _recording(model: nn.Module) -> Iterator[_Recorder]:
+    recorder = _Recorder()
+    settings = {name: value for name, value in RECORDED_WITH.items() if hasattr(model, name)}
+    before = {name: getattr(model, name) for name in ("criterion", *settings)}
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        for name, value in (settings | {"criterion": recorder}).items():
+            setattr(model, name, value)
+        model.eval()
+        model.training = True
+        yield recorder
+    finally:
+        for name, value in before.items():
+            setattr(model, name, value)
+        for module, training in modes:
+            module.training = training
+
+
+@torch.no_grad()
+def predict_layers(model: nn.Module, batched_inputs: Sequence[Mapping]) -> LayerPredictions:
+    """What each decoder layer predicts at inference.
+
+    At inference the detectors give the last layer's predictions alone; all of them go to the criterion, in training.
+    So a recorder takes the criterion's place, and `training` is set on the detector itself only: it chooses what is
+    done with the outputs, while batch norm, dropout and query selection below it are in evaluation mode. Hooks on the
+    prediction heads would not do: detectors differ in how often they call them, and boxes are made from the heads'
+    outputs later.
+
+    Args:
+        model: a DINO, H-Deformable-DETR or DAB-DETR detector, embedded or detrex's, with Align-DETR's criterion or
+            its own. It is left as it was.
+        batched_inputs: dataset dicts with `image` (3, H, W), all of one size: the detectors treat padding in training
+            otherwise than at inference. Ground truth is not used.
+
+    Raises:
+        ValueError: the model has no criterion that is called with `pred_logits` and `pred_boxes`, or the images
+            differ in size.
+    """
+    sizes = {tuple(x["image"].shape[-2:]) for x in batched_inputs}
+    if len(sizes) != 1:
+        raise ValueError(f"a batch needs images of one size, not of {len(sizes)}: see batches_of_one_size")
+    if not isinstance(getattr(model, "criterion", None), nn.Module):
+        raise ValueError(f"{type(model).__name__} has no criterion, so it is no DETR detector whose layers can be seen")
+    nothing = Instances(
+        sizes.pop(), gt_boxes=Boxes(torch.zeros(0, 4)), gt_classes=torch.zeros(0, dtype=torch.int64)
+    )
+    with _recording(model) as recorder:
+        model([{**x, "instances": nothing} for x in batched_inputs])
+    if not {"pred_logits", "pred_boxes"} <= (recorder.outputs or {}).keys():
+        raise ValueError(f"{type(model).__name__} does not give pred_logits and pred_boxes to its criterion")
+    layers = [*recorder.outputs.get("aux_outputs", []), recorder.outputs]
+    return LayerPredictions(
+        torch.stack([layer["pred_logits"] for layer in layers]).float(),
+        torch.stack([layer["pred_boxes"] for layer in layers]).float(),
+    )
+
+
+def detections(
+    model: nn.Module, logits: Tensor, boxes: Tensor, batched_inputs: Sequence[Mapping]
+) -> list[Instances]:
+    """Detections of one layer, chosen as the model chooses them at inference, in pixels of the original images.
+
+    Args:
+        logits: (B, N, C).
+        boxes: (B, N, 4), cxcywh in [0, 1].
+        batched_inputs: dicts of `image` (3, H, W) and the original `height` and `width`.
+    """
+    sizes = [tuple(x["image"].shape[-2:]) for x in batched_inputs]
+    results = model.inference(logits, boxes, sizes)
+    return [
+        detector_postprocess(result, x["height"], x["width"]).to("cpu")
+        for result, x in zip(results, batched_inputs, strict=True)
+    ]
+
+
+def batches_of_one_size(examples: Iterable[dict], batch_size: int) -> Iterator[list[dict]]:
+    """Batches of up to `batch_size` examples whose `image` (3, H, W) has one size, so that there is no padding.
+
+    The order changes. At most `WAITING_BATCHES` times `batch_size` examples wait for others of their size.
+    """
+    waiting: dict[tuple[int, ...], list[dict]] = {}
+    for example in examples:
+        size = tuple(example["image"].shape[-2:])
+        waiting.setdefault(size, []).append(example)
+        if len(waiting[size]) == batch_size:
+            yield waiting.pop(size)
+        elif sum(map(len, waiting.values())) >= WAITING_BATCHES * batch_size:
+            yield waiting.pop(max(waiting, key=lambda size: len(waiting[size])))
+    yield from waiting.values()

@@ -1,0 +1,18 @@
+from align_detr.config import get_project_config
+from align_detr.modeling import AlignHDeformableDETR
+
+from .models.align_h_deformable_detr import criterion
+
+_baseline = get_project_config("h_deformable_detr/configs/h_deformable_detr_r50_two_stage_12ep.py")
+
+dataloader = _baseline.dataloader
+lr_multiplier = _baseline.lr_multiplier
+model = _baseline.model
+optimizer = _baseline.optimizer
+train = _baseline.train
+
+criterion.weight_dict = model.criterion.weight_dict
+model.criterion = criterion
+model._target_ = AlignHDeformableDETR
+
+train.output_dir = "./output/align_h_deformable_detr_r50_two_stage_12ep"

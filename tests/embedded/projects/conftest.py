@@ -1,0 +1,182 @@
+"""Detectors of the recorded sizes, and what every detector must do."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from detectron2.modeling.backbone import BasicStem, BottleneckBlock, ResNet
+from detectron2.structures import Boxes, Instances
+from detrex.layers import PositionEmbeddingSine, ShapeSpec
+from detrex.modeling.neck import ChannelMapper
+from torch import nn
+
+
+def small_parts(config: dict) -> dict:
+    """Backbone, neck and position embedding of a recorded model, for any `config["embed_dim"]` (default 256)."""
+    recipe, embed_dim = config["backbone"], config.get("embed_dim", 256)
+    widths = recipe["stage_out"]
+    blocks = recipe["blocks_per_stage"]
+    stages = [
+        ResNet.make_stage(
+            BottleneckBlock,
+            blocks,
+            in_channels=before,
+            out_channels=width,
+            bottleneck_channels=width // 4,
+            stride_per_block=[1 if before == recipe["stem_out"] else 2] + [1] * (blocks - 1),
+            stride_in_1x1=recipe["stride_in_1x1"],
+            norm=recipe["norm"],
+        )
+        for before, width in zip([recipe["stem_out"], *widths], widths, strict=False)
+    ]
+    names = ["res3", "res4", "res5"]
+    return {
+        "backbone": ResNet(
+            BasicStem(3, recipe["stem_out"], norm=recipe["norm"]),
+            stages,
+            out_features=names,
+            freeze_at=recipe["freeze_at"],
+        ),
+        "neck": ChannelMapper(
+            {name: ShapeSpec(channels=width) for name, width in zip(names, widths[1:], strict=True)},
+            names,
+            embed_dim,
+            kernel_size=1,
+            num_outs=4,
+            norm_layer=nn.GroupNorm(32, embed_dim),
+        ),
+        "position_embedding": PositionEmbeddingSine(
+            **{**config["position_embedding"], "num_pos_feats": embed_dim // 2}
+        ),
+        "embed_dim": embed_dim,
+        "num_classes": config["num_classes"],
+    }
+
+
+def transformer_config(config: dict, part: str) -> dict:
+    return {**config[part], "embed_dim": config.get("embed_dim", 256)}
+
+
+def images(*sizes: tuple[int, int], objects: int = 3, num_classes: int = 5, seed: int = 0) -> list[dict]:
+    """Random pictures of (height, width) with `objects` boxes each, the last one twice as large when displayed."""
+    generator = torch.Generator().manual_seed(seed)
+    batch = []
+    for height, width in sizes:
+        corner, extent = torch.rand(2, objects, 2, generator=generator)
+        boxes = torch.cat([corner * 0.5, corner * 0.5 + 0.1 + extent * 0.4], dim=1)
+        instances = Instances((height, width))
+        instances.gt_boxes = Boxes(boxes * torch.tensor([width, height, width, height]))
+        instances.gt_classes = torch.randint(num_classes, (objects,), generator=generator)
+        picture = torch.randint(256, (3, height, width), generator=generator).float()
+        batch.append({"image": picture, "instances": instances, "height": height, "width": width})
+    batch[-1] |= {"height": 2 * batch[-1]["height"], "width": 2 * batch[-1]["width"]}
+    return batch
+
+
+def recorded_inputs(case) -> list[dict]:
+    batch = []
+    for recorded in case.input:
+        instances = Instances(tuple(recorded["image"].shape[-2:]))
+        instances.gt_boxes = Boxes(recorded["gt_boxes"])
+        instances.gt_classes = recorded["gt_classes"]
+        size = {key: int(recorded[key]) for key in ("height", "width")}
+        batch.append({"image": recorded["image"], "instances": instances, **size})
+    return batch
+
+
+def leaves(node, path: str = "") -> dict:
+    if isinstance(node, torch.Tensor):
+        return {path: node}
+    items = node.items() if isinstance(node, dict) else enumerate(node)
+    return {k: v for key, child in items for k, v in leaves(child, f"{path}.{key}".lstrip(".")).items()}
+
+
+def check_recording(model: nn.Module, case) -> None:
+    """Raw outputs, losses, gradient norms and detections of a recorded model, at the tolerances of its recording."""
+    model.load_state_dict(case.state)
+    model.train()
+    batch, seen = recorded_inputs(case), []
+    model.criterion.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    losses = model(batch)
+    outputs = leaves(seen[0])
+    for name, expected in leaves(case.output["train_outputs"]).items():
+        torch.testing.assert_close(outputs[name], expected, rtol=0, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+    assert losses.keys() == case.output["losses"].keys()
+    for name, expected in case.output["losses"].items():
+        torch.testing.assert_close(losses[name].reshape(()), expected.reshape(()), rtol=5e-4, atol=1e-6)
+
+    sum(losses.values()).sum().backward()
+    norms = leaves(case.output["grad_norms"])
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    assert gradients.keys() == norms.keys()
+    for name, expected in norms.items():
+        torch.testing.assert_close(
+            gradients[name].norm(), expected, rtol=5e-3, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+    model.eval()
+    for one, expected in zip(batch, case.output["detections"], strict=True):
+        with torch.no_grad():
+            found = model([one])[0]["instances"]
+        assert list(found.image_size) == expected["image_size"].tolist()
+        torch.testing.assert_close(found.scores, expected["scores"], rtol=0, atol=2e-4)
+        torch.testing.assert_close(found.pred_boxes.tensor, expected["pred_boxes"], rtol=0, atol=0.02)
+        assert torch.equal(found.pred_classes, expected["pred_classes"])
+
+
+def check_gradients(model: nn.Module, batch: list[dict]) -> dict:
+    """The losses of one step, after which every trainable parameter has a finite gradient."""
+    model.train().zero_grad(set_to_none=True)
+    losses = model(batch)
+    sum(losses.values()).backward()
+    missing = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not missing, f"no gradient: {missing}"
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad)
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    return losses
+
+
+def check_batched_inference(model: nn.Module, batch: list[dict]) -> None:
+    """Detections of a padded batch are those of its images one by one."""
+    model.eval()
+    with torch.no_grad():
+        together = [result["instances"] for result in model(batch)]
+        alone = [model([one])[0]["instances"] for one in batch]
+    for padded, single in zip(together, alone, strict=True):
+        torch.testing.assert_close(padded.scores, single.scores, rtol=0, atol=1e-4)
+        torch.testing.assert_close(padded.pred_boxes.tensor, single.pred_boxes.tensor, rtol=0, atol=1e-2)
+        assert torch.equal(padded.pred_classes, single.pred_classes)
+
+
+def contract(name: str) -> dict:
+    return json.loads((Path(__file__).parents[2] / "contract" / f"state_dict_{name}.json").read_text())
+
+
+def check_contract(model: nn.Module, name: str) -> None:
+    """Names, shapes and order of parameters and buffers: checkpoints and optimizer states move both ways."""
+    expected = contract(name)
+    assert {key: list(value.shape) for key, value in model.state_dict().items()} == expected["keys"]
+    assert list(model.state_dict()) == list(expected["keys"])
+    parameters = list(model.parameters())
+    assert sum(p.numel() for p in parameters) == expected["parameters"]
+    assert sum(p.numel() for p in parameters if p.requires_grad) == expected["trainable"]
+
+
+@pytest.fixture(scope="session")
+def small():
+    """Builders and inputs of small detectors: `small_parts`, `transformer_config`, `images`."""
+    return SimpleNamespace(parts=small_parts, transformer_config=transformer_config, images=images)
+
+
+@pytest.fixture(scope="session")
+def check():
+    """What every detector must do: `recording`, `gradients`, `batched_inference`, `contract`."""
+    return SimpleNamespace(
+        recording=check_recording,
+        gradients=check_gradients,
+        batched_inference=check_batched_inference,
+        contract=check_contract,
+    )
