@@ -43,7 +43,7 @@ def state_dict_of(content: Any, source: str) -> dict[str, Tensor]:
         ValueError: there are none, or not only tensors and arrays of numbers among them.
     """
     if isinstance(content, Mapping) and "blobs" in content:
-        raise ValueError(f"{source} has weights of Caffe2, for BGR images: take torchvision's, such as torchvision/R-50.pkl")
+        raise ValueError(f"{source} has Caffe2's weights, for BGR images: take those of torchvision/R-50.pkl")
     weights = content
     for key in _WEIGHTS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -153,17 +153,17 @@ class LoadReport:
         for (there, here), names in list(changes.items())[:_MAX_SHAPES]:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             classes = " (another number of classes?)" if there[1:] == here[1:] else ""
-            lines.append(f"not loaded: {names[0]}{more}, {_size(there)} in the file, {_size(here)} here{classes}")
+            name = min(names, key=len)
+            lines.append(f"not loaded: {name}{more}, {_size(there)} in the file, {_size(here)} here{classes}")
         if len(changes) > _MAX_SHAPES:
             lines.append(f"and {len(changes) - _MAX_SHAPES} other changes of shape")
         return lines
 
 
 def _module(name: str) -> str:
-    """The first two parts of a name, of a transformer: where it is a number or a leaf, the first."""
+    """The row of the table for a name: its first part, of the transformer's modules the first two."""
     first, *rest = name.split(".")
-    two_deep = first == "transformer" and len(rest) > 1 and not rest[0].isdecimal()
-    return f"{first}.{rest[0]}" if two_deep else first
+    return f"{first}.{rest[0]}" if first == "transformer" and len(rest) > 1 else first
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -55,7 +55,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged: {_first_line(error)}") from error
+        raise ValueError(f"{path} is damaged: {_first_sentence(error)}") from error
 
 
 def _read_torch(path: Path) -> Any:
@@ -66,7 +66,8 @@ def _read_torch(path: Path) -> Any:
             raise ValueError(
                 f"{path} wants to run {name}: refused; if you trust its source, save its tensors anew without that"
             ) from error
-        raise ValueError(f"{path} is not a checkpoint that PyTorch can load safely: {_first_line(error)}") from error
+        reason = _first_sentence(error)
+        raise ValueError(f"{path} is not a checkpoint that PyTorch can load safely: {reason}") from error
 
 
 def _unpickle(path: Path) -> Any:
@@ -171,5 +172,5 @@ def _foreign_name(path: Path) -> str | None:
     return None
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def _first_sentence(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__).partition(". ")[0]

@@ -86,27 +86,20 @@ class LRScheduler(HookBase):
         scheduler: ParamScheduler | torch.optim.lr_scheduler.LRScheduler | None = None,
     ):
         self._optimizer = optimizer
-        self._scheduler = scheduler
-        self._keeps_state = not isinstance(scheduler, ParamScheduler)
+        self.scheduler = scheduler
+        self._by_progress = isinstance(scheduler, ParamScheduler)
 
     def before_train(self) -> None:
         self._optimizer = self._optimizer or self.trainer.optimizer
-        if isinstance(self._scheduler, ParamScheduler):
-            for group in self._optimizer.param_groups:
-                group.setdefault("initial_lr", group["lr"])
-            self._scheduler = self._per_iteration(self._scheduler)
+        for group in self._optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
         self._group = self.get_best_param_group_id(self._optimizer)
 
-    def _per_iteration(self, schedule: ParamScheduler) -> torch.optim.lr_scheduler.LambdaLR:
-        max_iter = self.trainer.max_iter
-
-        def multiplier(iteration: int) -> float:
-            # torch asks for one value more than there are iterations; a schedule ends below 1
-            return schedule(min(iteration, max_iter - 1) / max_iter)
-
-        return torch.optim.lr_scheduler.LambdaLR(
-            self._optimizer, multiplier, last_epoch=self.trainer.start_iter - 1
-        )
+    def before_step(self) -> None:
+        if self._by_progress:
+            multiplier = self.scheduler(self.trainer.iter / self.trainer.max_iter)
+            for group in self._optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * multiplier
 
     @staticmethod
     def get_best_param_group_id(optimizer: torch.optim.Optimizer) -> int:
@@ -121,18 +114,14 @@ class LRScheduler(HookBase):
         self.trainer.storage.put_scalar(
             "lr", self._optimizer.param_groups[self._group]["lr"], smoothing_hint=False
         )
-        self.scheduler.step()
-
-    @property
-    def scheduler(self) -> ParamScheduler | torch.optim.lr_scheduler.LRScheduler:
-        """What steps: the scheduler given, or once the training runs the one made of it."""
-        return self._scheduler
+        if not self._by_progress:
+            self.scheduler.step()
 
     def state_dict(self) -> dict[str, Any]:
-        return self.scheduler.state_dict() if self._keeps_state else {}
+        return {} if self._by_progress else self.scheduler.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self._keeps_state:
+        if not self._by_progress:
             self.scheduler.load_state_dict(state_dict)
 
 

@@ -23,7 +23,7 @@ from .multi_scale_deform_attn import check_cells
 FRAME = 2
 """Zero cells on each side: points beyond one cell outside are moved where all their four cells are zero."""
 
-BLOCK_SAMPLES = 1 << 17
+BLOCK_SAMPLES = 1 << 19
 """Sampling points in a block of heads, about: few enough for a core's cache, many enough to hide call overhead."""
 
 with warnings.catch_warnings():

@@ -40,7 +40,7 @@ def extract_features(
         One map (B, C_l, H_l, W_l) and one mask (B, H_l, W_l), true in padding, per level.
     """
     device = images.tensor.device
-    if True or len(set(map(tuple, images.image_sizes))) == 1:
+    if not exact or len(set(map(tuple, images.image_sizes))) == 1:
         maps = list(extractor(images.tensor))
         mask = padding_mask(images.image_sizes, images.tensor.shape[-2:], device)
         return maps, [resize_mask(mask, level.shape[-2:]) for level in maps]

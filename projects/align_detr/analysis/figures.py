@@ -193,7 +193,7 @@ def summarize(table: AlignmentTable) -> dict:
     * `reliability`: see `reliability`;
     * `layers`: for each decoder layer the correlation and means of its own matched predictions, `same_query_as_before`
       (share of ground truths matched to the same query as one layer earlier), and where the last layer's queries are:
-      the shares matched to the `same` object, to an`other` and to `none`, their mean score and IoU, and the median of
+      the shares matched to the `same` object, to an `other` and to `none`, their mean score and IoU, and the median of
       their ranks by IoU.
     """
     score, iou = _matched(table, -1)

@@ -80,6 +80,7 @@ def test_torch_schedulers_step_and_resume():
     optimizer = sgd()
     hook = hooks.LRScheduler(optimizer, torch.optim.lr_scheduler.StepLR(optimizer, step_size=4, gamma=0.1))
     first = Loop()
+    optimizer.step()  # torch warns of schedulers of optimizers that never step
     run(first, hook, end=5)
     state, saved = first.state_dict(), optimizer.state_dict()
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
@@ -88,6 +89,7 @@ def test_torch_schedulers_step_and_resume():
     optimizer.load_state_dict(saved)
     resumed.register_hooks([hooks.LRScheduler(optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 4, 0.1))])
     resumed.load_state_dict(state)
+    optimizer.step()
     resumed.train(5, 9)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
 

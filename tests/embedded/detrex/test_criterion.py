@@ -144,35 +144,36 @@ def test_wrong_options_are_refused():
         build(losses=["class", "masks"])(random_outputs(1), random_targets([1]))
 
 
-def gradient_of_part(rank: int, port: int, sizes: list[int], queue) -> None:
-    """What DDP leaves in one process that sees image `rank` alone: the mean of the gradients."""
+BATCHES = ([3, 1], [2, 0])  # objects of each image
+
+
+def gradients_of_part(rank: int, port: int, queue) -> None:
+    """What DDP leaves in one process that sees image `rank` of each batch alone: the mean of the gradients."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=len(sizes))
-    outputs = {
-        key: value[rank : rank + 1].detach().requires_grad_() for key, value in random_outputs(len(sizes)).items()
-    }
-    losses = build()(outputs, random_targets(sizes)[rank : rank + 1])
-    gradients = torch.autograd.grad(sum(losses.values()), leaves(outputs))
-    queue.put((rank, [gradient.numpy() / len(sizes) for gradient in gradients]))
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    for sizes in BATCHES:
+        outputs = {key: value[rank : rank + 1].detach().requires_grad_() for key, value in random_outputs(2).items()}
+        losses = build()(outputs, random_targets(sizes)[rank : rank + 1])
+        gradients = torch.autograd.grad(sum(losses.values()), leaves(outputs))
+        queue.put((tuple(sizes), rank, [gradient.numpy() / 2 for gradient in gradients]))
     dist.barrier()
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("sizes", [[3, 1], [2, 0]])
-def test_two_processes_share_the_normaliser(sizes):
+def test_two_processes_share_the_normaliser():
     """Half a batch in each of two processes gives the whole batch's gradients, also if one half has no objects."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
-    context = mp.get_context("spawn")
-    queue = context.SimpleQueue()
-    processes = mp.start_processes(gradient_of_part, (port, sizes, queue), nprocs=2, join=False, start_method="spawn")
-    parts = dict(queue.get() for _ in sizes)
+    queue = mp.get_context("spawn").SimpleQueue()
+    processes = mp.start_processes(gradients_of_part, (port, queue), nprocs=2, join=False, start_method="spawn")
+    parts = {(sizes, rank): gradients for sizes, rank, gradients in (queue.get() for _ in range(4))}
     while not processes.join():
         pass
-    outputs = random_outputs(2)
-    losses = build()(outputs, random_targets(sizes))
-    for whole, *halves in zip(
-        torch.autograd.grad(sum(losses.values()), leaves(outputs)), parts[0], parts[1], strict=True
-    ):
-        torch.testing.assert_close(torch.cat([torch.from_numpy(half) for half in halves]), whole, rtol=1e-5, atol=1e-7)
+    for sizes in BATCHES:
+        outputs = random_outputs(2)
+        losses = build()(outputs, random_targets(sizes))
+        whole = torch.autograd.grad(sum(losses.values()), leaves(outputs))
+        for gradient, *halves in zip(whole, *(parts[tuple(sizes), rank] for rank in range(2)), strict=True):
+            joined = torch.cat([torch.from_numpy(half) for half in halves])
+            torch.testing.assert_close(joined, gradient, rtol=1e-5, atol=1e-7)

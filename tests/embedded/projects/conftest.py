@@ -6,11 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from detectron2.config import LazyConfig, instantiate
 from detectron2.modeling.backbone import BasicStem, BottleneckBlock, ResNet
 from detectron2.structures import Boxes, Instances
 from detrex.layers import PositionEmbeddingSine, ShapeSpec
 from detrex.modeling.neck import ChannelMapper
 from torch import nn
+
+from align_detr.config import get_project_config
 
 
 def small_parts(config: dict) -> dict:
@@ -59,7 +62,7 @@ def transformer_config(config: dict, part: str) -> dict:
     return {**config[part], "embed_dim": config.get("embed_dim", 256)}
 
 
-def images(*sizes: tuple[int, int], objects: int = 3, num_classes: int = 5, seed: int = 0) -> list[dict]:
+def small_images(*sizes: tuple[int, int], objects: int = 3, num_classes: int = 5, seed: int = 0) -> list[dict]:
     """Random pictures of (height, width) with `objects` boxes each, the last one twice as large when displayed."""
     generator = torch.Generator().manual_seed(seed)
     batch = []
@@ -140,15 +143,36 @@ def check_gradients(model: nn.Module, batch: list[dict]) -> dict:
 
 
 def check_batched_inference(model: nn.Module, batch: list[dict]) -> None:
-    """Detections of a padded batch are those of its images one by one."""
+    """Detections of a padded batch are those of its images one by one; even of a model that likes padding best."""
     model.eval()
+    check_same_detections(model, batch)
     with torch.no_grad():
-        together = [result["instances"] for result in model(batch)]
-        alone = [model([one])[0]["instances"] for one in batch]
+        blank = model.transformer.enc_output_norm(model.transformer.enc_output.bias)
+        model.class_embed[-1].weight.copy_(blank.expand_as(model.class_embed[-1].weight))
+    check_same_detections(model, batch)
+
+
+@torch.no_grad()
+def check_same_detections(model: nn.Module, batch: list[dict]) -> None:
+    together = [result["instances"] for result in model(batch)]
+    alone = [model([one])[0]["instances"] for one in batch]
     for padded, single in zip(together, alone, strict=True):
         torch.testing.assert_close(padded.scores, single.scores, rtol=0, atol=1e-4)
         torch.testing.assert_close(padded.pred_boxes.tensor, single.pred_boxes.tensor, rtol=0, atol=1e-2)
         assert torch.equal(padded.pred_classes, single.pred_classes)
+
+
+def check_full_size(config_path: str, *sizes: tuple[int, int]) -> None:
+    """A published config builds its model, which takes a training step and detects in every image."""
+    cfg = LazyConfig.apply_overrides(get_project_config(config_path), ["train.device=cpu"])
+    model = instantiate(cfg.model)
+    batch = small_images(*sizes, num_classes=80)
+    losses = check_gradients(model, batch)
+    assert model.criterion.weight_dict.keys() <= losses.keys()
+    model.eval()
+    with torch.no_grad():
+        results = [result["instances"] for result in model(batch)]
+    assert [len(found) for found in results] == [300] * len(batch)
 
 
 def contract(name: str) -> dict:
@@ -167,16 +191,17 @@ def check_contract(model: nn.Module, name: str) -> None:
 
 @pytest.fixture(scope="session")
 def small():
-    """Builders and inputs of small detectors: `small_parts`, `transformer_config`, `images`."""
-    return SimpleNamespace(parts=small_parts, transformer_config=transformer_config, images=images)
+    """Builders and inputs of small detectors: `parts`, `transformer_config`, `images`."""
+    return SimpleNamespace(parts=small_parts, transformer_config=transformer_config, images=small_images)
 
 
 @pytest.fixture(scope="session")
 def check():
-    """What every detector must do: `recording`, `gradients`, `batched_inference`, `contract`."""
+    """What every detector must do: `recording`, `gradients`, `batched_inference`, `contract`, `full_size`."""
     return SimpleNamespace(
         recording=check_recording,
         gradients=check_gradients,
         batched_inference=check_batched_inference,
         contract=check_contract,
+        full_size=check_full_size,
     )

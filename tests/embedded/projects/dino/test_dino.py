@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
@@ -16,7 +14,7 @@ from projects.dino.modeling import (
 from align_detr.config import get_project_config
 from align_detr.modeling import AlignDINOCriterion, MixedMatcher
 
-CONFIGS = Path("dino/configs")
+CONFIGS = "dino/configs"
 
 
 @pytest.fixture
@@ -100,6 +98,12 @@ def test_state_dict_is_the_published_one(check, depth):
     cfg = get_project_config(f"{CONFIGS}/dino_r50_4scale_12ep.py")
     cfg = LazyConfig.apply_overrides(cfg, [f"model.backbone.stages.depth={depth}"])
     check.contract(instantiate(cfg.model), f"align_detr_r{depth}_4scale")
+
+
+@pytest.mark.slow
+def test_full_size_model(check):
+    """The published config trains a step and detects on the CPU."""
+    check.full_size(f"{CONFIGS}/dino_r50_4scale_12ep.py", (256, 224), (224, 256))
 
 
 def test_overrides_carry_through_the_config():

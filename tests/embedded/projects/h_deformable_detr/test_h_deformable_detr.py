@@ -94,6 +94,12 @@ def test_state_dict_is_the_published_one(check):
     check.contract(instantiate(cfg.model), "align_h_deformable_detr_r50_two_stage")
 
 
+@pytest.mark.slow
+def test_full_size_model(check):
+    """The published config trains a step and detects on the CPU."""
+    check.full_size(f"{CONFIGS}/h_deformable_detr_r50_two_stage_12ep.py", (320, 288), (288, 320))
+
+
 def test_tiny_config_trains_a_step(check, small):
     """The config for the CPU builds, and its losses and gradients are whole."""
     cfg = LazyConfig.apply_overrides(
