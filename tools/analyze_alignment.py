@@ -15,14 +15,13 @@ import argparse
 import io
 import json
 import logging
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
-from command_line import errors_in_one_line, load_config  # isort: skip (sets sys.path)
+from command_line import errors_in_one_line, load_config, take_overrides  # isort: skip (sets sys.path)
 
 import torch
 from detectron2.config import instantiate
@@ -47,7 +46,6 @@ from align_detr.analysis import (
 from align_detr.analysis.figures import bootstrap, interval
 from align_detr.modeling import MixedMatcher
 
-OVERRIDE = re.compile(r"[+~]{0,2}[\w.]+=")
 REPEATS = 200  # of the bootstrap
 AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -133,7 +131,9 @@ def read_data(cfg: DictConfig, limit: int | None) -> Data:
     names = [names] if isinstance(names, str) else list(names)
     if len(names) != 1:
         raise ValueError(f"AP is of one dataset, but dataloader.test.dataset.names has {', '.join(names)}")
-    images = [dict(image, number=number) for number, image in enumerate(instantiate(cfg.dataloader.test.dataset)[:limit])]
+    images = [
+        dict(image, number=number) for number, image in enumerate(instantiate(cfg.dataloader.test.dataset)[:limit])
+    ]
     if any("annotations" not in image for image in images):
         raise ValueError(f"{names[0]} has no annotations to compare with")
     return Data(names[0], images, [target_of(image) for image in images])
@@ -184,7 +184,7 @@ def run(candidate: Candidate, data: Data, matcher: MixedMatcher, batch_size: int
         dataset=data.images, mapper=instantiate(test.mapper), num_workers=test.get("num_workers", 0)
     )
     tables = []
-    with tqdm(total=len(data.images), desc=candidate.name, unit="image") as progress:
+    with tqdm(total=len(data.images), desc=candidate.name, unit="image", disable=None) as progress:
         for batch in batches_of_one_size(each(loader), batch_size):
             numbers = [x["number"] for x in batch]
             predictions = predict_layers(model, batch)
@@ -292,7 +292,9 @@ def table_of(report: dict) -> str:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, metavar="CONFIG", help="a config as tools/train_net.py takes it")
+    parser.add_argument(
+        "--config-file", required=True, metavar="CONFIG", help="a config as tools/train_net.py takes it"
+    )
     parser.add_argument("--checkpoint", metavar="FILE", help="weights (default: the config's train.init_checkpoint)")
     parser.add_argument(
         "--compare",
@@ -308,10 +310,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--num-images", type=int, help="only the first so many images")
     parser.add_argument("opts", nargs="*", metavar="key=value", help="changes to the config")
     args = parser.parse_intermixed_args(argv)
-    # The options before them take any number of words.
     for words in (args.compare, args.names):
-        args.opts += [word for word in words if OVERRIDE.match(word)]
-        words[:] = [word for word in words if not OVERRIDE.match(word)]
+        take_overrides(words, args.opts)
     return args
 
 

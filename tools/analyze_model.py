@@ -131,7 +131,7 @@ def module_table(model: nn.Module, counts: dict[str, Counter], tasks: Sequence[s
         counted = counts.get(name, Counter())
         if level > depth or not (parameters or counted):
             continue
-        row = ["  " * level + (name.rpartition(".")[2] or type(model).__name__)]
+        row = [name or type(model).__name__]
         if "parameter" in tasks:
             trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
             row += [f"{parameters / 1e6:.3f} M", f"{trained / 1e6:.3f} M"]
@@ -146,8 +146,7 @@ def module_table(model: nn.Module, counts: dict[str, Counter], tasks: Sequence[s
     headers += ["FLOPs", "share"] * ("flop" in tasks)
     headers += ["activations"] * ("activation" in tasks)
     align = ("left", *["right"] * (len(headers) - 1))
-    with_indents = [[row[0].replace(" ", "\u00a0"), *row[1:]] for row in rows]  # plain ones would be stripped
-    return tabulate(with_indents, headers, colalign=align, disable_numparse=True)
+    return tabulate(rows, headers, colalign=align, disable_numparse=True)
 
 
 def flops_of(counts: Counter) -> int:
@@ -189,11 +188,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--config-file", required=True, default=argparse.SUPPRESS, help="the config, a .py file")
     parser.add_argument("--size", type=int, nargs=2, default=[1280, 800], metavar=("WIDTH", "HEIGHT"), help="in pixels")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS[:3]), help="what to print")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS[:3]), metavar="TASK", help=f"of {', '.join(TASKS)}")
     parser.add_argument("--depth", type=int, default=2, help="of the modules in the table")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="changes to the config")
-    # Overrides may follow options that take several values: `--tasks flop model.num_queries=300`.
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    # Overrides right behind --tasks were taken for some of them.
+    args.overrides = [task for task in args.tasks if "=" in task] + args.overrides
+    args.tasks = [task for task in args.tasks if "=" not in task]
+    if unknown := set(args.tasks) - set(TASKS):
+        parser.error(f"--tasks: there is no {min(unknown)}; there are {', '.join(TASKS)}")
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import re
 import sys
 import time
 import traceback
@@ -33,6 +34,7 @@ from torch.multiprocessing import ProcessExitedException  # noqa: E402
 
 USER_ERRORS = (ValueError, OSError, FloatingPointError, OmegaConfBaseException, HydraException)
 TARGET = "_target_"
+OVERRIDE = re.compile(r"[+~]{0,2}[\w.]+=")
 SECONDS_FOR_RANK_0 = 5
 
 
@@ -55,6 +57,14 @@ def load_config(path: str, overrides: list[str]) -> DictConfig:
     for override in overrides:
         _check_override(cfg, override)
     return LazyConfig.apply_overrides(cfg, overrides)
+
+
+def take_overrides(words: list[str], overrides: list[str]) -> None:
+    """Move the `key=value` among `words` to `overrides`: an option that takes any number of words takes those behind it
+    too. A file of that name stays."""
+    found = [word for word in words if OVERRIDE.match(word) and not Path(word).exists()]
+    overrides += found
+    words[:] = [word for word in words if word not in found]
 
 
 def _check_override(cfg: DictConfig, text: str) -> None:

@@ -15,7 +15,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -324,7 +324,9 @@ class StopOnInterrupt(HookBase):
         self._asked = self._stopped = False
 
     @contextmanager
-    def listening(self):
+    def listening(self) -> Iterator[None]:
+        """Heed Ctrl-C in this way inside the block."""
+        self._process = os.getpid()
         outer = signal.signal(signal.SIGINT, self._ask)
         try:
             yield
@@ -332,6 +334,8 @@ class StopOnInterrupt(HookBase):
             signal.signal(signal.SIGINT, outer)
 
     def _ask(self, signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a data loader's worker: the iteration that is to be finished may need it
+            return
         signal.signal(signal.SIGINT, signal.default_int_handler)
         self._asked = True
         if comm.is_main_process():
@@ -349,7 +353,7 @@ class StopOnInterrupt(HookBase):
             options = [argument for argument in sys.argv[1:] if argument != "--resume"]
             command = shlex.join(["python", sys.argv[0], "--resume", *options])
             done = f"{self.trainer.iter + 1} of {self.trainer.max_iter}"
-            logger.info("Stopped after %s iterations; to go on: %s", done, command)
+            logger.info("Stopped after %s iterations; add --resume to go on: %s", done, command)
 
 
 def report(cfg: DictConfig, results: Mapping[str, Any]) -> None:

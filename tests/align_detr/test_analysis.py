@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from detectron2.config import instantiate
+
 from align_detr.analysis import (
     AlignmentTable,
     LayerPredictions,
@@ -23,7 +25,6 @@ from align_detr.analysis import (
 from align_detr.analysis.figures import NONE, OTHER, SAME, bootstrap, interval
 from align_detr.config import get_project_config
 from align_detr.modeling import MixedMatcher
-from detectron2.config import instantiate
 
 SIDE = 100  # pixels
 BY_SCORE = MixedMatcher(cost_class=1, cost_bbox=0, cost_giou=0)
@@ -38,8 +39,8 @@ def cxcywh(*corners):
 def by_hand():
     """Objects A (class 0) and B (class 1), four queries, three layers of which the first two are equal.
 
-    In the last layer A is matched to query 1 (score 0.92, IoU 0.575) though query 0 fits it exactly (score 0.2), and B to
-    query 2 (score 0.62, IoU 0.775), which is its best. Before that query 1 was B's, and query 2 nobody's.
+    In the last layer A is matched to query 1 (score 0.92, IoU 0.575) though query 0 fits it exactly (score 0.2), and
+    B to query 2 (score 0.62, IoU 0.775), which is its best. Before that query 1 was B's, and query 2 nobody's.
     """
     targets = [{"labels": torch.tensor([0, 1]), "boxes": cxcywh((0, 0, 40, 40), (60, 60, 100, 100))}]
     before = (
@@ -165,9 +166,7 @@ def test_rows_match_the_slow_way(seed):
     ]
     sizes = [(480, 640), (100, 100), (333, 500), (800, 1333), (640, 480)]
     matcher = MixedMatcher(cost_class=2, cost_bbox=5, cost_giou=2)
-    table = examine(
-        LayerPredictions(logits, boxes), targets, [(i, *size) for i, size in enumerate(sizes)], matcher
-    )
+    table = examine(LayerPredictions(logits, boxes), targets, [(i, *size) for i, size in enumerate(sizes)], matcher)
     rows = slow_rows(logits, boxes, targets, sizes, matcher)
     assert len(table) == len(rows) == sum(counts)
     assert (table.query[-1] < 0).sum() == 2
@@ -207,18 +206,19 @@ def test_nothing_to_measure():
 
 
 def test_bootstrap_sees_equal_images_in_all_models():
-    """Equal models never differ, whatever is drawn; the interval lies around the figure and narrows with more images."""
+    """Equal models never differ, whatever is drawn; the interval holds the figure and narrows with more images."""
     random = torch.Generator().manual_seed(0)
 
     def table(images):
         logits = torch.randn(1, images, 5, 2, generator=random)
         boxes = torch.rand(1, images, 5, 4, generator=random) * 0.3 + 0.3
-        targets = [{"labels": torch.tensor([0, 1]), "boxes": torch.rand(2, 4, generator=random) * 0.3 + 0.3}] * images
+        truths = torch.rand(images, 2, 4, generator=random) * 0.3 + 0.3
+        targets = [{"labels": torch.tensor([0, 1]), "boxes": truth} for truth in truths]
         sizes = [(i, 10, 10) for i in range(images)]
         return examine(LayerPredictions(logits, boxes), targets, sizes, BY_SCORE)
 
     widths = []
-    for images in (10, 160):
+    for images in (20, 320):
         model = table(images)
         first, second = bootstrap([model, model], images)
         for name in first:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from align_detr.modeling import AlignDINOCriterion, AlignSetCriterion, MixedMatcher
 
 _spec = importlib.util.spec_from_file_location(

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -141,6 +142,18 @@ def test_resuming_without_a_checkpoint_starts_anew(run, tmp_path):
     assert load(tmp_path / "model_final.pth")["iteration"] == 1
 
 
+def test_weights_and_biases_gets_the_scalars(run, monkeypatch):
+    """Every metric of metrics.json, at its iteration, with the parameters of `wandb.init` from the config."""
+    wandb = MagicMock()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    run("train.wandb.enabled=True", "train.wandb.params.dir=.", "train.wandb.params.name=mine")
+    assert wandb.init.call_args.kwargs["name"] == "mine"
+    logged = wandb.init.return_value.log.call_args_list
+    assert [call.kwargs["step"] for call in logged] == list(range(7))
+    assert {"total_loss", "lr"} <= logged[0].args[0].keys() and "bbox/AP" in logged[-1].args[0]
+    wandb.init.return_value.finish.assert_called_once()
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [
@@ -257,7 +270,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
             break
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err
-    (command,) = re.findall(r"to go on: (python .*)", out)
+    (command,) = re.findall(r"--resume to go on: (python .*)", out)
     last = (tmp_path / "last_checkpoint").read_text()
     assert load(tmp_path / last)["iteration"] >= 39
     assert "--resume" in command and f"train.output_dir={tmp_path}" in command

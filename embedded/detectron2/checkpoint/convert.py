@@ -29,7 +29,9 @@ _TORCHVISION = (
 )
 """torchvision's names in a ResNet as detectron2's. Nothing else differs: bottlenecks have their stride in the 3×3."""
 
-_BARE_RESNET = re.compile(r"(stem|res\d)\.")
+_TORCHVISION_BLOCK = "layer1.0.conv1.weight"
+_STEM = "stem.conv1.weight"
+_RESNET = re.compile(r"(stem|res\d)\.")
 
 _COUNTER = "num_batches_tracked"  # of batch norm; nothing but the momentum of None needs it
 _MAX_ROWS = 16
@@ -71,14 +73,11 @@ def rename(state: Mapping[str, Tensor], model_keys: Iterable[str]) -> dict[str, 
     """`state` under the model's names: torchvision's ResNets under detectron2's, and a backbone on its own as the
     model's `backbone`."""
     model_keys = set(model_keys)
-    if "layer1.0.conv1.weight" in state and "layer1.0.conv1.weight" not in model_keys:
+    if _TORCHVISION_BLOCK in state and _TORCHVISION_BLOCK not in model_keys:
         state = {_detectron2_name(name): tensor for name, tensor in state.items()}
-
-    def ours(name: str) -> str:
-        in_backbone = f"backbone.{name}"
-        return in_backbone if _BARE_RESNET.match(name) and in_backbone in model_keys else name
-
-    return {ours(name): tensor for name, tensor in state.items()}
+    if _STEM in state and _STEM not in model_keys and f"backbone.{_STEM}" in model_keys:
+        state = {f"backbone.{name}" if _RESNET.match(name) else name: tensor for name, tensor in state.items()}
+    return dict(state)
 
 
 def _detectron2_name(name: str) -> str:

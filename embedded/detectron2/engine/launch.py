@@ -44,8 +44,8 @@ def launch(
         ValueError: fewer GPUs than processes, a machine rank out of range, or "auto" with several machines.
     """
     if all(name in os.environ for name in _TORCHRUN):
-        local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
-        _run_in_group(local_rank, main_func, args, timeout, init_method="env://")
+        os.environ.setdefault("LOCAL_RANK", "0")
+        _run_in_group(main_func, args, init_method="env://", timeout=timeout)
         return
 
     world_size = num_machines * num_gpus_per_machine
@@ -70,11 +70,9 @@ def launch(
     # When one process fails the others are ended, which torch reports for each; the one that failed has said more.
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     first_rank = machine_rank * num_gpus_per_machine
-    mp.spawn(
-        _spawned,
-        nprocs=num_gpus_per_machine,
-        args=(first_rank, world_size, num_gpus_per_machine, dist_url, main_func, args, timeout),
-    )
+    group = dict(init_method=dist_url, world_size=world_size, timeout=timeout)
+    placing = (first_rank, num_gpus_per_machine, mp.get_start_method())
+    mp.spawn(_spawned, nprocs=num_gpus_per_machine, args=(*placing, group, main_func, args))
 
 
 def _free_port() -> int:
@@ -86,30 +84,26 @@ def _free_port() -> int:
 def _spawned(
     local_rank: int,
     first_rank: int,
-    world_size: int,
     processes: int,
-    dist_url: str,
+    start_method: str,
+    group: dict[str, Any],
     main_func: Callable[..., Any],
     args: tuple,
-    timeout: timedelta,
 ) -> None:
-    os.environ["LOCAL_RANK"] = str(local_rank)
+    # A spawned process would spawn in its turn, and data loaders take many seconds to start workers that way.
+    mp.set_start_method(start_method, force=True)
     if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
-    rank = first_rank + local_rank
-    _run_in_group(
-        local_rank, main_func, args, timeout, init_method=dist_url, rank=rank, world_size=world_size
-    )
+    os.environ["LOCAL_RANK"] = str(local_rank)
+    _run_in_group(main_func, args, rank=first_rank + local_rank, **group)
 
 
-def _run_in_group(
-    local_rank: int, main_func: Callable[..., Any], args: tuple, timeout: timedelta, **group: Any
-) -> None:
+def _run_in_group(main_func: Callable[..., Any], args: tuple, **group: Any) -> None:
     backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank)
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=timeout, **group)
+    dist.init_process_group(backend, **group)
     dist.barrier()
     main_func(*args)
     # Only after success: a group whose other members are stuck would keep this process from ending.

@@ -4,7 +4,7 @@ Memory traffic is what costs here, so no sampled value is ever stored. To read t
 sampling point with bilinear weights is to multiply by a sparse matrix, (queries × cells) with 4·L·P entries a row.
 `embedding_bag` multiplies the values by it, SciPy multiplies the output's gradient by its transpose (which gives
 the gradient of the values), and `sampled_addmm` takes the dot products of output gradient and value at its
-entries, all that the gradients of locations and weights need. Heads are taken in blocks that stay in the cache.
+entries, all that the gradients of locations and weights need. Heads are taken in blocks to bound the memory.
 
 Around its map every level gets a frame of zero cells, so that points outside need no masks.
 """
@@ -24,7 +24,7 @@ FRAME = 2
 """Zero cells on each side: points beyond one cell outside are moved where all their four cells are zero."""
 
 BLOCK_SAMPLES = 1 << 19
-"""Sampling points in a block of heads, about: few enough for a core's cache, many enough to hide call overhead."""
+"""Sampling points in a block of heads, at most: few for memory's sake, many to hide what each call costs."""
 
 with warnings.catch_warnings():
     # the first CSR tensor of a process warns that their support is in beta
@@ -158,7 +158,7 @@ def backward(
     """Gradients of value, locations and weights."""
     blocks = _Blocks(value, shapes, locations)
     grad_output = grad_output.unflatten(2, value.shape[2:])
-    grad_value, grad_locations, grad_weights = map(torch.empty_like, (value, locations, weights))
+    grad_value, grad_locations, grad_weights = (x.new_empty(x.shape) for x in (value, locations, weights))
     for block in blocks:
         framed = blocks.fill(value[block])
         grad = grad_output[block].to(blocks.dtype).flatten(0, 1).contiguous()

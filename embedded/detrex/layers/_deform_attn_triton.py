@@ -145,9 +145,7 @@ def forward(value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor) -
         constants = _constants(value, locations, output.numel())
         with torch.cuda.device_of(value):
             grid = (triton.cdiv(bags, constants["ROWS"]),)
-            _forward_kernel[grid](
-                value, shapes, locations, weights, output, bags, cells, queries, **constants
-            )
+            _forward_kernel[grid](value, shapes, locations, weights, output, bags, cells, queries, **constants)
     return output
 
 

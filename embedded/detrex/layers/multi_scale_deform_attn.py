@@ -42,9 +42,7 @@ def multi_scale_deformable_attn(
             f"spatial_shapes has {len(spatial_shapes)} levels, sampling_locations {sampling_locations.shape[3]}"
         )
     if not _has_kernels(value.device.type):
-        return multi_scale_deformable_attn_pytorch(
-            value, spatial_shapes, sampling_locations, attention_weights
-        )
+        return multi_scale_deformable_attn_pytorch(value, spatial_shapes, sampling_locations, attention_weights)
     if not isinstance(spatial_shapes, Tensor):
         check_cells(value, spatial_shapes)
     shapes = _shapes_tensor(spatial_shapes, value.device)
@@ -105,9 +103,12 @@ def _kernels(device: str) -> ModuleType | None:
     return None
 
 
-@torch.compiler.assume_constant_result
 def _has_kernels(device: str) -> bool:
     return _kernels(device) is not None
+
+
+# what torch.compiler.assume_constant_result does, without importing the compiler (seconds) with this module
+_has_kernels._dynamo_marked_constant = True
 
 
 def _forward(value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor) -> Tensor:

@@ -213,7 +213,7 @@ def summarize(table: AlignmentTable) -> dict:
 
 
 def reliability(score: np.ndarray, iou: np.ndarray) -> list[dict[str, float]]:
-    """Per bin of the score, `BINS` of equal width: `low`, `high`, `count`, and means `score` and `iou` (nan if empty)."""
+    """Per bin of the score, `BINS` of equal width: `low`, `high`, `count`, means `score` and `iou` (nan if empty)."""
     position = np.minimum((score * BINS).astype(int), BINS - 1)
     return [
         {

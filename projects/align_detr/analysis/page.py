@@ -49,13 +49,13 @@ AP_ROWS = (
 
 EXPLANATIONS = {
     "best_regressed": "The best box for an object ought to be among the predictions that score highest.",
-    "average_precision": "AP with each matched prediction's IoU in place of its score: the gap is lost to scores alone.",
+    "average_precision": "AP with each matched prediction's IoU in place of its score; the gap is lost to scores.",
     "iou_frequency": "How well the predictions matched to objects are localised.",
     "reliability": "On the diagonal a score is the IoU it promises; below it, scores are too high.",
     "consistency": "Ground truths matched to the same query in a layer and the next.",
     "joint_histogram": "Matched predictions by score and IoU; near the dashed line the two agree.",
-    "final_queries": "What the queries that end at an object were matched to before, their mean IoU with it, and how many "
-    "others were better.",
+    "final_queries": "What the queries that end at an object were matched to before, their mean IoU with it, "
+    "and how many others were better.",
 }
 
 PAGE = Template("""<!DOCTYPE html>
@@ -138,8 +138,8 @@ def render(report: Mapping, shared: Mapping[str, bytes], by_model: Sequence[Mapp
     models = report["models"]
     return PAGE.substitute(
         title=f"Scores and boxes on {escape(report['dataset'])}",
-        lead=f"{report['images']} images with {report['objects']} objects, crowds left out. A detector is aligned if the "
-        "boxes that fit best are those that score highest.",
+        lead=f"{report['images']} images with {report['objects']} objects, crowds left out. A detector is aligned if "
+        "the boxes that fit best are those that score highest.",
         columns=max(2, len(models)),
         heads="".join(f'<th scope="col">{escape(model["name"])}</th>' for model in models),
         rows="\n".join(_rows(models)),
@@ -165,7 +165,8 @@ def _rows(models: Sequence[Mapping]) -> list[str]:
     for title, value, meaning in AP_ROWS:
         values = [value(model["ap"]) for model in models]
         cells = [
-            f"<td><b>{_text(v, 1)}</b>{_change(v, values[0], 1) if index else ''}</td>" for index, v in enumerate(values)
+            f"<td><b>{_text(v, 1)}</b>{_change(v, values[0], 1) if index else ''}</td>"
+            for index, v in enumerate(values)
         ]
         lines.append(_line(title, meaning, cells))
     return lines
@@ -228,6 +229,8 @@ def _figure(name: str, png: bytes) -> str:
 
 
 def _runs(report: Mapping) -> list[str]:
-    entries = [(model["name"], f"{model['config']}, {model['checkpoint'] or 'random weights'}") for model in report["models"]]
+    entries = [
+        (model["name"], f"{model['config']}, {model['checkpoint'] or 'random weights'}") for model in report["models"]
+    ]
     entries += report["environment"].items()
     return [f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in entries]

@@ -53,7 +53,11 @@ LOOKS = (
     Look("#7d6b91", "xxx", "D", ":"),
     Look("#f3e3d3", "\\\\\\", "v", "-"),
 )
-FATES = {"same": ("this object", "#123c69", ""), "other": ("another", "#e39a3b", "///"), "none": ("none", "#ececec", "..")}
+FATES = {
+    "same": ("this object", "#123c69", ""),
+    "other": ("another", "#e39a3b", "///"),
+    "none": ("none", "#ececec", ".."),
+}
 
 
 def best_regressed(models: Sequence[dict]) -> Figure:

@@ -80,9 +80,7 @@ def predict_layers(model: nn.Module, batched_inputs: Sequence[Mapping]) -> Layer
         raise ValueError(f"a batch needs images of one size, not of {len(sizes)}: see batches_of_one_size")
     if not isinstance(getattr(model, "criterion", None), nn.Module):
         raise ValueError(f"{type(model).__name__} has no criterion, so it is no DETR detector whose layers can be seen")
-    nothing = Instances(
-        sizes.pop(), gt_boxes=Boxes(torch.zeros(0, 4)), gt_classes=torch.zeros(0, dtype=torch.int64)
-    )
+    nothing = Instances(sizes.pop(), gt_boxes=Boxes(torch.zeros(0, 4)), gt_classes=torch.zeros(0, dtype=torch.int64))
     with _recording(model) as recorder:
         model([{**x, "instances": nothing} for x in batched_inputs])
     if not {"pred_logits", "pred_boxes"} <= (recorder.outputs or {}).keys():
@@ -94,9 +92,7 @@ def predict_layers(model: nn.Module, batched_inputs: Sequence[Mapping]) -> Layer
     )
 
 
-def detections(
-    model: nn.Module, logits: Tensor, boxes: Tensor, batched_inputs: Sequence[Mapping]
-) -> list[Instances]:
+def detections(model: nn.Module, logits: Tensor, boxes: Tensor, batched_inputs: Sequence[Mapping]) -> list[Instances]:
     """Detections of one layer, chosen as the model chooses them at inference, in pixels of the original images.
 
     Args:

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from .losses import (
     CLASSIFICATION_LOSSES,
-    focal_bce_to_zero,
     iou_and_giou,
     quality,
     rank_weights,
+    split_entries,
 )
 from .matcher import LayerStack, MixedMatcher, Objects, Pairs
 
@@ -142,7 +142,8 @@ class AlignLosses:
         """
         at_query = pairs.layer, pairs.image, pairs.query
         labels = stack.labels(objects)[pairs.layer, pairs.object]
-        logits, boxes = stack.logits[(*at_query, labels)], stack.boxes[at_query]
+        unmatched_loss, logits = split_entries(stack.logits, (*at_query, labels), self.gamma)
+        boxes = stack.boxes[at_query]
         target_boxes = objects.boxes[pairs.object]
 
         iou, giou = iou_and_giou(boxes, target_boxes)
@@ -152,11 +153,8 @@ class AlignLosses:
         def sum_by_layer(loss: Tensor) -> Tensor:
             return loss.new_zeros(len(stack.logits)).index_add(0, pairs.layer, loss)
 
-        every_entry = focal_bce_to_zero(stack.logits, self.gamma).sum((1, 2, 3))
-        matched_entries = sum_by_layer(focal_bce_to_zero(logits, self.gamma))
-        loss_class = sum_by_layer(self.classification_loss(logits, w * t, self.gamma))
         losses = {
-            "loss_class": loss_class + every_entry - matched_entries,
+            "loss_class": unmatched_loss + sum_by_layer(self.classification_loss(logits, w * t, self.gamma)),
             "loss_bbox": sum_by_layer(w * (boxes - target_boxes).abs().sum(-1)),
             "loss_giou": sum_by_layer(w * (1 - giou)),
         }

@@ -133,7 +133,9 @@ class MixedMatcher(HungarianMatcher):
             negative = (1 - self.alpha) * score**self.gamma * -(1 - score + 1e-8).log()
             cost_class = positive - negative
 
-        boxes, targets = stack.boxes[:, objects.image], objects.boxes[:, None]
+        # Coordinate by coordinate in memory, so that everything below runs over contiguous planes.
+        planes = stack.boxes.movedim(-1, 0).index_select(2, objects.image)
+        boxes, targets = planes.movedim(0, -1), objects.boxes[:, None]
         cost_bbox = (boxes - targets).abs().sum(-1)
         _, giou = iou_and_giou(boxes, targets)
         return self.cost_class * cost_class + self.cost_bbox * cost_bbox - self.cost_giou * giou

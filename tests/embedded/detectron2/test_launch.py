@@ -61,7 +61,7 @@ SCRIPT = """
         try:
             SimpleTrainer(ddp, bad, trainer.optimizer).train(0, 1)
         except FloatingPointError:
-            print(f"rank {rank} stopped", flush=True)
+            print(f"rank {rank} stopped\\n", end="", flush=True)  # in one piece
 
         if rank == 1:
             raise ValueError("only here")

@@ -39,13 +39,17 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_equals_pytorch(case, dtype):
+DTYPES = {name: [torch.float32, torch.bfloat16] for name in CASES}
+DTYPES["three levels, five points"] += [torch.float16, torch.float64]
+
+
+@pytest.mark.parametrize("name, dtype", [(name, dtype) for name in CASES for dtype in DTYPES[name]])
+def test_equals_pytorch(name, dtype):
     """Output and all gradients, within one rounding of the value's dtype, points outside of the map included."""
     torch.manual_seed(0)
+    _, batch, queries, heads, channels, _ = case = CASES[name]
     arguments = random_case(*case, dtype)
-    grad = torch.randn(case[1], case[2], case[3] * case[4], device=DEVICE).to(dtype)
+    grad = torch.randn(batch, queries, heads * channels, device=DEVICE).to(dtype)
     expected, expected_gradients = plain(*arguments, grad)
     output = kernels.forward(*arguments)
     gradients = kernels.backward(grad, *arguments)

@@ -144,12 +144,8 @@ def test_half_precision_values(implementation, dtype):
     torch.manual_seed(0)
     value, shapes, locations, weights = random_case([(9, 14), (5, 7)])
     grad = torch.randn(2, 7, 15).to(dtype)
-    low, low_gradients = run_with_gradients(
-        implementation, value.to(dtype), shapes, locations, weights, grad
-    )
-    exact, gradients = run_with_gradients(
-        reference, value.to(dtype).float(), shapes, locations, weights, grad.float()
-    )
+    low, low_gradients = run_with_gradients(implementation, value.to(dtype), shapes, locations, weights, grad)
+    exact, gradients = run_with_gradients(reference, value.to(dtype).float(), shapes, locations, weights, grad.float())
     assert low.dtype == low_gradients[0].dtype == dtype
     tolerance = torch.finfo(dtype).eps
     torch.testing.assert_close(low.float(), exact, rtol=tolerance, atol=1e-5)
@@ -175,9 +171,7 @@ def test_runaway_locations():
 def test_no_queries():
     """A batch whose queries were all dropped gives an empty output and zero gradients."""
     value, shapes, locations, weights = random_case([(3, 4)], queries=0)
-    output, gradients = run_with_gradients(
-        attention, value, shapes, locations, weights, torch.zeros(2, 0, 15)
-    )
+    output, gradients = run_with_gradients(attention, value, shapes, locations, weights, torch.zeros(2, 0, 15))
     assert output.shape == (2, 0, 15)
     assert (gradients[0] == 0).all()
 
@@ -309,6 +303,9 @@ def test_operator_registration():
     value, shapes, locations, weights = random_case([(3, 4), (2, 1)])
     leaves = [x.requires_grad_() for x in (value, locations, weights)]
     torch.library.opcheck(deform._deform_attn, (leaves[0], shapes, *leaves[1:]))
+    strided = [x.detach().transpose(0, 1).contiguous().transpose(0, 1) for x in (value, locations, weights)]
+    arguments = (torch.randn(2, 7, 15), strided[0], shapes, *strided[1:])
+    torch.library.opcheck(deform._deform_attn_backward, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 def test_cuda_without_triton_says_so_once(monkeypatch, caplog):
