@@ -12,7 +12,7 @@ One FLOP is one multiply-add, as in the papers' tables, of inference on one imag
     batch norm; group and layer norm             2; 5 per value, which is fvcore's count
 
 Other elementwise arithmetic, softmax and sorting are not counted. Activations are the values that the operators of the
-first three lines put out. Everything runs on the CPU, with random weights.
+first two lines put out. Everything runs on the CPU, with random weights.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from trained_model import load_detector
 
 TASKS = ("parameter", "flop", "activation", "structure")
 ACTIVATIONS = "activations"  # among the names of operators in fvcore's counters
+DEFORMABLE = "deformable attention"
 PER_SAMPLE = 5  # multiply-adds of a value that deformable attention reads: four cells, and the attention weight
 Values = list[Any]  # of a traced graph
 
@@ -88,17 +89,21 @@ OPERATORS: dict[str, tuple[str, Callable[[Values, Values], int | Counter]]] = {
     "aten::bmm": ("matmul", bmm_flop_jit),
     "aten::einsum": ("matmul", einsum_flop_jit),
     "aten::scaled_dot_product_attention": ("attention", attention_flops),
-    "aten::grid_sampler": ("deformable attention", sampling_flops),
-    "detrex::deform_attn": ("deformable attention", deformable_attention_flops),
-    "prim::PythonOp._DeformAttn": ("deformable attention", deformable_attention_flops),
+    "aten::grid_sampler": (DEFORMABLE, sampling_flops),
+    "detrex::deform_attn": (DEFORMABLE, deformable_attention_flops),
+    "prim::PythonOp._DeformAttn": (DEFORMABLE, deformable_attention_flops),
 }
 
 
-def with_activations(name: str, flops: Callable) -> Callable[[Values, Values], Counter]:
+def handle(name: str, flops: Callable[[Values, Values], int | Counter]) -> Callable[[Values, Values], Counter]:
+    """Counts an operator's FLOPs under `name`, and its activations."""
+
     def count(inputs: Values, outputs: Values) -> Counter:
         counted = flops(inputs, outputs)
-        counted = sum(counted.values()) if isinstance(counted, Counter) else counted
-        return Counter({name: counted, ACTIVATIONS: prod(get_shape(outputs[0]))})
+        counts = Counter({name: sum(counted.values()) if isinstance(counted, Counter) else counted})
+        if name != DEFORMABLE:  # its sampled values are there or not, as it is implemented
+            counts[ACTIVATIONS] = prod(get_shape(outputs[0]))
+        return counts
 
     return count
 
@@ -112,7 +117,7 @@ def count_operators(model: nn.Module, size: tuple[int, int]) -> tuple[dict[str, 
     """
     width, height = size
     analysis = FlopCountAnalysis(Inference(model), (torch.zeros(3, height, width),))
-    analysis.set_op_handle(**{op: with_activations(*handle) for op, handle in OPERATORS.items()})
+    analysis.set_op_handle(**{op: handle(*counted) for op, counted in OPERATORS.items()})
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -32,7 +32,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf  # noqa: E402
 from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 from torch.multiprocessing import ProcessExitedException  # noqa: E402
 
-USER_ERRORS = (ValueError, OSError, FloatingPointError, OmegaConfBaseException, HydraException)
+CONFIG_ERRORS = (OmegaConfBaseException, HydraException)
+USER_ERRORS = (ValueError, OSError, FloatingPointError, torch.cuda.OutOfMemoryError, *CONFIG_ERRORS)
 TARGET = "_target_"
 OVERRIDE = re.compile(r"[+~]{0,2}[\w.]+=")
 SECONDS_FOR_RANK_0 = 5

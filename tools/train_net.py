@@ -138,7 +138,7 @@ def build_loader(cfg: DictConfig, split: str) -> Iterable[Any]:
         names = [source.names] if isinstance(source.names, str) else list(source.names)
         logger.info("%s data: %s, %d images", split, " + ".join(names), len(dataset))
         check_classes(cfg, names)
-        source._target_ = lambda **_: dataset  # read once: COCO's annotations take half a minute
+        source._target_ = lambda **_: dataset  # what has been read is not read again: COCO takes half a minute
     return instantiate(node)
 
 

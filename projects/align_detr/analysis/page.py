@@ -49,7 +49,8 @@ AP_ROWS = (
 
 EXPLANATIONS = {
     "best_regressed": "The best box for an object ought to be among the predictions that score highest.",
-    "average_precision": "AP with each matched prediction's IoU in place of its score; the gap is lost to scores.",
+    "average_precision": "AP with each matched prediction's IoU in place of its score; the gap is lost to scores, "
+    "wrong classes included.",
     "iou_frequency": "How well the predictions matched to objects are localised.",
     "reliability": "On the diagonal a score is the IoU it promises; below it, scores are too high.",
     "consistency": "Ground truths matched to the same query in a layer and the next.",
@@ -83,6 +84,8 @@ tbody th[colspan] { padding-top: 1.1rem; font-weight: bold; background: none; }
 td b { font-weight: 600; }
 td small, th small { display: block; color: var(--faint); font-size: .8rem; font-weight: normal; line-height: 1.35; }
 td small.clear { color: var(--ink); }
+.range { white-space: nowrap; }
+.range::before { content: "["; } .range::after { content: "]"; }
 .plots, .models { display: grid; gap: 1.2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); }
 .models { grid-template-columns: repeat($columns, minmax(0, 1fr)); }
 figure { margin: 0 0 1rem; max-width: 34rem; }
@@ -94,7 +97,8 @@ dt { color: var(--faint); } dd { margin: 0; overflow-wrap: anywhere; }
   body { padding: 1rem .75rem 2rem; }
   .models { grid-template-columns: 1fr; }
   th, td { padding: .35rem .35rem; font-size: .9rem; }
-  th:first-child { min-width: 7rem; }
+  th:first-child { min-width: 6.5rem; }
+  .range { font-size: .74rem; }
   dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; }
 }
 </style>
@@ -141,7 +145,7 @@ def render(report: Mapping, shared: Mapping[str, bytes], by_model: Sequence[Mapp
         lead=f"{report['images']} images with {report['objects']} objects, crowds left out. A detector is aligned if "
         "the boxes that fit best are those that score highest.",
         columns=max(2, len(models)),
-        heads="".join(f'<th scope="col">{escape(model["name"])}</th>' for model in models),
+        heads="".join(f'<th scope="col">{escape(model["name"]).replace("_", "_<wbr>")}</th>' for model in models),
         rows="\n".join(_rows(models)),
         note=_note(len(models), report["repeats"]),
         shared="\n".join(_figure(name, png) for name, png in shared.items()),
@@ -182,7 +186,7 @@ def _line(title: str, meaning: str, cells: Sequence[str]) -> str:
 
 def _cell(model: Mapping, key: str, compared: bool) -> str:
     low_high = model["intervals"][key]
-    around = f"<small>{_text(low_high[0], 3)} to {_text(low_high[1], 3)}</small>" if low_high else ""
+    around = f'<small class="range">{_text(low_high[0], 3)}, {_text(low_high[1], 3)}</small>' if low_high else ""
     change = model["differences"][key] if compared else None
     if change is not None:
         bounds = change["interval"]

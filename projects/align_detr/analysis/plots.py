@@ -135,7 +135,7 @@ def reliability_diagram(models: Sequence[dict]) -> Figure:
                 color=look.color,
                 markeredgecolor="black",
                 markeredgewidth=0.5,
-                label=f"{_short(model['name'])}\nexpected error {_number(model['figures']['expected_error'])}",
+                label=f"{_short(model['name'])}: expected error {_number(model['figures']['expected_error'])}",
             )
         axes.set(
             title="Score as an estimate of the IoU",
@@ -221,7 +221,7 @@ def _grouped_bars(
     with rc_context(STYLE):
         figure, axes = _axes()
         axes.grid(axis="x", visible=False)
-        width = 0.8 / len(models)
+        width = min(0.8 / len(models), 0.3)
         for i, (model, row, look) in enumerate(zip(models, values, cycle(LOOKS), strict=False)):
             places = np.arange(len(groups)) + (i - (len(models) - 1) / 2) * width
             bars = axes.bar(
