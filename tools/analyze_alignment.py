@@ -29,6 +29,7 @@ from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import BoxMode
 from omegaconf import DictConfig
+from tabulate import tabulate
 from torch import Tensor
 from tqdm import tqdm
 from trained_model import load_detector
@@ -40,6 +41,8 @@ from align_detr.analysis import (
     batches_of_one_size,
     detections,
     examine,
+    page,
+    plots,
     predict_layers,
     summarize,
 )
@@ -260,8 +263,6 @@ def write_json(path: Path, report: dict) -> None:
 
 
 def write_page(folder: Path, report: dict) -> None:
-    from align_detr.analysis import page, plots
-
     models = report["models"]
     shared = {name: png(draw(models), folder / f"{name}.png") for name, draw in plots.SHARED.items()}
     by_model = [
@@ -278,11 +279,8 @@ def png(figure, path: Path) -> bytes:
 
 def table_of(report: dict) -> str:
     """The figures for a terminal, models in columns."""
-    from tabulate import tabulate
-
     models = report["models"]
-    names = [name for name, value in models[0]["intervals"].items()]
-    rows = [[name.replace("_", " "), *(model["figures"][name] for model in models)] for name in names]
+    rows = [[name.replace("_", " "), *(model["figures"][name] for model in models)] for name in models[0]["intervals"]]
     rows += [
         ["AP (%)", *(model["ap"]["plain"]["AP"] for model in models)],
         ["aligned AP (%)", *(model["ap"]["aligned"]["AP"] for model in models)],

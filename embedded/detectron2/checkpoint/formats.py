@@ -7,10 +7,10 @@ own restricted unpickler, other pickles by one that knows numpy arrays, and both
 from __future__ import annotations
 
 import pickle
+import re
 import tarfile
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -74,7 +74,7 @@ def _unpickle(path: Path) -> Any:
     """The first object of a file of pickles."""
     with path.open("rb") as file:
         try:
-            return _ArrayUnpickler(file).load()
+            return _with_arrays(_ArrayUnpickler(file).load())
         except _RefusedError as refusal:
             raise ValueError(f"{path} wants to run {refusal}: refused") from refusal
         except Exception as error:  # a file that is no pickle may look like any instruction
@@ -88,6 +88,46 @@ class _RefusedError(pickle.UnpicklingError):
     """Its message is the dotted name that was refused."""
 
 
+class _DType:
+    """In place of `numpy.dtype`, whose state a file could forge: the type of a number."""
+
+    def __init__(self, code: str, align: bool = False, copy: bool = False):
+        self.code, self.byte_order = code, "="
+
+    def __setstate__(self, state: tuple) -> None:
+        self.byte_order = state[1]
+
+    def dtype(self) -> np.dtype:
+        if not re.fullmatch(r"[biuf]\d+", self.code):
+            raise _RefusedError(f"numpy.dtype({self.code!r})")
+        return np.dtype(self.code).newbyteorder(self.byte_order)
+
+
+class _Array:
+    """In place of `numpy.ndarray`, whose memory a file could change behind its back."""
+
+    array: np.ndarray
+
+    def __init__(self, subtype: Any, shape: Any, dtype: Any):
+        pass
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, dtype, is_fortran, data = state
+        self.array = _array(data, dtype, shape, "F" if is_fortran else "C")
+
+
+def _array(
+    data: Any, dtype: _DType, shape: tuple[int, ...], order: str, axes: tuple[int, ...] | None = None
+) -> np.ndarray:
+    data = data.encode("latin1") if isinstance(data, str) else bytes(data)
+    flat = np.frombuffer(data, dtype.dtype())
+    return flat.reshape(shape, order=order) if axes is None else flat.reshape(shape).transpose(axes)
+
+
+def _scalar(dtype: _DType, data: Any) -> np.ndarray:
+    return _array(data, dtype, (), "C")
+
+
 def _encode(text: str, encoding: str = "latin1") -> bytes:
     """`codecs.encode` as pickles of bytes call it: other encodings would look for modules of their name."""
     if encoding not in ("latin1", "latin-1"):
@@ -95,26 +135,28 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-def _array_functions() -> dict[tuple[str, str], Callable]:
-    """What the pickle of a numpy array or scalar calls, under the modules' names before and since numpy 2."""
-    rebuild, buffer = np.empty(0).__reduce__()[0], np.empty(0).__reduce_ex__(5)[0]
-    scalar = np.float32(0).__reduce__()[0]
-    functions: dict[tuple[str, str], Callable] = {}
-    for core in ("numpy.core", "numpy._core"):
-        functions[f"{core}.multiarray", "_reconstruct"] = rebuild
-        functions[f"{core}.multiarray", "scalar"] = scalar
-        functions[f"{core}.numeric", "_frombuffer"] = buffer
-    return functions
-
-
-_KNOWN: dict[tuple[str, str], Callable] = {
-    **_array_functions(),
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
+_KNOWN: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): None,  # an argument of `_reconstruct`
+    ("numpy", "dtype"): _DType,
     ("collections", "OrderedDict"): OrderedDict,
     ("builtins", "bytearray"): bytearray,
     ("_codecs", "encode"): _encode,
 }
+for _core in ("numpy.core", "numpy._core"):  # until numpy 1, and since numpy 2
+    _KNOWN[f"{_core}.multiarray", "_reconstruct"] = _Array
+    _KNOWN[f"{_core}.multiarray", "scalar"] = _scalar
+    _KNOWN[f"{_core}.numeric", "_frombuffer"] = _array
+
+
+def _with_arrays(content: Any) -> Any:
+    """`content` with what `_Array` stands for."""
+    if isinstance(content, _Array):
+        return content.array
+    if isinstance(content, dict):
+        return {key: _with_arrays(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_with_arrays(value) for value in content]
+    return content
 
 
 class _ArrayUnpickler(pickle.Unpickler):

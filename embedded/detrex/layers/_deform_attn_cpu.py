@@ -4,13 +4,15 @@ Memory traffic is what costs here, so no sampled value is ever stored. To read t
 sampling point with bilinear weights is to multiply by a sparse matrix, (queries × cells) with 4·L·P entries a row.
 `embedding_bag` multiplies the values by it, SciPy multiplies the output's gradient by its transpose (which gives
 the gradient of the values), and `sampled_addmm` takes the dot products of output gradient and value at its
-entries, all that the gradients of locations and weights need. Heads are taken in blocks to bound the memory.
+entries, all that the gradients of locations and weights need. Heads are taken in blocks that stay in the cache,
+each by a single thread: threads that met after every one of the many small steps would mostly wait for each other.
 
 Around its map every level gets a frame of zero cells, so that points outside need no masks.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -23,13 +25,17 @@ from .multi_scale_deform_attn import check_cells
 FRAME = 2
 """Zero cells on each side: points beyond one cell outside are moved where all their four cells are zero."""
 
-BLOCK_SAMPLES = 1 << 19
-"""Sampling points in a block of heads, at most: few for memory's sake, many to hide what each call costs."""
+BLOCK_SAMPLES = 1 << 17
+"""Sampling points in a block of heads, at most: few enough for the cache, many enough to hide what calls cost."""
 
 with warnings.catch_warnings():
     # the first CSR tensor of a process warns that their support is in beta
     warnings.simplefilter("ignore")
     torch.sparse_csr_tensor([0, 0], [], [], (1, 1), device="cpu")
+
+
+Block = tuple[int, slice, slice]
+"""Index of a block, an image and a range of heads, in (B, N, H, …) tensors."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +79,11 @@ class _Blocks:
         self.dtype = torch.promote_types(value.dtype, torch.float32)
         self.frames = _Frames.around(sizes)
         samples = levels * points
-        most = max(1, BLOCK_SAMPLES // max(1, self.queries * samples))
+        even = self.images * self.heads // torch.get_num_threads()
+        most = max(1, min(even, BLOCK_SAMPLES // max(1, self.queries * samples)))
         self.width = next(n for n in range(min(most, self.heads), 0, -1) if self.heads % n == 0)
         self.rows = self.queries * self.width
-        self.framed = torch.zeros(self.width, self.frames.length, value.shape[-1], dtype=self.dtype)
+        self.framed_shape = (self.width, self.frames.length, value.shape[-1])
 
         def per_point(levels: list[int], dtype: torch.dtype = torch.int32) -> Tensor:
             constant = torch.tensor(levels, dtype=dtype)[:, None].expand(self.queries, self.width, -1, points)
@@ -92,20 +99,37 @@ class _Blocks:
         self.corners = self.corners.to(torch.int32).repeat_interleave(points, dim=-1)
         self.bags = torch.arange(self.rows + 1, dtype=torch.int32) * self.corners.numel()
 
-    def __iter__(self) -> Iterator[tuple[int, slice, slice]]:
-        for image in range(self.images):
-            for head in range(0, self.heads, self.width):
-                yield image, slice(None), slice(head, head + self.width)
+    def run(self, work: Callable[[Block], None]) -> None:
+        """Calls `work` with the index of every block, in as many threads as PyTorch uses."""
+        blocks = [
+            (image, slice(None), slice(head, head + self.width))
+            for image in range(self.images)
+            for head in range(0, self.heads, self.width)
+        ]
+        work = torch.no_grad()(work)
+        threads = torch.get_num_threads()
+        if threads == 1:
+            for block in blocks:
+                work(block)
+            return
+        try:
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                for _ in pool.map(work, blocks):
+                    pass
+        finally:
+            # the number is each thread's own, but new threads start with the last one that any of them set
+            torch.set_num_threads(threads)
 
-    def fill(self, values: Tensor) -> Tensor:
-        """Puts `values` (Σ h·w, heads, D) into the frames: (heads · length, D)."""
-        for inside, level in self.frames.pairs(self.framed, values):
+    def frame(self, values: Tensor) -> Tensor:
+        """`values` (Σ h·w, heads, D) with their frames: (heads · length, D)."""
+        framed = torch.zeros(self.framed_shape, dtype=self.dtype)
+        for inside, level in self.frames.pairs(framed, values):
             inside.copy_(level)
-        return self.framed.flatten(0, 1)
+        return framed.flatten(0, 1)
 
-    def read(self, framed: Tensor, values: Tensor) -> None:
+    def unframe(self, framed: Tensor, values: Tensor) -> None:
         """The way back, from `framed` (heads · length, D) into `values`."""
-        for inside, level in self.frames.pairs(framed.view_as(self.framed), values):
+        for inside, level in self.frames.pairs(framed.view(self.framed_shape), values):
             level.copy_(inside)
 
     def samples(self, locations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -137,18 +161,20 @@ def forward(value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor) -
     """See `multi_scale_deformable_attn`."""
     blocks = _Blocks(value, shapes, locations)
     output = value.new_empty(*locations.shape[:3], value.shape[-1])
-    for block in blocks:
-        framed = blocks.fill(value[block])
+
+    def work(block: Block) -> None:
         cells, fx, fy = blocks.samples(locations[block])
         shares = _bilinear(weights[block].to(blocks.dtype).reshape_as(fx), fx, fy)
         output[block] = F.embedding_bag(
             cells.flatten(),
-            framed,
+            blocks.frame(value[block]),
             blocks.bags,
             mode="sum",
             per_sample_weights=shares.flatten(),
             include_last_offset=True,
         ).unflatten(0, (-1, blocks.width))
+
+    blocks.run(work)
     return output.flatten(2)
 
 
@@ -159,8 +185,9 @@ def backward(
     blocks = _Blocks(value, shapes, locations)
     grad_output = grad_output.unflatten(2, value.shape[2:])
     grad_value, grad_locations, grad_weights = (x.new_empty(x.shape) for x in (value, locations, weights))
-    for block in blocks:
-        framed = blocks.fill(value[block])
+
+    def work(block: Block) -> None:
+        framed = blocks.frame(value[block])
         grad = grad_output[block].to(blocks.dtype).flatten(0, 1).contiguous()
         cells, fx, fy = blocks.samples(locations[block])
         weight = weights[block].to(blocks.dtype).reshape_as(fx)
@@ -168,7 +195,7 @@ def backward(
         indices, shape = cells.flatten(), (len(framed), blocks.rows)
         entries = _bilinear(weight, fx, fy).flatten()
         transposed = csc_array((entries.numpy(), indices.numpy(), blocks.bags.numpy()), shape=shape)
-        blocks.read(torch.from_numpy(transposed @ grad.numpy()), grad_value[block])
+        blocks.unframe(torch.from_numpy(transposed @ grad.numpy()), grad_value[block])
 
         products = torch.sparse_csr_tensor(blocks.bags, indices, entries.zero_(), shape[::-1])
         torch.sparse.sampled_addmm(products, grad, framed.t(), beta=0.0, out=products)
@@ -181,4 +208,6 @@ def backward(
         slopes = torch.stack([slope_x, below - above]).mul_(weight).mul_(blocks.size)
         grad_weights[block] = sampled.view_as(weights[block])
         grad_locations[block] = slopes.movedim(0, -1).reshape(locations[block].shape)
+
+    blocks.run(work)
     return grad_value, grad_locations, grad_weights

@@ -79,6 +79,7 @@ p { margin: .3rem 0; max-width: 48rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .4rem .7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
 th:first-child { text-align: left; font-weight: normal; min-width: 9rem; }
+thead th:not(:first-child) { width: $share%; }
 thead th { border-bottom: 2px solid var(--ink); vertical-align: bottom; overflow-wrap: anywhere; }
 tbody th[colspan] { padding-top: 1.1rem; font-weight: bold; background: none; }
 td b { font-weight: 600; }
@@ -145,6 +146,7 @@ def render(report: Mapping, shared: Mapping[str, bytes], by_model: Sequence[Mapp
         lead=f"{report['images']} images with {report['objects']} objects, crowds left out. A detector is aligned if "
         "the boxes that fit best are those that score highest.",
         columns=max(2, len(models)),
+        share=60 // len(models),
         heads="".join(f'<th scope="col">{escape(model["name"]).replace("_", "_<wbr>")}</th>' for model in models),
         rows="\n".join(_rows(models)),
         note=_note(len(models), report["repeats"]),

@@ -151,6 +151,7 @@ def reliability_diagram(models: Sequence[dict]) -> Figure:
 def joint_histogram(model: dict) -> Figure:
     """Numbers of matched predictions by score and IoU."""
     counts = np.array(model["figures"]["joint_histogram"])
+    top = max(2, int(counts.max()))
     with rc_context(STYLE):
         figure, axes = _axes()
         axes.grid(False)
@@ -161,11 +162,11 @@ def joint_histogram(model: dict) -> Figure:
             extent=(0, 1, 0, 1),
             aspect="equal",
             cmap="Greys",
-            norm=LogNorm(0.5, max(2, counts.max())),
+            norm=LogNorm(0.5, top),
         )
         axes.plot([0, 1], [0, 1], color="#b3541e", linestyle="--", linewidth=1)
         bar = figure.colorbar(mesh, ax=axes, shrink=0.9)
-        ticks = sorted({1, *(int(10**p) for p in range(1, 7) if 10**p <= counts.max()), int(max(2, counts.max()))})
+        ticks = [*(10**power for power in range(7) if 1.5 * 10**power < top), top]
         bar.set_ticks(ticks, labels=[str(tick) for tick in ticks])
         bar.minorticks_off()
         bar.set_label("matched predictions")

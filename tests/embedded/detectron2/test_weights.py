@@ -72,6 +72,14 @@ def test_functions_of_builtins_numpy_and_torch_are_refused_too(tmp_path, functio
         read_weights(path)
 
 
+@pytest.mark.parametrize("dtype", [object, "S3", [("field", "O")]])
+def test_only_arrays_of_numbers_are_read(tmp_path, dtype):
+    """Arrays of objects hold pointers, which a forged type could aim anywhere."""
+    (tmp_path / "weights.pkl").write_bytes(pickle.dumps({"model": np.zeros(2, dtype)}))
+    with pytest.raises(ValueError, match=r"wants to run numpy.dtype\('\w+'\): refused"):
+        read_weights(tmp_path / "weights.pkl")
+
+
 @pytest.mark.parametrize("write", [torch.save, legacy])
 def test_objects_beside_the_tensors_are_named(tmp_path, write):
     """Many published files carry their training's options along; the message says what to do."""
@@ -103,7 +111,13 @@ def test_what_is_not_a_file_of_weights_is_named(tmp_path, content):
 def test_arrays_of_a_pickle_come_back(tmp_path, protocol):
     """All protocols, with what else detectron2's files hold."""
     arrays = OrderedDict(
-        a=np.arange(6, dtype=np.float32).reshape(2, 3).T, b=np.float16([1, 2]), n=np.array(3), s=np.float64(0.5)
+        a=np.arange(6, dtype=np.float32).reshape(2, 3).T,
+        b=np.array([1, 2], ">f2"),
+        k=np.arange(24).reshape(2, 3, 4).transpose(1, 0, 2),
+        n=np.array(3),
+        s=np.float64(0.5),
+        t=np.array([True, False]),
+        e=np.zeros((0, 3), np.float32),
     )
     content = {"model": arrays, "__author__": "torchvision", "matching_heuristics": True}
     (tmp_path / "x.pkl").write_bytes(pickle.dumps(content, protocol))

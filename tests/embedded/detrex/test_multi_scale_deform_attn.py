@@ -4,6 +4,7 @@ import importlib.util
 import itertools
 import math
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -112,11 +113,19 @@ def test_gradients_are_the_slopes():
     assert gradcheck(lambda v, x, w: attention(v, shapes, x, w), leaves)
 
 
+@pytest.fixture(params=[1, 3], ids="{} threads".format)
+def threads(request):
+    """PyTorch told to use so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("block", [1, 400, 1 << 20])
-def test_equals_the_plain_way_however_heads_are_blocked(monkeypatch, block):
-    """Working on one head at a time, a few or all of them changes nothing."""
-    kernels = deform._kernels("cpu")
-    monkeypatch.setattr(kernels, "BLOCK_SAMPLES", block)
+def test_equals_the_plain_way_however_heads_are_shared_out(monkeypatch, threads, block):
+    """Working on one head at a time or on several, in one thread or in three, changes nothing."""
+    monkeypatch.setattr(deform._kernels("cpu"), "BLOCK_SAMPLES", block)
     torch.manual_seed(0)
     case = random_case([(9, 14), (5, 7), (3, 4)], queries=13, heads=8, channels=16, points=4)
     grad = torch.randn(2, 13, 128)
@@ -125,6 +134,13 @@ def test_equals_the_plain_way_however_heads_are_blocked(monkeypatch, block):
     torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
     for gradient, wanted in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_number_of_threads_is_left_alone(threads):
+    """Whoever starts a thread after the operator ran gets as many as PyTorch was told to use, not one."""
+    attention(*random_case([(3, 4)]))
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(torch.get_num_threads).result() == torch.get_num_threads() == threads
 
 
 def test_arguments_are_left_alone():
