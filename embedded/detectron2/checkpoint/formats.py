@@ -119,8 +119,8 @@ class _Array:
 def _array(
     data: Any, dtype: _DType, shape: tuple[int, ...], order: str, axes: tuple[int, ...] | None = None
 ) -> np.ndarray:
-    data = data.encode("latin1") if isinstance(data, str) else bytes(data)
-    flat = np.frombuffer(data, dtype.dtype())
+    numbers = dtype.dtype()
+    flat = np.frombuffer(data.encode("latin1") if isinstance(data, str) else bytes(data), numbers)
     return flat.reshape(shape, order=order) if axes is None else flat.reshape(shape).transpose(axes)
 
 
@@ -140,6 +140,8 @@ _KNOWN: dict[tuple[str, str], Any] = {
     ("numpy", "dtype"): _DType,
     ("collections", "OrderedDict"): OrderedDict,
     ("builtins", "bytearray"): bytearray,
+    ("__builtin__", "bytearray"): bytearray,
+    ("__builtin__", "bytes"): bytes,  # an empty one, until protocol 2
     ("_codecs", "encode"): _encode,
 }
 for _core in ("numpy.core", "numpy._core"):  # until numpy 1, and since numpy 2

@@ -59,13 +59,7 @@ EXPLANATIONS = {
     "and how many others were better.",
 }
 
-PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
+STYLE = """\
 :root { color-scheme: light; --ink: #1c1c1c; --faint: #5f5f5f; --line: #d9d9d9; --paper: #ffffff; --shade: #f4f4f2; }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1.5rem 1.25rem 3rem; max-width: 78rem; background: var(--paper); color: var(--ink);
@@ -88,7 +82,7 @@ td small.clear { color: var(--ink); }
 .range { white-space: nowrap; }
 .range::before { content: "["; } .range::after { content: "]"; }
 .plots, .models { display: grid; gap: 1.2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); }
-.models { grid-template-columns: repeat($columns, minmax(0, 1fr)); }
+.models { grid-template-columns: repeat(var(--columns), minmax(0, 1fr)); }
 figure { margin: 0 0 1rem; max-width: 34rem; }
 img { width: 100%; height: auto; display: block; border: 1px solid var(--line); border-radius: 4px; }
 figcaption { color: var(--faint); font-size: .86rem; margin-top: .3rem; }
@@ -102,7 +96,16 @@ dt { color: var(--faint); } dd { margin: 0; overflow-wrap: anywhere; }
   .range { font-size: .74rem; }
   dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; }
 }
-</style>
+"""
+
+PAGE = Template("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+$style</style>
 </head>
 <body>
 <h1>$title</h1>
@@ -120,7 +123,7 @@ $rows
 $shared
 </div>
 <h2>Model by model</h2>
-<div class="models">
+<div class="models" style="--columns: $columns">
 $by_model
 </div>
 <h2>What was run</h2>
@@ -142,6 +145,7 @@ def render(report: Mapping, shared: Mapping[str, bytes], by_model: Sequence[Mapp
     """
     models = report["models"]
     return PAGE.substitute(
+        style=STYLE,
         title=f"Scores and boxes on {escape(report['dataset'])}",
         lead=f"{report['images']} images with {report['objects']} objects, crowds left out. A detector is aligned if "
         "the boxes that fit best are those that score highest.",
