@@ -15,7 +15,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -39,13 +39,15 @@ from detectron2.engine import (
     launch,
 )
 from detectron2.engine.defaults import default_writers
-from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
 from detectron2.utils.logger import setup_logger
 from detrex.modeling import ema
+from live_line import LiveLine
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from training_report import DetectionSample, TrainingReport, is_wanted
 
 from align_detr._platform import describe
 
@@ -151,8 +153,10 @@ def check_classes(cfg: DictConfig, names: list[str]) -> None:
             raise ValueError(f"model.num_classes={have}, but {name} has {need} classes: set model.num_classes={need}")
 
 
-def evaluator_of(cfg: DictConfig, model: nn.Module) -> Callable[[], Mapping[str, Any]]:
-    """A function that evaluates `model` on the test data.
+def evaluator_of(
+    cfg: DictConfig, model: nn.Module, watchers: Sequence[DatasetEvaluator] = ()
+) -> Callable[[], Mapping[str, Any]]:
+    """A function that evaluates `model` on the test data. `watchers` are shown the detections too.
 
     With a moving average, that is what the results are of; those of the plain weights come beside them as
     `<task>_without_ema`, unless `train.model_ema.use_ema_weights_for_eval_only`.
@@ -160,13 +164,13 @@ def evaluator_of(cfg: DictConfig, model: nn.Module) -> Callable[[], Mapping[str,
     if "evaluator" not in cfg.dataloader:
         return dict
     loader = build_loader(cfg, "test")
-    evaluator = instantiate(cfg.dataloader.evaluator)
+    evaluators = [instantiate(cfg.dataloader.evaluator), *watchers]
 
     def run(weights: str) -> dict[str, Any]:
         logger.info("Evaluating the %s weights", weights)
         device_type = torch.device(cfg.train.device).type
         with torch.autocast(device_type, amp_type(cfg), enabled=cfg.train.amp.enabled):
-            return dict(inference_on_dataset(model, loader, evaluator))
+            return dict(inference_on_dataset(model, loader, evaluators))
 
     def evaluate() -> dict[str, Any]:
         if not cfg.train.model_ema.enabled:
@@ -198,7 +202,8 @@ def train(cfg: DictConfig, args: argparse.Namespace) -> Mapping[str, Any]:
     model = build_model(cfg)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
-    evaluate = evaluator_of(cfg, model)
+    sample = DetectionSample() if is_wanted(cfg) else None
+    evaluate = evaluator_of(cfg, model, [sample] if sample else [])
     trainer = build_trainer(cfg, model, build_loader(cfg, "train"), optimizer)
     checkpointer = DetectionCheckpointer(
         model,
@@ -223,8 +228,10 @@ def train(cfg: DictConfig, args: argparse.Namespace) -> Mapping[str, Any]:
             on_main(lambda: hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)),
             hooks.EvalHook(cfg.train.eval_period, evaluate_and_keep),
             on_main(lambda: best_checkpointer(cfg, checkpointer)),
+            on_main(lambda: TrainingReport(cfg, sample) if sample else None),
             on_main(lambda: hooks.PeriodicWriter(build_writers(cfg), cfg.train.log_period)),
             stop,
+            on_main(LiveLine),
         ]
     )
 
@@ -359,7 +366,7 @@ class StopOnInterrupt(HookBase):
 def report(cfg: DictConfig, results: Mapping[str, Any]) -> None:
     """Where things are, and the table of results, last."""
     folder = Path(cfg.train.output_dir)
-    names = ("model_final.pth", "model_best.pth", "metrics.json", "coco_instances_results.json", "log.txt")
+    names = ("report.html", "model_final.pth", "model_best.pth", "metrics.json", "coco_instances_results.json")
     logger.info("In %s: %s", folder, ", ".join(name for name in names if (folder / name).exists()))
     print_csv_format(results)
 

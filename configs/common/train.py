@@ -22,6 +22,8 @@ train = dict(
     # In iterations; 0 evaluates at the end only.
     eval_period=5000,
     log_period=20,
+    # output_dir/report.html, refreshed at each evaluation.
+    report=dict(enabled=True),
     # params: of wandb.init.
     wandb=dict(
         enabled=False,

@@ -14,9 +14,8 @@ OBJECTS = {"even": [2, 3, 1, 4], "empty_rank": [0, 0, 3, 2], "empty": [0, 0, 0, 
 def build():
     """A small Align-DETR without batch statistics or noise, so that halves of a batch can add up to the whole."""
     sys.path.insert(0, str(ROOT / "projects"))
+    import align_detr  # noqa: F401  # isort: skip  (makes the next one importable)
     from detectron2.config import LazyConfig, instantiate
-
-    import align_detr  # noqa: F401
 
     cfg = LazyConfig.load(str(ROOT / "projects/align_detr/configs/align_detr_tiny.py"))
     LazyConfig.apply_overrides(

@@ -23,6 +23,7 @@ train.max_iter = 6
 train.seed = 1
 train.device = "cpu"
 train.log_period = 1
+train.report.enabled = False
 train.eval_period = 3
 train.checkpointer.period = 3
 train.clip_grad.enabled = True

@@ -69,7 +69,9 @@ class FFN(nn.Module):
 
     def forward(self, x: Tensor, identity: Tensor | None = None) -> Tensor:
         """(…, embed_dim) to (…, output_dim); `identity` replaces `x` in the residual connection."""
-        out = self.layers(x)
+        # On rows: a linear layer's output of more dimensions is a view, and the gradient of an activation in place of a
+        # view takes three passes over it.
+        out = self.layers(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
         if not self.add_identity:
             return out
         return out + (x if identity is None else identity)
