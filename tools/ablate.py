@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Train with a grid of settings, several seeds each, and tell differences from noise.
 
-    python tools/ablate.py [--grid alpha=0,0.25,0.5 k=1,2,3 ...] [--full] [--seeds 0 1 2] [--max-iter N] [--jobs N] \\
-        [--config-file CONFIG] [--baseline CONFIG | --no-baseline] [--output FOLDER] [key=value ...]
+    python tools/ablate.py [key=value ...] [--grid alpha=0,0.25,0.5 k=1,2,3 ...] [--full] [--seeds 0 1 2] \\
+        [--max-iter N] [--jobs N] [--config-file CONFIG] [--baseline CONFIG | --no-baseline] [--output FOLDER]
 
 Each value of the grid is tried on its own, with all else as in CONFIG; `--full` tries all combinations. A short name is
-an option of the criterion, `alpha` of model.criterion.alpha; `optimizer.lr=1e-4,2e-4` works too. The baseline is another
-config that is trained alike. `key=value` goes for all runs (those of model.criterion not for the baseline).
+an option of the criterion: alpha is model.criterion.alpha. Others are written in full: optimizer.lr=1e-4,2e-4. The
+baseline is another config that is trained alike. `key=value` comes first and goes for all runs; what it says of
+model.criterion, not for the baseline.
 
 Every run is one of tools/train_net.py in a folder of its own. Interrupted or failed, the same command goes on where it
 was: finished runs are kept, others resume from their last checkpoint. Writes results.json, table.md and ablation.png.
@@ -29,13 +30,14 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from statistics import fmean, stdev
 from threading import Event
 
-from command_line import CONFIG_ERRORS, errors_in_one_line, load_config  # isort: skip (sets sys.path)
+from command_line import errors_in_one_line, load_config  # isort: skip (sets sys.path)
 
 import torch
 from detectron2.config import LazyConfig
@@ -153,8 +155,9 @@ class Runner:
         for process in list(self.processes.values()):
             process.send_signal(signal.SIGINT)
         deadline = time.monotonic() + STOP_SECONDS
-        while self.processes and time.monotonic() < deadline:
-            time.sleep(0.1)
+        with suppress(KeyboardInterrupt):  # again: at once
+            while self.processes and time.monotonic() < deadline:
+                time.sleep(0.1)
         for pid in list(self.processes):
             os.killpg(pid, signal.SIGKILL)
 
@@ -207,7 +210,7 @@ def is_same(written: str, value: object) -> bool:
     try:
         return float(written) == float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        return written == str(value)
+        return written.lower() == str(value).lower()
 
 
 def make_settings(
@@ -243,14 +246,15 @@ def plan(args: argparse.Namespace, settings: Sequence[Setting]) -> list[Run]:
     """
     runs = []
     for seed, setting in itertools.product(args.seeds, settings):
-        folder = args.output / re.sub(r"[^\w.=+-]+", "_", setting.name) / f"seed_{seed}"
+        # Without "=" and spaces, which would have to be quoted in overrides that name a file in it.
+        name = re.sub(r"[^\w.+-]+", "_", setting.name.replace("=", "-"))
+        folder = args.output / name / f"seed_{seed}"
         common = [word for word in args.opts if not (setting.name == PLAIN and word.lstrip("+~").startswith(CRITERION))]
         overrides = [*common, *(f"{key}={value}" for key, value in setting.changes), f"train.seed={seed}"]
         overrides += [] if args.max_iter is None else [f"train.max_iter={args.max_iter}"]
         cfg = load_config(str(setting.config), overrides)
-        run = Run(
-            setting, seed, folder, [*overrides, f"train.output_dir={folder}"], cfg.train.max_iter, fingerprint_of(cfg)
-        )
+        overrides.append(f"train.output_dir={quoted(folder)}")
+        run = Run(setting, seed, folder, overrides, cfg.train.max_iter, fingerprint_of(cfg))
         begun = folder / BEGUN
         if begun.is_file() and begun.read_text(encoding="utf-8") != run.fingerprint:
             raise ValueError(f"{folder} holds a run of another config: choose another --output, or delete it")
@@ -258,6 +262,12 @@ def plan(args: argparse.Namespace, settings: Sequence[Setting]) -> list[Run]:
             run.result = json.loads((folder / DONE).read_text(encoding="utf-8"))
         runs.append(run)
     return runs
+
+
+def quoted(path: Path) -> str:
+    """As a value in an override."""
+    escaped = str(path).replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def fingerprint_of(cfg: DictConfig) -> str:
@@ -348,11 +358,13 @@ def train_all(runs: Sequence[Run], runner: Runner, after_each) -> None:
                     places.append(place)
                     future.result()
                     after_each()
+                    if run.error and not progress_of(run) and all(other.result is None for other in runs):
+                        queue.clear()  # it did not even start, so the others would not either
                     left = sum(run.result is None and not run.error for run in waiting)
                     gained = iterations - sum(begun.values())
                     seconds = (time.monotonic() - begin) / max(1, gained) * (total - iterations)
-                    eta = f"{left} to go, about {timedelta(seconds=round(seconds))}" if left else "all done"
-                    say(f"{run.title}: {outcome(run)}; {eta}")
+                    eta = f"; {left} to go, about {timedelta(seconds=round(seconds))}" if left and queue else ""
+                    say(f"{run.title}: {outcome(run)}{eta}")
         except KeyboardInterrupt:
             say("stopping the trainings, with checkpoints")
             runner.interrupt()
@@ -455,13 +467,13 @@ def cell(row: Mapping, metric: str) -> str:
         return "–"
     digits = DIGITS.get(metric, 3)
     around = "" if values["deviation"] is None else f" ± {values['deviation']:.{digits}f}"
-    return f"{values['mean']:.{digits}f}{around}"
+    return f"{values['mean']:.{digits}f}{around}".replace("-", "−")
 
 
 def verdict(compared: Mapping | None) -> str:
     if compared is None:
         return ""
-    mean = f"{compared['mean']:+.2f}".replace("-", "−")
+    mean = f"{round(compared['mean'], 2) + 0.0:+.2f}".replace("-", "−")  # adding zero makes 0.0 of -0.0
     if compared["half_width"] is None:
         return mean
     return f"{mean} ± {compared['half_width']:.2f}{', within noise' if compared['within_noise'] else ''}"
@@ -471,10 +483,12 @@ def note(summary: Mapping) -> str:
     text = "Mean ± standard deviation over n seeds, of the last evaluation; AP in %."
     if summary["pooled_deviation"] is None:
         return f"{text} With one seed each, nothing tells a difference from noise."
+    if len({row["n"] for row in summary["settings"]}) > 1:
+        text += " Where n is smaller, runs failed or are still to come."
     compared = sum(row["difference"] is not None for row in summary["settings"])
     text += (
-        f" The last column has the difference of mean AP from the default and its {CONFIDENCE:.0%} interval (Student's t;"
-        f" deviation between seeds pooled over all settings: {summary['pooled_deviation']:.2f},"
+        f" The last column has the difference of mean AP from the default and its {CONFIDENCE:.0%} interval"
+        f" (Student's t; deviation between seeds pooled over all settings: {summary['pooled_deviation']:.2f},"
         f" {summary['degrees_of_freedom']} degrees of freedom); within noise: the interval contains 0."
     )
     if compared > 1:
@@ -525,7 +539,7 @@ def draw(summary: Mapping, defaults: Mapping[str, object], grid: Mapping[str, Se
         for axes in figure.axes[::columns]:
             axes.set_ylabel("box AP (%)")
         handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2)
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(columns + 1, 3))
     return figure
 
 
@@ -545,16 +559,25 @@ def draw_reference(axes, summary: Mapping, reference: Mapping, plain: Mapping | 
 
 
 def draw_point(axes, place: float, row: Mapping, upright: bool) -> None:
+    """A dot per run, and their mean and deviation; the default's is hollow."""
     values = row["metrics"][METRIC]
     runs = [result[METRIC] for result in row["runs"]]
-    places = [place] * len(runs)
+    places = [place - 0.14] * len(runs)
     style = dict(marker="o", color="none", markeredgecolor="#777777", markersize=3.5, linestyle="none", zorder=3)
-    axes.plot(*((places, runs) if upright else (runs, places)), **style)
+    axes.plot(*((places, runs) if upright else (runs, places)), **style, label="runs" if place == 0 else None)
     error = {"yerr" if upright else "xerr": values["deviation"] or 0}
     position = (place, values["mean"]) if upright else (values["mean"], place)
     face = "white" if row["name"] == DEFAULT else "#123c69"
     axes.errorbar(
-        *position, **error, fmt="s", color="#123c69", markerfacecolor=face, markersize=5.5, capsize=3, zorder=4
+        *position,
+        **error,
+        fmt="s",
+        color="#123c69",
+        markerfacecolor=face,
+        markersize=5.5,
+        capsize=3,
+        zorder=4,
+        label="mean ± deviation" if place == 0 else None,
     )
 
 
@@ -569,9 +592,9 @@ def write(path: Path, text: str) -> None:
     os.replace(unfinished, path)
 
 
-def choose_runner(jobs: int | None, runs: int) -> Runner:
-    """As many trainings at a time as there are cores, or GPUs if there are any, and no more than there are runs."""
-    gpus = torch.cuda.device_count()
+def choose_runner(jobs: int | None, runs: int, device: str) -> Runner:
+    """As many trainings at a time as there are cores, or GPUs to train on, and no more than there are runs."""
+    gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jobs = max(1, min(jobs or gpus or cores, runs))
     return Runner(jobs, max(1, cores // jobs), gpus)
@@ -582,9 +605,10 @@ def ablate(args: argparse.Namespace) -> bool:
     check(args)
     grid = parse_grid(args.grid)
     cfg = load_config(str(args.config_file), args.opts)
+    load_config(str(args.config_file), [f"{key}={value}" for key, values in grid.items() for value in values])
     settings = make_settings(cfg, args.config_file, grid, args.full, None if args.no_baseline else args.baseline)
     runs = plan(args, settings)
-    runner = choose_runner(args.jobs, len(runs))
+    runner = choose_runner(args.jobs, len(runs), cfg.train.device)
     trained = f"{len(settings)} settings x {len(args.seeds)} seeds of {runs[0].max_iter} iterations"
     print(f"{trained}, {runner.jobs} at a time with {runner.threads} threads each, in {args.output}")
     if args.dry_run:
@@ -618,7 +642,8 @@ def ablate(args: argparse.Namespace) -> bool:
     print(f"Wrote results.json, table.md and ablation.png in {args.output}")
     failed = [run for run in runs if run.result is None]
     for run in failed:
-        print(f"failed: {run.title}: {run.error}; see {run.folder / 'console.txt'}", file=sys.stderr)
+        reason = f"failed: {run.error}; see {run.folder / 'console.txt'}" if run.error else "not run"
+        print(f"{run.title}: {reason}", file=sys.stderr)
     return not failed
 
 

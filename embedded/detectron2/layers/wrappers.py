@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from .batch_norm import FrozenBatchNorm2d
+
 
 class Conv2d(nn.Conv2d):
     """`nn.Conv2d` with two more keyword arguments, applied to its output in this order.
@@ -27,9 +29,14 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) to (B, out_channels, H', W')."""
-        x = super().forward(x)
-        if self.norm is not None:
-            x = self.norm(x)
+        if isinstance(self.norm, FrozenBatchNorm2d):
+            # In the weights, a constant norm takes no pass over the output and its gradient.
+            scale, bias = self.norm.scale_and_shift()
+            bias = bias if self.bias is None else torch.addcmul(bias, self.bias, scale)
+            x = self._conv_forward(x, self.weight * scale[:, None, None, None], bias)
+        else:
+            x = super().forward(x)
+            x = x if self.norm is None else self.norm(x)
         return x if self.activation is None else self.activation(x)
 
 

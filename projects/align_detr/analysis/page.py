@@ -73,7 +73,7 @@ p { margin: .3rem 0; max-width: 48rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .4rem .7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
 th:first-child { text-align: left; font-weight: normal; min-width: 9rem; }
-thead th:not(:first-child) { width: $share%; }
+thead th:not(:first-child) { width: var(--share); }
 thead th { border-bottom: 2px solid var(--ink); vertical-align: bottom; overflow-wrap: anywhere; }
 tbody th[colspan] { padding-top: 1.1rem; font-weight: bold; background: none; }
 td b { font-weight: 600; }
@@ -111,7 +111,7 @@ $style</style>
 <h1>$title</h1>
 <p>$lead</p>
 <h2>In numbers</h2>
-<div class="scroll"><table>
+<div class="scroll"><table style="--share: $share%">
 <thead><tr><th scope="col"></th>$heads</tr></thead>
 <tbody>
 $rows

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec, get_norm
 from fvcore.nn.weight_init import c2_msra_fill
@@ -158,6 +159,8 @@ class ResNet(Backbone):
         """(B, 3, H, W) to the `out_features` by name."""
         if x.dim() != 4:
             raise ValueError(f"ResNet takes images (B, C, H, W), not a tensor of shape {tuple(x.shape)}")
+        if x.device.type == "cpu":  # where convolutions are a third faster on it
+            x = x.contiguous(memory_format=torch.channels_last)
         x = self.stem(x)
         outputs = {"stem": x}
         for name, stage in zip(self.stage_names, self.stages, strict=True):
