@@ -28,11 +28,11 @@ examples:
   make_tiny_coco.py --synthetic --train 2000 --val 400 --size 192 --output datasets/shapes
   make_tiny_coco.py --from datasets/coco --images 50
 
-The drawn images hold circles, squares and triangles on textured backgrounds. Colour, texture, angle and (as far
-as a shape of that area fits in) size say nothing about the class. Later shapes hide parts of earlier ones; boxes,
-areas and polygons are those of the visible pixels. Every 12th image has a crowd region (a cluster of one class,
-iscrowd=1, run-length encoded), every 25th has no object at all. Image i depends on --seed, --size and i alone, so that
-a larger --train extends a smaller one.
+The drawn images hold circles, squares and triangles, stretched and tilted, on greyish textured backgrounds. Colour,
+texture and (as far as a shape of that area fits in) size say nothing about the class. Later shapes hide parts of
+earlier ones; boxes, areas and polygons are those of the visible pixels. Every 12th image has a crowd region (a cluster
+of one class, iscrowd=1, run-length encoded), every 25th has no object at all. Image i depends on --seed, --size and i
+alone, so that a larger --train extends a smaller one.
 
 A subset has --images images of each split, drawn at random, but with crowd regions (a tenth of the images) and an
 image without objects among them where the source has any. Images are hard-linked where the file system allows,
@@ -50,8 +50,8 @@ def signed_area(points: np.ndarray) -> float:
 
 
 def unit_polygon(corners: int) -> np.ndarray:
-    """The regular polygon of area 1 around the origin: (corners, 2)."""
-    angles = np.arange(corners) * 2 * np.pi / corners
+    """The regular polygon of area 1 around the origin, lying on a side: (corners, 2)."""
+    angles = (np.arange(corners) + 0.5) * 2 * np.pi / corners + np.pi / 2
     points = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     return points / np.sqrt(signed_area(points))
 
@@ -61,15 +61,16 @@ OUTLINES = {name: unit_polygon(corners) for name, corners in CORNERS.items()}
 CATEGORIES = [{"id": i, "name": name, "supercategory": "shape"} for i, name in enumerate(OUTLINES, start=1)]
 
 # Square roots of an object's area, relative to the image's side, and how often each range is drawn from.
-SIDES = {(0.095, 0.24): 0.38, (0.25, 0.60): 0.50, (0.80, 0.95): 0.12}
-OBJECTS_PER_IMAGE = {1: 0.18, 2: 0.24, 3: 0.24, 4: 0.18, 5: 0.10, 6: 0.06}
+SIDES = {(0.14, 0.24): 0.35, (0.25, 0.55): 0.53, (0.78, 0.92): 0.12}
+OBJECTS_PER_IMAGE = {1: 0.20, 2: 0.28, 3: 0.26, 4: 0.16, 5: 0.10}
 CROWD_EVERY, EMPTY_EVERY = 12, 25  # images
 CROWD_MEMBERS = (8, 14)
 CROWD_SIDES = (0.075, 0.10)
 PLACEMENTS = 25  # tried for each object
 MIN_INSIDE = 0.7  # of a shape's area lies in the image
-MIN_VISIBLE = 0.5  # of what lies in the image stays visible under later shapes
+MIN_VISIBLE = 0.6  # of what lies in the image stays visible under later shapes
 MIN_CONTRAST = 90  # between a shape's colour and what it covers, as a distance in RGB
+MAX_TILT = 0.35  # radians
 SUPERSAMPLING = 4
 
 
@@ -95,10 +96,10 @@ def rotation(angle: float) -> np.ndarray:
 
 
 def outline(rng: np.random.Generator, name: str, side: float, center: np.ndarray) -> np.ndarray:
-    """The shape with area side², turned and stretched at random."""
-    stretch = np.sqrt(rng.uniform(1, 1.3))
-    before, after = (rotation(angle) for angle in rng.uniform(0, 2 * np.pi, 2))
-    return side * OUTLINES[name] @ before @ np.diag([stretch, 1 / stretch]) @ after + center
+    """The shape with area side², stretched upwards or sideways and tilted at random."""
+    stretch = rng.uniform(1, 1.3) ** rng.choice([-0.5, 0.5])
+    tilt = rotation(rng.uniform(-MAX_TILT, MAX_TILT))
+    return side * OUTLINES[name] @ np.diag([stretch, 1 / stretch]) @ tilt + center
 
 
 def trace(mask: np.ndarray) -> list[list[float]]:
@@ -185,9 +186,10 @@ def blend(weight: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarr
 
 
 def background(rng: np.random.Generator, size: int) -> np.ndarray:
-    first, second, third = rng.uniform(20, 235, (3, 3)).astype(np.float32)
+    grey = rng.uniform(40, 215, (3, 1))
+    first, second, third = (grey + rng.uniform(-15, 15, (3, 3))).astype(np.float32)
     broad = blend(smooth_noise(rng, size, cells=int(rng.integers(2, 5))), first, second)
-    return blend(texture(rng, size) * rng.uniform(0.1, 0.3), broad, third)
+    return blend(texture(rng, size) * rng.uniform(0.05, 0.2), broad, third)
 
 
 def paint(rng: np.random.Generator, image: np.ndarray, cover: np.ndarray) -> None:

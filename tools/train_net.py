@@ -16,7 +16,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -124,11 +124,31 @@ def build_model(cfg: DictConfig) -> nn.Module:
     """The model on its device, with an empty moving average if the config wants one."""
     model = instantiate(cfg.model).to(cfg.train.device)
     ema.may_build_model_ema(cfg, model)
+    if cfg.train.get("compile", False):
+        compile_parts(model)
     size = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.debug("Model:\n%s", model)
     logger.info("%s: %.2f M parameters, %.2f M of them trained", type(model).__name__, size / 1e6, trained / 1e6)
     return model
+
+
+def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """`cfg.optimizer` over the parameters of `model`, in one kernel for all where PyTorch has one for the device."""
+    cfg.optimizer.params.model = model
+    if "fused" in call_parameters(cfg.optimizer.get("_target_")) and "fused" not in cfg.optimizer:
+        with suppress(RuntimeError):  # not for this device, or not yet in this PyTorch
+            return instantiate({**cfg.optimizer, "fused": True})
+    return instantiate(cfg.optimizer)
+
+
+def compile_parts(model: nn.Module) -> None:
+    """Compile, in place, what maps tensors to tensors; reading the inputs and matching stay in Python."""
+    transformer = getattr(model, "transformer", None)
+    for owner, name in ((model, "backbone"), (model, "neck"), (transformer, "encoder"), (transformer, "decoder")):
+        part = getattr(owner, name, None)
+        if part is not None:
+            part.forward = torch.compile(part.forward)  # wrapping the module would rename its parameters
 
 
 def build_loader(cfg: DictConfig, split: str) -> Iterable[Any]:
@@ -200,8 +220,7 @@ def evaluate_checkpoint(cfg: DictConfig, args: argparse.Namespace) -> Mapping[st
 def train(cfg: DictConfig, args: argparse.Namespace) -> Mapping[str, Any]:
     """Train, evaluating and saving on the way. Returns the results of the last evaluation."""
     model = build_model(cfg)
-    cfg.optimizer.params.model = model
-    optimizer = instantiate(cfg.optimizer)
+    optimizer = build_optimizer(cfg, model)
     sample = DetectionSample() if is_wanted(cfg) else None
     evaluate = evaluator_of(cfg, model, [sample] if sample else [])
     trainer = build_trainer(cfg, model, build_loader(cfg, "train"), optimizer)
@@ -256,9 +275,11 @@ def build_trainer(
     on_gpu = torch.device(cfg.train.device).type == "cuda"
     device_ids = [torch.cuda.current_device()] if on_gpu else None
     model = create_ddp_model(model, device_ids=device_ids, **cfg.train.ddp)
+    # Before the forward pass, or the last step's gradients would be there still when memory is short.
+    options = dict(zero_grad_before_forward=True)
     if cfg.train.amp.enabled:
-        return AMPTrainer(model, loader, optimizer, precision=amp_type(cfg))
-    return SimpleTrainer(model, loader, optimizer)
+        return AMPTrainer(model, loader, optimizer, precision=amp_type(cfg), **options)
+    return SimpleTrainer(model, loader, optimizer, **options)
 
 
 def best_checkpointer(cfg: DictConfig, checkpointer: DetectionCheckpointer) -> HookBase | None:

@@ -16,6 +16,8 @@ train = dict(
     clip_grad=dict(enabled=False, params=dict(max_norm=0.1, norm_type=2)),
     # Below 0: a random one.
     seed=-1,
+    # Backbone, encoder and decoder by torch.compile; that takes minutes at first, and again for other image sizes.
+    compile=False,
     # A few iterations with everything in them, to see whether a config works.
     fast_dev_run=dict(enabled=False),
     checkpointer=dict(period=5000, max_to_keep=100),

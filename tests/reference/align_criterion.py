@@ -49,30 +49,37 @@ def match(logits, boxes, targets, k, cost_class, cost_bbox, cost_giou):
     return pairs
 
 
+def ranks(t, owner):
+    """Rank of each pair by its quality t, best first, among the pairs of the same owner; equals rank as they come."""
+    index = torch.arange(len(t), device=t.device)
+    ahead = (t > t[:, None]) | ((t == t[:, None]) & (index < index[:, None]))
+    return ((owner == owner[:, None]) & ahead).sum(1)
+
+
 def layer_losses(logits, boxes, targets, pairs, alpha, gamma, tau, kind, ranked=True):
-    """Unnormalised class, L1 and GIoU losses of one layer, one image after the other."""
+    """Unnormalised class, L1 and GIoU losses of one layer."""
+    device = logits.device
+    first, owners, labels, gt = 0, [], [], []
+    for target, (_, obj) in zip(targets, pairs, strict=True):
+        owners.append(first + obj)
+        labels.append(target["labels"][obj])
+        gt.append(target["boxes"][obj])
+        first += len(target["labels"])
+    image = torch.cat([torch.full_like(query, i) for i, (query, _) in enumerate(pairs)]).to(device)
+    query = torch.cat([query for query, _ in pairs]).to(device)
+    owner, labels, gt = torch.cat(owners).to(device), torch.cat(labels), torch.cat(gt)
+
+    matched = boxes[image, query]
+    iou, giou = (x.diagonal() for x in pairwise_iou_giou(box_cxcywh_to_xyxy(matched), box_cxcywh_to_xyxy(gt)))
+    t = (logits[image, query, labels].sigmoid() ** alpha * iou ** (1 - alpha)).detach().clamp(min=0.01)
+    w = torch.exp(-ranks(t, owner) / tau) if ranked else torch.ones_like(t)
+    loss_bbox = (w[:, None] * (matched - gt).abs()).sum()
+    loss_giou = (w * (1 - giou)).sum()
+
     target = torch.zeros_like(logits)
     is_pair = torch.zeros_like(logits, dtype=torch.bool)
-    loss_bbox = loss_giou = boxes.sum() * 0
-    for i, (query, obj) in enumerate(pairs):
-        if len(query) == 0:
-            continue
-        labels, gt = targets[i]["labels"][obj], targets[i]["boxes"][obj]
-        iou, giou = (
-            x.diagonal() for x in pairwise_iou_giou(box_cxcywh_to_xyxy(boxes[i, query]), box_cxcywh_to_xyxy(gt))
-        )
-        s = logits[i, query, labels].sigmoid().detach()
-        t = (s**alpha * iou.detach() ** (1 - alpha)).clamp(min=0.01)
-        w = torch.ones_like(t)
-        if ranked:
-            for j in obj.unique():
-                members = (obj == j).nonzero().flatten()
-                for rank, member in enumerate(members[t[members].argsort(descending=True, stable=True)]):
-                    w[member] = torch.exp(torch.tensor(-rank / tau))
-        target[i, query, labels] = w * t
-        is_pair[i, query, labels] = True
-        loss_bbox = loss_bbox + (w[:, None] * (boxes[i, query] - gt).abs()).sum()
-        loss_giou = loss_giou + (w * (1 - giou)).sum()
+    target[image, query, labels] = w * t
+    is_pair[image, query, labels] = True
     s = logits.sigmoid()
     bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     on_pairs = (target - s).abs() ** gamma if kind == "align_loss" else torch.ones_like(s)
@@ -89,9 +96,7 @@ def denoising_pairs(targets, groups, single_padding):
     return pairs
 
 
-def criterion(
-    outputs, targets, dn_metas=None, *, alpha=0.25, gamma=2.0, tau=1.5, k=2, kind="ia_bce_loss", costs=COSTS
-):
+def criterion(outputs, targets, dn_metas=None, *, alpha=0.25, gamma=2.0, tau=1.5, k=2, kind="ia_bce_loss", costs=COSTS):
     """All losses of a DINO, by detrex's names."""
     num_boxes = max(1, sum(len(t["labels"]) for t in targets))
     aux = outputs.get("aux_outputs", [])
