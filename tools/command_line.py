@@ -17,6 +17,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "projects"))
 
+# Read when torch is imported. OpenMP threads that spin while they wait for one that lost its core, to a data loader's
+# worker or to a neighbour, make a training step ten times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 try:
     import align_detr  # noqa: F401  (its import makes detectron2, detrex and projects.* importable)
 except (ImportError, ValueError) as problem:

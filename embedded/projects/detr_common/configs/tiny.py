@@ -39,9 +39,9 @@ lr_multiplier = L(WarmupParamScheduler)(
     warmup_method="linear",
 )
 
-train.max_iter = 1500
+train.max_iter = 1300
 train.eval_period = 0
-train.checkpointer.period = 500
+train.checkpointer.period = 650
 train.log_period = 50
 train.clip_grad.enabled = True
 train.clip_grad.params.max_norm = 0.5
