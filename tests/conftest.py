@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported; see tools/command_line.py
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # before torch is imported; see tools/command_line.py
 
 import torch  # noqa: E402
 

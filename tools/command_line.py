@@ -17,9 +17,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "projects"))
 
-# Read when torch is imported. OpenMP threads that spin while they wait for one that lost its core, to a data loader's
-# worker or to a neighbour, make a training step ten times as long.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Read when torch is imported. By default OpenMP's threads spin for milliseconds while they wait, and if one of them has
+# lost its core to a data loader's worker or to a neighbour, a training step takes ten times as long. This is
+# microseconds, and as fast on an idle machine.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 try:
     import align_detr  # noqa: F401  (its import makes detectron2, detrex and projects.* importable)
