@@ -28,11 +28,11 @@ examples:
   make_tiny_coco.py --synthetic --train 2000 --val 400 --size 192 --output datasets/shapes
   make_tiny_coco.py --from datasets/coco --images 50
 
-The drawn images hold circles, squares and triangles, stretched and tilted, on greyish textured backgrounds. Colour,
-texture and (as far as a shape of that area fits in) size say nothing about the class. Later shapes hide parts of
-earlier ones; boxes, areas and polygons are those of the visible pixels. Every 12th image has a crowd region (a cluster
-of one class, iscrowd=1, run-length encoded), every 25th has no object at all. Image i depends on --seed, --size and i
-alone, so that a larger --train extends a smaller one.
+The drawn images hold striped circles, chequered squares and blotched triangles, stretched and tilted, on greyish
+backgrounds. Colour and (as far as a shape of that area fits in) size say nothing about the class. Later shapes hide
+parts of earlier ones; boxes, areas and polygons are those of the visible pixels. Every 12th image has a crowd region
+(a cluster of one class, iscrowd=1, run-length encoded), every 25th has no object at all. Image i depends on --seed,
+--size and i alone, so that a larger --train extends a smaller one.
 
 A subset has --images images of each split, drawn at random, but with crowd regions (a tenth of the images) and an
 image without objects among them where the source has any. Images are hard-linked where the file system allows,
@@ -171,13 +171,13 @@ def checks(rng: np.random.Generator, size: int) -> np.ndarray:
     return ((x // pitch + y // pitch) % 2).astype(np.float32)
 
 
-def texture(rng: np.random.Generator, size: int) -> np.ndarray:
-    kind = rng.integers(4)
-    if kind == 0:
-        return stripes(rng, size)
-    if kind == 1:
-        return checks(rng, size)
+def blotches(rng: np.random.Generator, size: int) -> np.ndarray:
+    """(size, size) in about [0, 1]: noise of random fineness."""
     return smooth_noise(rng, size, cells=int(rng.integers(3, size // 4)))
+
+
+# A class cue beside the outline, without which a dozen epochs from scratch are too few.
+TEXTURES = {"circle": stripes, "square": checks, "triangle": blotches}
 
 
 def blend(weight: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -189,11 +189,12 @@ def background(rng: np.random.Generator, size: int) -> np.ndarray:
     grey = rng.uniform(40, 215, (3, 1))
     first, second, third = (grey + rng.uniform(-15, 15, (3, 3))).astype(np.float32)
     broad = blend(smooth_noise(rng, size, cells=int(rng.integers(2, 5))), first, second)
+    texture = list(TEXTURES.values())[rng.integers(len(TEXTURES))]
     return blend(texture(rng, size) * rng.uniform(0.05, 0.2), broad, third)
 
 
-def paint(rng: np.random.Generator, image: np.ndarray, cover: np.ndarray) -> None:
-    """Fills `cover` with a random texture in two shades of a colour that stands out from what is there."""
+def paint(rng: np.random.Generator, image: np.ndarray, cover: np.ndarray, name: str) -> None:
+    """Fills `cover` with the texture of a class in two shades of a colour that stands out from what is there."""
     under = image[cover >= 0.5]
     under = under[:: len(under) // 50 + 1]
     colors = rng.uniform(0, 255, (20, 3))
@@ -201,7 +202,7 @@ def paint(rng: np.random.Generator, image: np.ndarray, cover: np.ndarray) -> Non
     contrast = np.quantile(distances, 0.1, axis=0)  # to nearly all of it: the shape may lie across others
     color = colors[np.argmax(np.minimum(contrast, MIN_CONTRAST))]  # the first with enough, else the best
     other = np.clip(color + rng.uniform(-45, 45, 3), 0, 255)
-    fill = blend(texture(rng, image.shape[0]), color.astype(np.float32), other.astype(np.float32))
+    fill = blend(TEXTURES[name](rng, image.shape[0]), color.astype(np.float32), other.astype(np.float32))
     image[:] = blend(cover, image, fill)
 
 
@@ -225,7 +226,7 @@ def add_object(rng: np.random.Generator, image: np.ndarray, things: list[Thing],
         mask = cover >= 0.5
         if mask.sum() >= MIN_INSIDE * side**2 and cover_up(things, mask):
             things.append(Thing(CATEGORIES[index]["id"], int(mask.sum()), mask))
-            paint(rng, image, cover)
+            paint(rng, image, cover, CATEGORIES[index]["name"])
             return
 
 
@@ -243,7 +244,7 @@ def add_crowd(rng: np.random.Generator, image: np.ndarray, things: list[Thing]) 
         row, column = divmod(member, columns)
         center = corner + (np.array([column + row % 2 / 2, row]) + rng.uniform(-0.3, 0.3, 2)) * pitch
         cover = coverage(outline(rng, category["name"], rng.uniform(*CROWD_SIDES) * size, center), size)
-        paint(rng, image, cover)
+        paint(rng, image, cover, category["name"])
         region |= cover >= 0.5
     things.append(Thing(category["id"], int(region.sum()), region, crowd=True))
 

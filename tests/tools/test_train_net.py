@@ -221,6 +221,34 @@ def test_a_wrong_config_path_suggests_a_right_one(fails):
     assert "has no model" in fails(config=str(TOOLS.parent / "configs/common/train.py"))
 
 
+@pytest.mark.parametrize("choice, expected", [((), True), (("+optimizer.fused=False",), False)])
+def test_the_optimizer_has_one_kernel_for_all_parameters(tool, choice, expected):
+    """Unless the config chooses, or PyTorch has none for the device; the groups and rates are the config's."""
+    cfg = tool.load_config(CONFIG, list(choice))
+    model = torch.nn.Linear(2, 2)
+    try:
+        torch.optim.AdamW(model.parameters(), fused=True)
+    except RuntimeError:
+        expected = False
+    (group,) = tool.build_optimizer(cfg, model).param_groups
+    assert bool(group["fused"]) is expected and group["lr"] == cfg.optimizer.lr and len(group["params"]) == 2
+
+
+def test_compiling_changes_no_names(tool, monkeypatch):
+    """`train.compile` reaches backbone, encoder and decoder, where there are such; checkpoints stay as they are."""
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda forward: compiled.append(forward) or forward)
+    model = torch.nn.Module()
+    model.backbone = torch.nn.Linear(2, 2)
+    model.transformer = torch.nn.Module()
+    model.transformer.decoder = torch.nn.Linear(2, 2)
+    names = list(model.state_dict())
+    tool.compile_parts(model)
+    assert [forward.__self__ for forward in compiled] == [model.backbone, model.transformer.decoder]
+    assert list(model.state_dict()) == names
+    tool.compile_parts(torch.nn.Linear(2, 2))
+
+
 def test_a_model_with_too_few_classes_is_refused(tool):
     """Instead of an index error on some image, hours later."""
     from detectron2.data import MetadataCatalog

@@ -39,6 +39,7 @@ lr_multiplier = L(WarmupParamScheduler)(
     warmup_method="linear",
 )
 
+train.seed = 1
 train.max_iter = 1300
 train.eval_period = 0
 train.checkpointer.period = 650
