@@ -167,7 +167,7 @@ def test_selection_and_layers(run, odd_images):
     assert top == everything[:3]
     _, above, _ = run(image, "--score-threshold", (scores[4] + scores[5]) / 2)
     assert above == everything[:5]
-    _, last, _ = run(image, *EVERYTHING, "--layer", 2)
+    _, last, _ = run(image, *EVERYTHING, "--layer", 3)
     _, first, _ = run(image, *EVERYTHING, "--layer", 1)
     assert last == everything != first
 
@@ -208,7 +208,7 @@ def test_mistakes(run, odd_images, tmp_path, capsys):
         assert status == 1
         return line
 
-    assert error("--layer", 3) == "error: --layer=3, but the decoder's layers are 1 to 2"
+    assert error("--layer", 4) == "error: --layer=4, but the decoder's layers are 1 to 3"
     assert "at least 1" in error("--top", 0)
     assert error(weights="nowhere.pth") == "error: no such checkpoint: nowhere.pth"
     broken = tmp_path / "broken.safetensors"

@@ -45,7 +45,7 @@ def test_coco_config_is_detrs_recipe():
 
 def test_one_override_sets_the_scale_of_both_branches():
     """Training at other sizes takes one override, not a hunt for copies."""
-    cfg = get_config("common/data/tiny_coco.py")
+    cfg = get_config("common/data/coco_detr.py")
     LazyConfig.apply_overrides(cfg, ["dataloader.train.mapper.augmentation.1.short_edge_length=[64,96]"])
     mapper = instantiate(cfg.dataloader.train.mapper)
     assert mapper.augmentation.augs[1].short_edge_length == (64, 96)
