@@ -1,9 +1,5 @@
-import torch.nn as nn
 from detectron2.config import LazyCall as L
-from detrex.layers import PositionEmbeddingSine, ShapeSpec
 from detrex.modeling import HungarianMatcher
-from detrex.modeling.backbone.resnet import BasicStem, ResNet, make_stage
-from detrex.modeling.neck import ChannelMapper
 from projects.detr_common import loss_weights
 from projects.dino.modeling import (
     DINO,
@@ -13,31 +9,12 @@ from projects.dino.modeling import (
     DINOTransformerEncoder,
 )
 
+from ....detr_common.configs.feature_pyramid import backbone, neck, position_embedding
+
 model = L(DINO)(
-    backbone=L(ResNet)(
-        stem=L(BasicStem)(in_channels=3, out_channels=64, norm="FrozenBN"),
-        stages=L(make_stage)(depth=50, stride_in_1x1=False, norm="FrozenBN"),
-        out_features=["res3", "res4", "res5"],
-        freeze_at=1,
-    ),
-    position_embedding=L(PositionEmbeddingSine)(
-        num_pos_feats=128,  # half of embed_dim
-        temperature=10000,
-        normalize=True,
-        offset=-0.5,
-    ),
-    neck=L(ChannelMapper)(
-        input_shapes={
-            "res3": L(ShapeSpec)(channels=512),
-            "res4": L(ShapeSpec)(channels=1024),
-            "res5": L(ShapeSpec)(channels=2048),
-        },
-        in_features=["res3", "res4", "res5"],
-        out_channels="${..embed_dim}",
-        num_outs="${..transformer.num_feature_levels}",
-        kernel_size=1,
-        norm_layer=L(nn.GroupNorm)(num_groups=32, num_channels="${...embed_dim}"),
-    ),
+    backbone=backbone,
+    position_embedding=position_embedding,
+    neck=neck,
     transformer=L(DINOTransformer)(
         encoder=L(DINOTransformerEncoder)(
             embed_dim="${...embed_dim}",
