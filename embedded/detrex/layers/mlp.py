@@ -2,8 +2,12 @@
 
 import copy
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+# Of the wide activations in between; large enough for the matrix products to lose nothing.
+CPU_ROWS_AT_ONCE = 2048
 
 
 class MLP(nn.Module):
@@ -71,7 +75,13 @@ class FFN(nn.Module):
         """(…, embed_dim) to (…, output_dim); `identity` replaces `x` in the residual connection."""
         # On rows: a linear layer's output of more dimensions is a view, and the gradient of an activation in place of a
         # view takes three passes over it.
-        out = self.layers(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+        rows = x.flatten(0, -2)
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            # The gradients of the wide activations then exist, and stay in the cache, for a part of them at a time.
+            out = torch.cat([self.layers(part) for part in rows.split(CPU_ROWS_AT_ONCE)])
+        else:
+            out = self.layers(rows)
+        out = out.unflatten(0, x.shape[:-1])
         if not self.add_identity:
             return out
         return out + (x if identity is None else identity)

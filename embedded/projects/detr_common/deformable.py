@@ -212,7 +212,8 @@ class DeformableDecoder(_DeformableStack):
         Args:
             query, query_pos: (B, N, D).
             value: (B, S, D), the encoder's tokens; `key_padding_mask` (B, S) is true in padding.
-            attn_masks: for self-attention (N, N) bool, true where a query must not look, and for the other, None.
+            attn_masks: for self-attention (N, N), bool, true where a query must not look, or a float mask to add to
+                the scores; and for the other, None.
             reference_points: (B, N, 4), the first boxes, cxcywh in image coordinates.
             valid_ratios: (B, L, 2).
             kwargs: `TokenPyramid.attention_inputs`.
@@ -307,6 +308,9 @@ class DeformableTransformer(nn.Module):
         query_pos: Tensor | None = None,
     ) -> DecoderStates:
         """Run the decoder on the encoder's tokens `memory` (B, S, D); see `DeformableDecoder.forward`."""
+        if self_attn_mask is not None:  # what every layer would make of it for itself, and keep for the way back
+            allowed = torch.zeros_like(self_attn_mask, dtype=memory.dtype)
+            self_attn_mask = allowed.masked_fill_(self_attn_mask, -torch.inf)
         return self.decoder(
             query=query,
             key=None,

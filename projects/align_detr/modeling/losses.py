@@ -73,43 +73,37 @@ def rank_weights(quality: Tensor, group: Tensor, tau: float) -> Tensor:
 
 
 class _SplitEntries(torch.autograd.Function):
-    """`split_entries` with its gradient written out: nothing is saved but the logits, and the gradient written once."""
+    """`split_entries` with its gradient written out: one pass over the entries gives the loss and its slope."""
 
     @staticmethod
     def forward(ctx, logits: Tensor, index: tuple[Tensor, ...], gamma: float) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(logits, *index)
-        ctx.gamma = gamma
+        slope = torch.empty_like(logits, memory_format=torch.contiguous_format)
+        loss = _focal_bce(logits.flatten(1), slope.flatten(1), gamma)
+        ctx.save_for_backward(slope, *index)
         matched = logits[index]
-        loss = torch.stack([_total_focal_bce(layer, gamma) for layer in logits.flatten(1)])
-        loss.index_add_(0, index[0], -_focal_bce(matched, gamma))
+        loss.index_add_(0, index[0], -matched.sigmoid() ** gamma * F.softplus(matched))
         return loss, matched
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_loss: Tensor, grad_matched: Tensor) -> tuple[Tensor, None, None]:
-        logits, *index = ctx.saved_tensors
-        grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
-        for layer, layer_grad, scale in zip(logits.flatten(1), grad.flatten(1), grad_loss, strict=True):
-            for z, slope in zip(_blocks(layer), _blocks(layer_grad), strict=True):
-                score = z.sigmoid()
-                # d/dz of s^gamma * BCE(s, 0), where the latter is softplus(z)
-                torch.addcmul(score, 1 - score, F.softplus(z), value=ctx.gamma, out=slope)
-                slope.mul_(score**ctx.gamma).mul_(scale)
+        slope, *index = ctx.saved_tensors
+        grad = slope * grad_loss[:, None, None, None]
         grad[tuple(index)] = grad_matched
         return grad, None, None
 
 
-def _blocks(entries: Tensor) -> tuple[Tensor, ...]:
-    """Views of `entries` (n,): small enough for a CPU's cache, where memory traffic is what costs; one elsewhere."""
-    return entries.split(1 << 17) if entries.device.type == "cpu" else (entries,)
-
-
-def _focal_bce(logits: Tensor, gamma: float) -> Tensor:
-    return logits.sigmoid() ** gamma * F.softplus(logits)
-
-
-def _total_focal_bce(entries: Tensor, gamma: float) -> Tensor:
-    return sum(torch.dot(z.sigmoid() ** gamma, F.softplus(z)) for z in _blocks(entries))
+def _focal_bce(logits: Tensor, slope: Tensor, gamma: float) -> Tensor:
+    """(L,) sums of s^gamma * BCE(s, 0) over (L, n) logits; the derivative of each summand goes to `slope` (L, n)."""
+    # Memory traffic is what costs on a CPU, so there a part that its cache holds takes all steps at once.
+    columns = (1 << 17) // len(logits) if logits.device.type == "cpu" else logits.shape[1]
+    total = logits.new_zeros(len(logits))
+    for z, dz in zip(logits.split(columns, 1), slope.split(columns, 1), strict=True):
+        score, bce = z.sigmoid(), F.softplus(z)
+        weight = score**gamma
+        torch.addcmul(score, 1 - score, bce, value=gamma, out=dz).mul_(weight)
+        total += torch.linalg.vecdot(weight, bce)
+    return total
 
 
 def split_entries(logits: Tensor, index: tuple[Tensor, ...], gamma: float) -> tuple[Tensor, Tensor]:
