@@ -2,7 +2,7 @@
 """Time a config's criterion, deformable attention, training step, inference and data loading on this device.
 
     python tools/benchmark.py --config-file CONFIG [--parts criterion attention step inference data]
-        [--batch-sizes 2 4 8] [--image-sizes 480x640] [--objects 5 10 20 40] [--repeats 7] [--reference]
+        [--batch-sizes 2 4 8] [--image-sizes 480x640] [--objects 7 14 28 56] [--repeats 7] [--reference]
         [--json FILE] [key=value ...]
 
     criterion   the losses with their matching, forward and backward, of random predictions in the detector's shapes
@@ -49,6 +49,7 @@ from omegaconf import DictConfig
 from stopwatch import Memory, Run, Stopwatch, by_turns, copy_bandwidth
 from tabulate import tabulate
 from torch import Tensor, nn
+from tqdm import tqdm
 from train_net import ClipGradients, amp_type, build_loader, build_optimizer, build_trainer, compile_parts, device_name
 from trained_model import load_detector
 
@@ -393,22 +394,28 @@ class Benchmark:
     def criterion(self) -> None:
         plain = self.args.reference and reference().plain_criterion(self.model.criterion) is not None
         size = min(self.sizes)  # of no consequence for what the criterion sees
+        batches, (usual, *more) = self.args.batch_sizes or MANY_BATCHES, self.args.objects
+        middle = sorted(batches)[len(batches) // 2]
+        settings = [(usual, batch) for batch in batches] + [(objects, middle) for objects in more]
         rows = []
-        for objects in self.args.objects:
-            calls: list[tuple[tuple, dict]] = []
-            hook = self.model.criterion.register_forward_pre_hook(
-                lambda _, args, kwargs, calls=calls: calls.append((args, kwargs)), with_kwargs=True
-            )
-            self.step_of_one_image(size, objects)
-            hook.remove()
-            for batch in self.args.batch_sizes or MANY_BATCHES:
-                record = self.measure("criterion", self.setting(Criterion, batch, size, objects, calls), plain)
-                rows.append(record)
+        for objects, batch in progress(settings, "criterion"):
+            calls = self.criterion_calls(size, objects)
+            rows.append(self.measure("criterion", self.setting(Criterion, batch, size, objects, calls), plain))
         table(rows, ("objects", "batch"), {"per image": lambda r: f"{1e3 * per_image(r):.2f} ms"})
         growth(rows, "objects", "batch", "images", per_image, "time per image")
         growth(rows, "batch", "objects", "objects per image", seconds, "time")
         if self.args.reference and not plain:
             print(f"no reference of {type(self.model.criterion).__name__} with these options")
+
+    def criterion_calls(self, size: Size, objects: int) -> list[tuple[tuple, dict]]:
+        """The arguments that the criterion gets in a step with one image."""
+        calls: list[tuple[tuple, dict]] = []
+        hook = self.model.criterion.register_forward_pre_hook(
+            lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
+        )
+        self.step_of_one_image(size, objects)
+        hook.remove()
+        return calls
 
     def attention(self) -> None:
         rows = []
@@ -424,7 +431,7 @@ class Benchmark:
 
             with patch.object(attention, ATTENTION, record):
                 self.step_of_one_image(size, OBJECTS)
-            for (where, given), batch in product(inputs.items(), self.batch_sizes):
+            for (where, given), batch in progress(list(product(inputs.items(), self.batch_sizes)), "attention"):
                 setting = self.setting(Attention, batch, size, OBJECTS, given)
                 labels = {"layer": where, "queries": given[2].shape[1]}
                 rows.append(self.measure("attention", setting, self.args.reference, **labels))
@@ -468,7 +475,7 @@ class Benchmark:
     def whole_model(self, part: str, kind: type[Setting]) -> list[Record]:
         rows = [
             self.measure(part, self.setting(kind, batch, size, OBJECTS), self.args.reference)
-            for size, batch in product(self.sizes, self.batch_sizes)
+            for size, batch in progress(list(product(self.sizes, self.batch_sizes)), part)
         ]
         table(rows, ("image_size", "batch"), {"images/s": lambda r: f"{r['batch'] / seconds(r):.3g}"})
         return rows
@@ -494,6 +501,10 @@ class Benchmark:
         steps = [r["batch"] / seconds(r) for r in self.records if r["part"] == "step"]
         if steps:
             print(f"{rate / max(steps):.3g} times what the fastest step above takes")
+
+
+def progress(settings: Sequence[Any], part: str) -> Iterable[Any]:
+    return tqdm(settings, desc=part, unit="setting", leave=False, disable=None)
 
 
 @cache
@@ -610,7 +621,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--image-sizes", nargs="+", default=[], metavar="HxW", help="default: 480x640; on a GPU 800x1066 too"
     )
     parser.add_argument(
-        "--objects", nargs="+", default=["5", "10", "20", "40"], metavar="N", help="per image, for the criterion"
+        "--objects",
+        nargs="+",
+        default=[str(n * OBJECTS) for n in (1, 2, 4, 8)],
+        metavar="N",
+        help="per image, for the criterion: all batch sizes with the first, the others with the middle batch size",
     )
     parser.add_argument("--repeats", type=positive, default=7, help="after one to warm up")
     parser.add_argument("--reference", action="store_true", help="time the plain formulations as well")
