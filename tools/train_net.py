@@ -396,7 +396,8 @@ if __name__ == "__main__":
     arguments = default_argument_parser().parse_args()
     try:
         with errors_in_one_line():
-            load_config(arguments.config_file, arguments.opts)  # what is wrong here should stop one process, not N
+            if arguments.num_gpus > 1:  # what is wrong here should stop one process, not all of them
+                load_config(arguments.config_file, arguments.opts)
             launch(
                 main,
                 arguments.num_gpus,

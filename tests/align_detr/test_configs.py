@@ -1,9 +1,12 @@
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "projects/align_detr/configs"
@@ -96,3 +99,23 @@ def test_configs_share_no_state():
     """Protects a process that loads several configs: an R101 row must not leak into the R50 one."""
     assert load("align_detr_r101_4scale_12ep").model.backbone.stages.depth == 101
     assert load("align_detr_r50_4scale_12ep").model.backbone.stages.depth == 50
+
+
+def test_the_readmes_config_for_ones_own_data(tmp_path):
+    """Its five lines, as printed: loaded twice, as some tools do, they name the data and the number of classes."""
+    text = (ROOT / "projects/align_detr/README.md").read_text()
+    (lines,) = re.findall(r"```python\n(from align_detr\.data .*?)```", text, re.DOTALL)
+    assert len(lines.splitlines()) == 5
+    shutil.copytree(CONFIGS, tmp_path / "configs")
+    (tmp_path / "configs/mine.py").write_text(lines)
+    try:
+        for _ in range(2):
+            cfg = LazyConfig.load(str(tmp_path / "configs/mine.py"))
+        assert cfg.dataloader.evaluator.dataset_name == "mine_val"
+        assert instantiate(cfg.model.criterion).num_classes == 3
+        with pytest.raises(FileNotFoundError, match="mine/train.json"):
+            instantiate(cfg.dataloader.train.dataset)
+    finally:
+        for name in {"mine_train", "mine_val"} & set(DatasetCatalog.list()):
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
