@@ -47,6 +47,7 @@ from detrex.modeling import ema
 from live_line import LiveLine
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from trained_model import WholeModelCheckpointer
 from training_report import DetectionSample, TrainingReport, is_wanted
 
 from align_detr._platform import describe
@@ -211,7 +212,7 @@ def evaluate_checkpoint(cfg: DictConfig, args: argparse.Namespace) -> Mapping[st
     """Evaluate `train.init_checkpoint`, or with `--resume` the last checkpoint of the output folder."""
     model = build_model(cfg)
     evaluate = evaluator_of(cfg, model)
-    checkpointer = DetectionCheckpointer(model, cfg.train.output_dir, **ema.may_get_ema_checkpointer(cfg, model))
+    checkpointer = WholeModelCheckpointer(model, cfg.train.output_dir, **ema.may_get_ema_checkpointer(cfg, model))
     resume = args.resume and checkpointer.has_checkpoint()
     checkpointer.load(checkpointer.get_checkpoint_file() if resume else cfg.train.init_checkpoint)
     return evaluate()

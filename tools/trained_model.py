@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from command_line import call_parameters, resolve_device  # isort: skip (sets sys.path)
 
@@ -13,6 +14,20 @@ from detectron2.config import instantiate
 from detrex.modeling import ema
 from omegaconf import DictConfig
 from torch import nn
+
+
+class WholeModelCheckpointer(DetectionCheckpointer):
+    """Refuses weights that leave a part of the model at its initial value, which nobody wants to look at. A head of
+    another number of classes is but warned of."""
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        super()._log_incompatible_keys(incompatible)
+        missing = incompatible.missing_keys
+        if missing:
+            raise ValueError(
+                f"the checkpoint lacks {len(missing)} of the model's tensors: {', '.join(missing[:3])}"
+                + (", ..." if len(missing) > 3 else "")
+            )
 
 
 def load_detector(cfg: DictConfig, checkpoint: str) -> nn.Module:
@@ -38,7 +53,7 @@ def load_detector(cfg: DictConfig, checkpoint: str) -> nn.Module:
         _load_safetensors(model, checkpoint)
     else:
         ema.may_build_model_ema(cfg, model)
-        checkpointer = DetectionCheckpointer(model, **ema.may_get_ema_checkpointer(cfg, model))
+        checkpointer = WholeModelCheckpointer(model, **ema.may_get_ema_checkpointer(cfg, model))
         checkpointer.load(checkpoint)
         if cfg.train.model_ema.enabled and ema.get_model_ema_state(model).has_inited():
             ema.apply_model_ema(model)
@@ -58,4 +73,4 @@ def _load_safetensors(model: nn.Module, path: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         converted = Path(folder, "model.pth")
         torch.save({"model": state}, converted)
-        DetectionCheckpointer(model).load(str(converted))
+        WholeModelCheckpointer(model).load(str(converted))

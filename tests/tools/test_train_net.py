@@ -129,6 +129,15 @@ def test_evaluation_of_a_checkpoint_repeats_that_of_its_training(run, capsys, tm
     assert last_results(capsys.readouterr().out).keys() == trained.keys()
 
 
+def test_weights_of_a_part_of_the_model_are_not_evaluated(run, fails, tmp_path):
+    """A backbone's, say: AP would be that of random heads. Training does start from them."""
+    torch.save({"model": {f"norm.{name}": torch.ones(4) for name in ("weight", "bias")}}, tmp_path / "part.pth")
+    weights = f"train.init_checkpoint={tmp_path}/part.pth"
+    said = fails("--eval-only", weights)
+    assert "lacks 4 of the model's tensors" in said and "norm.running_mean" in said
+    run(weights)
+
+
 def test_a_dry_run_goes_through_everything(run, tmp_path):
     """train.fast_dev_run shows in a few iterations whether a config works."""
     run("train.fast_dev_run.enabled=True", "train.max_iter=90000")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
@@ -93,26 +93,26 @@ class LoadReport:
     Attributes:
         source: the name of the file.
         loaded: names in the model whose values come from the file.
-        initial: names in the model that the file does not have.
-        resized: name, shape in the file and shape in the model, where the two differ; left at the initial value.
-        ignored: names in the file that the model does not have.
+        missing_keys: names in the model that the file does not have; left at the initial value.
+        incorrect_shapes: name, shape in the file and shape in the model, where the two differ; left alike.
+        unexpected_keys: names in the file that the model does not have.
     """
 
     source: str
     loaded: list[str] = field(default_factory=list)
-    initial: list[str] = field(default_factory=list)
-    resized: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
-    ignored: list[str] = field(default_factory=list)
+    missing_keys: list[str] = field(default_factory=list)
+    incorrect_shapes: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+    unexpected_keys: list[str] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
         """Whether file and model have the same weights."""
-        return not (self.initial or self.resized or self.ignored)
+        return not (self.missing_keys or self.incorrect_shapes or self.unexpected_keys)
 
     def differences(self, limit: int = 3) -> str:
         """The first few names of each kind of difference, in a line; empty if there is none."""
-        shapes = [f"{name} {_size(there)} instead of {_size(here)}" for name, there, here in self.resized]
-        kinds = {"unknown": self.ignored, "missing": self.initial, "of another shape": shapes}
+        shapes = [f"{name} {_size(there)} instead of {_size(here)}" for name, there, here in self.incorrect_shapes]
+        kinds = {"unknown": self.unexpected_keys, "missing": self.missing_keys, "of another shape": shapes}
         return "; ".join(
             f"{what}: {', '.join(names[:limit])}{', ...' if len(names) > limit else ''}"
             for what, names in kinds.items()
@@ -121,14 +121,14 @@ class LoadReport:
 
     def __str__(self) -> str:
         """One screen: a table by module, and whose shapes differ."""
-        total = len(self.loaded) + len(self.initial) + len(self.resized)
+        total = len(self.loaded) + len(self.missing_keys) + len(self.incorrect_shapes)
         head = f"{self.source}: {len(self.loaded)} of the model's {total} tensors loaded"
         return head if self.complete else "\n".join([head, self._table(), *self._shapes()])
 
     def _table(self) -> str:
         groups: dict[str, list[list[str]]] = defaultdict(lambda: [[], [], []])
-        resized = [name for name, *_ in self.resized]
-        for kind, names in enumerate((self.loaded, self.initial + resized, self.ignored)):
+        resized = [name for name, *_ in self.incorrect_shapes]
+        for kind, names in enumerate((self.loaded, self.missing_keys + resized, self.unexpected_keys)):
             for name in names:
                 groups[_module(name)][kind].append(name)
         modules = list(groups)
@@ -146,7 +146,7 @@ class LoadReport:
     def _shapes(self) -> list[str]:
         """A line for each change of shape."""
         changes: dict[tuple, list[str]] = defaultdict(list)
-        for name, there, here in self.resized:
+        for name, there, here in self.incorrect_shapes:
             changes[there, here].append(name)
         lines = []
         for (there, here), names in list(changes.items())[:_MAX_SHAPES]:
@@ -157,6 +157,10 @@ class LoadReport:
         if len(changes) > _MAX_SHAPES:
             lines.append(f"and {len(changes) - _MAX_SHAPES} other changes of shape")
         return lines
+
+
+def _top(name: str) -> str:
+    return name.partition(".")[0]
 
 
 def _module(name: str) -> str:
@@ -179,7 +183,8 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> 
         source: the name of the file, for the report and errors.
 
     Raises:
-        ValueError: too little fits for the two to be of one architecture, or a ResNet of another depth. The model is
+        ValueError: too little fits for the two to be of one architecture, be it but beside the backbone, or a ResNet of
+            another depth. The model is
             as it was.
     """
     source = PurePath(source).name
@@ -189,9 +194,9 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> 
     fitting = {}
     for name, tensor in theirs.items():
         if name not in ours:
-            report.ignored.append(name)
+            report.unexpected_keys.append(name)
         elif tensor.shape != ours[name].shape:
-            report.resized.append((name, tuple(tensor.shape), tuple(ours[name].shape)))
+            report.incorrect_shapes.append((name, tuple(tensor.shape), tuple(ours[name].shape)))
         else:
             fitting[name] = tensor
     filled = {id(ours[name]) for name in fitting}
@@ -199,30 +204,39 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> 
         if id(tensor) in filled:
             report.loaded.append(name)
         elif name not in theirs:
-            report.initial.append(name)
-    report.initial, report.ignored = (
-        [name for name in names if not name.endswith(_COUNTER)] for names in (report.initial, report.ignored)
+            report.missing_keys.append(name)
+    report.missing_keys, report.unexpected_keys = (
+        [name for name in names if not name.endswith(_COUNTER)]
+        for names in (report.missing_keys, report.unexpected_keys)
     )
-    _check(report, len(fitting), len(theirs), len(ours))
+    _check(report, fitting, theirs, ours)
     model.load_state_dict(fitting, strict=False)
     return report
 
 
-def _check(report: LoadReport, fitting: int, in_file: int, in_model: int) -> None:
+def _check(report: LoadReport, fitting: Iterable[str], in_file: Iterable[str], in_model: Iterable[str]) -> None:
     # A backbone alone matches all of its file; another number of classes leaves most of both. Less is a mistake.
-    if 2 * fitting < min(in_file, in_model):
-        raise ValueError(
-            f"{report.source} is of another architecture: {fitting} of its {in_file} tensors fit the {in_model} "
-            f"of this model; {report.differences()}"
-        )
-    file_blocks = _blocks([*report.loaded, *report.ignored])
-    model_blocks = _blocks([*report.loaded, *report.initial])
+    _check_share(report, fitting, in_file, in_model)
+    # Different detectors often share the backbone, so the names of what both have besides are looked at as well.
+    common = {_top(name) for name in in_model} - {"backbone"}
+    beside = [{name for name in names if _top(name) in common} for names in (in_file, in_model)]
+    _check_share(report, beside[0] & beside[1], *beside)
+    file_blocks = _blocks([*report.loaded, *report.unexpected_keys])
+    model_blocks = _blocks([*report.loaded, *report.missing_keys])
     for stage in _blocks(report.loaded):
         there, here = len(file_blocks[stage]), len(model_blocks[stage])
         if there != here:
             raise ValueError(
                 f"{report.source} is of a ResNet of another depth: {there} blocks in {stage}, this model's has {here}"
             )
+
+
+def _check_share(report: LoadReport, fitting: Sized, in_file: Sized, in_model: Sized) -> None:
+    if 2 * len(fitting) < min(len(in_file), len(in_model)):
+        raise ValueError(
+            f"{report.source} is of another architecture: {len(fitting)} of its {len(in_file)} tensors fit the "
+            f"{len(in_model)} of this model; {report.differences()}"
+        )
 
 
 def _blocks(names: Iterable[str]) -> dict[str, set[str]]:

@@ -278,6 +278,15 @@ def test_a_resnet_of_another_depth_is_refused(load, depths):
     assert torch.equal(model.backbone.stem.conv1.weight, before)
 
 
+def test_another_detector_on_the_same_backbone_is_refused(load):
+    """Most of what a small detector weighs is its backbone."""
+    state = {f"backbone.{name}": tensor for name, tensor in Detector().backbone.state_dict().items()}
+    load(Detector(), state)
+    others = {f"transformer.{i}.weight": torch.zeros(4, 4) for i in range(4)}
+    with pytest.raises(ValueError, match=r"0 of its 4 tensors fit .* unknown: transformer\.0\.weight"):
+        load(Detector(), {**state, **others})
+
+
 @pytest.mark.parametrize("name", ["class_embed", "transformer.decoder.class_embed"])
 def test_either_name_of_a_shared_module_fills_both(load, name):
     """Files that keep one name of a head load completely."""
