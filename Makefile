@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TESTABLE := $(VENV)/.testable
 
 export TINY_COCO_ROOT ?= datasets/tiny_coco
 TINY := $(TINY_COCO_ROOT)/annotations/instances_val2017.json
@@ -13,6 +14,10 @@ DEMO := output/align_detr_tiny
 $(READY): setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(TESTABLE): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
@@ -30,13 +35,13 @@ baseline: $(READY) $(TINY)  ## plain DINO with the demo's budget
 ablation: $(READY) $(TINY)  ## every option of the criterion, three seeds each: hours; may be interrupted and goes on
 	$(BIN)/python tools/ablate.py --output output/ablation
 
-test: $(READY)  ## the tests that take minutes
+test: $(TESTABLE)  ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m "not slow"
 
-test-all: $(READY)  ## full-size models too
+test-all: $(TESTABLE)  ## full-size models too
 	$(BIN)/python -m pytest -q
 
-lint: $(READY)
+lint: $(TESTABLE)
 	$(BIN)/ruff check .
 
 smoke: $(READY) $(TINY)  ## a few iterations, evaluation and resumption through the command line
