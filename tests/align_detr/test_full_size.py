@@ -31,6 +31,10 @@ def test_one_step_and_one_inference(name):
     torch.manual_seed(0)
     cfg = LazyConfig.apply_overrides(LazyConfig.load(str(CONFIGS / f"{name}.py")), ["train.device=cpu"])
     model = instantiate(cfg.model).train()
+    # Each block adds its variance to what came before: too much for 33 of them with frozen norms and random weights.
+    for name, buffer in model.backbone.named_buffers():
+        if name.endswith("conv3.norm.weight"):
+            buffer.fill_(0.1)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
 
