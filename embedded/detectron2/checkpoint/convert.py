@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
@@ -183,9 +183,8 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> 
         source: the name of the file, for the report and errors.
 
     Raises:
-        ValueError: too little fits for the two to be of one architecture, be it but beside the backbone, or a ResNet of
-            another depth. The model is
-            as it was.
+        ValueError: too little fits for the two to be of one architecture, in all or beside the backbone; or a ResNet
+            of another depth. The model is as it was.
     """
     source = PurePath(source).name
     ours = model.state_dict(keep_vars=True)
@@ -214,7 +213,9 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> 
     return report
 
 
-def _check(report: LoadReport, fitting: Iterable[str], in_file: Iterable[str], in_model: Iterable[str]) -> None:
+def _check(
+    report: LoadReport, fitting: Collection[str], in_file: Collection[str], in_model: Collection[str]
+) -> None:
     # A backbone alone matches all of its file; another number of classes leaves most of both. Less is a mistake.
     _check_share(report, fitting, in_file, in_model)
     # Different detectors often share the backbone, so the names of what both have besides are looked at as well.
@@ -231,7 +232,9 @@ def _check(report: LoadReport, fitting: Iterable[str], in_file: Iterable[str], i
             )
 
 
-def _check_share(report: LoadReport, fitting: Sized, in_file: Sized, in_model: Sized) -> None:
+def _check_share(
+    report: LoadReport, fitting: Collection[str], in_file: Collection[str], in_model: Collection[str]
+) -> None:
     if 2 * len(fitting) < min(len(in_file), len(in_model)):
         raise ValueError(
             f"{report.source} is of another architecture: {len(fitting)} of its {len(in_file)} tensors fit the "
