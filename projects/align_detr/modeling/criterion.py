@@ -160,9 +160,9 @@ class AlignLosses:
         }
         # The detectors scale each loss in place, so none may share memory with another.
         return {
-            name + suffix: by_layer[i] / num_boxes
+            name + suffix: loss.clone()
             for name, by_layer in losses.items()
-            for i, suffix in enumerate(stack.suffixes)
+            for suffix, loss in zip(stack.suffixes, (by_layer / num_boxes).unbind(), strict=True)
         }
 
 
