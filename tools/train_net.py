@@ -21,7 +21,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from command_line import call_parameters, errors_in_one_line, load_config, resolve_device  # isort: skip (sets sys.path)
+from command_line import (  # isort: skip (sets sys.path)
+    call_parameters,
+    errors_in_one_line,
+    load_config,
+    resolve_device,
+    subnormals_flushed,
+)
 
 import torch
 import torch.distributed as dist
@@ -61,7 +67,7 @@ AMP_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 def main(args: argparse.Namespace) -> None:
     """What each process of a run does."""
-    with errors_in_one_line():
+    with errors_in_one_line(), subnormals_flushed():
         join_torchrun()
         cfg = load_config(args.config_file, args.opts)
         prepare(cfg, args)
