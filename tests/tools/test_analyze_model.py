@@ -1,10 +1,9 @@
 """Counts of parameters, multiply-adds and activations, against sums done by hand."""
 
-import importlib.util
 import re
-import sys
 from pathlib import Path
 
+import analyze_model as tool
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,17 +14,8 @@ from torch import nn
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "projects" / "align_detr" / "configs"
-sys.path.insert(0, str(ROOT / "tools"))  # as it is when a tool is run: they share `command_line`
 
 
-def load_tool(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load_tool("analyze_model")
 
 C, H, P = 32, 4, 3  # channels, heads, points
 

@@ -1,28 +1,18 @@
 """The benchmark: what it measures is what it says, and the reference it compares with computes the same."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
+import benchmark as tool
 import pytest
+import stopwatch
 import torch
 from detectron2.config import LazyConfig, instantiate
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "projects" / "align_detr" / "configs"
-sys.path.insert(0, str(ROOT / "tools"))  # as it is when a tool is run: they share modules
 
 
-def load_tool(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-stopwatch = load_tool("stopwatch")
-tool = load_tool("benchmark")
 CPU = torch.device("cpu")
 
 

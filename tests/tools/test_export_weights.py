@@ -1,11 +1,11 @@
 """Exported weights: the same detections, the average if it is asked for, and a clear word where it cannot be."""
 
-import importlib.util
 import os
 import sys
 from argparse import Namespace
 from pathlib import Path
 
+import export_weights as tool
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -14,17 +14,8 @@ from detrex.modeling.ema import EMAState
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "projects" / "align_detr" / "configs" / "align_detr_tiny.py"
-sys.path.insert(0, str(ROOT / "tools"))  # as it is when a tool is run: they share `command_line`
 
 
-def load_tool(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load_tool("export_weights")
 
 
 def build(seed):

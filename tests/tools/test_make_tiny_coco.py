@@ -1,11 +1,10 @@
 """The drawn dataset and the subset of a real one: true to COCO's format, to the pixels and to the seed."""
 
-import importlib.util
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 
+import make_tiny_coco as tool
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,19 +15,10 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from scipy.ndimage import binary_fill_holes, label
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "make_tiny_coco.py"
 SPLITS = ("train2017", "val2017")
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' decoder
 
 
-def load_tool():
-    spec = importlib.util.spec_from_file_location("make_tiny_coco", TOOL)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load_tool()
 
 
 def annotations(root, split):

@@ -1,33 +1,19 @@
 """The sheet of predictions beside ground truth, on a small drawn dataset."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
+import make_tiny_coco
 import numpy as np
 import pytest
+import visualize_results as tool
 from PIL import Image
-
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
-sys.path.insert(0, str(TOOLS))  # as it is when a tool is run: they share `command_line`
-
-
-def load_tool(name):
-    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load_tool("visualize_results")
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     """A drawn dataset, and a results file that repeats its boxes."""
     root = tmp_path_factory.mktemp("shapes") / "data"
-    load_tool("make_tiny_coco").main(["--synthetic", "--train", "1", "--val", "14", "--output", str(root)])
+    make_tiny_coco.main(["--synthetic", "--train", "1", "--val", "14", "--output", str(root)])
     content = json.loads((root / "annotations" / "instances_val2017.json").read_text())
     results = [
         {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.1 + 0.2 * (i % 5)}
