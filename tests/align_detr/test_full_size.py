@@ -32,8 +32,8 @@ def test_one_step_and_one_inference(name):
     cfg = LazyConfig.apply_overrides(LazyConfig.load(str(CONFIGS / f"{name}.py")), ["train.device=cpu"])
     model = instantiate(cfg.model).train()
     # Each block adds its variance to what came before: too much for 33 of them with frozen norms and random weights.
-    for name, buffer in model.backbone.named_buffers():
-        if name.endswith("conv3.norm.weight"):
+    for key, buffer in model.backbone.named_buffers():
+        if key.endswith("conv3.norm.weight"):
             buffer.fill_(0.1)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
@@ -41,7 +41,7 @@ def test_one_step_and_one_inference(name):
     losses = model(two_images())
     assert all(torch.isfinite(loss) for loss in losses.values())
     sum(losses.values()).backward()
-    missing = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    missing = [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert not missing
     torch.nn.utils.clip_grad_norm_(model.parameters(), **cfg.train.clip_grad.params)
     optimizer.step()
