@@ -37,6 +37,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf  # noqa: E402
 from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 from torch.multiprocessing import ProcessExitedException  # noqa: E402
 
+from align_detr.config import available_devices  # noqa: E402
+
 CONFIG_ERRORS = (OmegaConfBaseException, HydraException)
 USER_ERRORS = (ValueError, OSError, FloatingPointError, torch.cuda.OutOfMemoryError, *CONFIG_ERRORS)
 TARGET = "_target_"
@@ -171,10 +173,10 @@ def resolve_device(name: str) -> str:
     Raises:
         ValueError: PyTorch has no such device here.
     """
-    available = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
-    there = [kind for kind, count in available.items() if count]
+    there = available_devices()
     if name == "auto":
         return there[0]
+    available = {kind: torch.cuda.device_count() if kind == "cuda" else 1 for kind in there}
     try:
         device = torch.device(name)
     except RuntimeError:

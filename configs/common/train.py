@@ -1,5 +1,7 @@
 """How to train: everything that is neither the model, the data nor the optimizer."""
 
+from align_detr.config import best_device
+
 train = dict(
     output_dir="./output",
     # A file or URL to start from; "" for random weights.
@@ -34,6 +36,6 @@ train = dict(
     # device: "" for the model's. Evaluation always uses the averaged weights if there are any, and, unless
     # use_ema_weights_for_eval_only, the plain ones as well.
     model_ema=dict(enabled=False, decay=0.999, device="", use_ema_weights_for_eval_only=False),
-    # "auto" takes a GPU if there is one; else "cuda", "cuda:1", "mps", "cpu".
-    device="auto",
+    # "cuda", "cuda:1", "mps", "cpu", or "auto" for what this is: a GPU if there is one.
+    device=best_device(),
 )

@@ -1,8 +1,6 @@
 """Building blocks for configs, found wherever the package was installed."""
 
-from pathlib import Path
-
-import projects
+import torch
 from detectron2.config import LazyConfig
 from omegaconf import DictConfig
 
@@ -18,15 +16,24 @@ def get_config(path: str) -> DictConfig:
 
 
 def get_project_config(path: str) -> DictConfig:
-    """Load `projects/<path>`, such as "dino/configs/models/dino_r50.py", from where `projects.*` is imported from.
+    """Load this repository's `embedded/projects/<path>`, such as "dino/configs/dino_r50_4scale_12ep.py".
 
-    With a real detrex that is its checkout; a file it does not have comes from the embedded engine.
+    Beside an installed detrex too: its configs differ from release to release, and some of its baselines have another
+    backbone or fewer options. So a row is the same model with the same overrides everywhere, of whichever classes are
+    installed.
 
     Raises:
-        FileNotFoundError: no folder of the `projects` namespace has the file.
+        FileNotFoundError: there is no such file.
     """
-    folders = [Path(folder) for folder in projects.__path__]
-    for folder in folders:
-        if (folder / path).is_file():
-            return LazyConfig.load(str(folder / path))
-    raise FileNotFoundError(f"no config projects/{path} in {', '.join(map(str, folders))}")
+    return LazyConfig.load(str(EMBEDDED_ROOT / "projects" / path))
+
+
+def available_devices() -> list[str]:
+    """Kinds of device that PyTorch has here, the fastest first: of cuda, mps and cpu."""
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    return [kind for kind, is_there in found.items() if is_there]
+
+
+def best_device() -> str:
+    """The first of `available_devices`."""
+    return available_devices()[0]

@@ -10,6 +10,7 @@
 | `heads` | class and box heads, prediction dictionaries |
 | `criterion` | losses of two-stage detectors, `loss_weights` for configs |
 | `optim` | `lr_factors` for configs |
+| `queries` | `all_queries` for configs |
 """
 
 from .batch import extract_features, padding_mask, resize_mask
@@ -35,6 +36,7 @@ from .pyramid import (
     top_tokens,
     valid_ratio,
 )
+from .queries import all_queries
 
 __all__ = [
     "DeformableDecoder",
@@ -43,6 +45,7 @@ __all__ = [
     "Detector",
     "TokenPyramid",
     "TwoStageCriterion",
+    "all_queries",
     "box_head",
     "box_normalizer",
     "class_head",

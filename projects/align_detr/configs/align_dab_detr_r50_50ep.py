@@ -1,6 +1,6 @@
 from align_detr.config import get_project_config
 
-from .models.align_dab_detr import criterion
+from .models.align_dab_detr import criterion as _criterion
 
 _baseline = get_project_config("dab_detr/configs/dab_detr_r50_50ep.py")
 
@@ -10,7 +10,7 @@ model = _baseline.model
 optimizer = _baseline.optimizer
 train = _baseline.train
 
-criterion.weight_dict = model.criterion.weight_dict
-model.criterion = criterion
+_criterion.weight_dict = model.criterion.weight_dict
+model.criterion = _criterion
 
 train.output_dir = "./output/align_dab_detr_r50_50ep"

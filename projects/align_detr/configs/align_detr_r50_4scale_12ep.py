@@ -1,6 +1,6 @@
 from align_detr.config import get_project_config
 
-from .models.align_dino import criterion
+from .models.align_dino import criterion as _criterion
 
 _baseline = get_project_config("dino/configs/dino_r50_4scale_12ep.py")
 
@@ -10,7 +10,7 @@ model = _baseline.model
 optimizer = _baseline.optimizer
 train = _baseline.train
 
-criterion.weight_dict = model.criterion.weight_dict
-model.criterion = criterion
+_criterion.weight_dict = model.criterion.weight_dict
+model.criterion = _criterion
 
 train.output_dir = "./output/align_detr_r50_4scale_12ep"

@@ -1,7 +1,7 @@
 from align_detr.config import get_project_config
 from align_detr.modeling import AlignHDeformableDETR
 
-from .models.align_h_deformable_detr import criterion
+from .models.align_h_deformable_detr import criterion as _criterion
 
 _baseline = get_project_config("h_deformable_detr/configs/h_deformable_detr_tiny.py")
 
@@ -11,8 +11,8 @@ model = _baseline.model
 optimizer = _baseline.optimizer
 train = _baseline.train
 
-criterion.weight_dict = model.criterion.weight_dict
-model.criterion = criterion
+_criterion.weight_dict = model.criterion.weight_dict
+model.criterion = _criterion
 model._target_ = AlignHDeformableDETR
 
 train.output_dir = "./output/align_h_deformable_detr_tiny"

@@ -1,12 +1,13 @@
-from ...detr_common.configs.tiny import backbone, dataloader, lr_multiplier, optimizer, train
+from ...detr_common.configs.tiny import backbone as _backbone
+from ...detr_common.configs.tiny import dataloader, lr_multiplier, optimizer, train
 from .models.dab_detr_r50 import model
 
 # One map has to show small objects too: as in DC5, the last stage is dilated and keeps stride 8.
-backbone.stages[2].stride_per_block = [1, 1]
-backbone.stages[2].dilation = 2
-backbone.out_features = ["res4"]
+_backbone.stages[2].stride_per_block = [1, 1]
+_backbone.stages[2].dilation = 2
+_backbone.out_features = ["res4"]
 
-model.backbone = backbone
+model.backbone = _backbone
 model.in_features = ["res4"]
 model.in_channels = 256
 model.transformer.encoder.num_layers = 2

@@ -1,10 +1,11 @@
 from detectron2.config import LazyCall as L
 from detrex.layers import ShapeSpec
 
-from ...detr_common.configs.tiny import backbone, dataloader, lr_multiplier, optimizer, train
+from ...detr_common.configs.tiny import backbone as _backbone
+from ...detr_common.configs.tiny import dataloader, lr_multiplier, optimizer, train
 from .models.h_deformable_detr_r50 import model
 
-model.backbone = backbone
+model.backbone = _backbone
 model.neck.input_shapes = {"res3": L(ShapeSpec)(channels=128), "res4": L(ShapeSpec)(channels=256)}
 model.neck.in_features = ["res3", "res4"]
 model.transformer.num_feature_levels = 3

@@ -42,7 +42,8 @@ class HDeformableDETR(Detector):
         lambda_one2many: factor of the second set's losses.
 
     Raises:
-        ValueError: `with_box_refine` or `as_two_stage` is false, or `mixed_selection` is not the transformer's.
+        ValueError: `with_box_refine` or `as_two_stage` is false, `mixed_selection` is not the transformer's, or its
+            `two_stage_num_proposals` are not the queries of both sets.
     """
 
     def __init__(
@@ -74,14 +75,19 @@ class HDeformableDETR(Detector):
             raise ValueError(
                 f"mixed_selection={mixed_selection} differs from the transformer's {transformer.mixed_selection}"
             )
+        queries = num_queries_one2one + num_queries_one2many
+        if transformer.two_stage_num_proposals != queries:
+            raise ValueError(
+                f"num_queries_one2one={num_queries_one2one} and num_queries_one2many={num_queries_one2many} make "
+                f"{queries} queries, but the transformer's two_stage_num_proposals is "
+                f"{transformer.two_stage_num_proposals}: it counts both"
+            )
         self.backbone = backbone
         self.position_embedding = position_embedding
         self.neck = neck
         self.num_queries_one2one = num_queries_one2one
         self.num_queries_one2many = num_queries_one2many
-        self.query_embedding = (
-            nn.Embedding(num_queries_one2one + num_queries_one2many, embed_dim) if mixed_selection else None
-        )
+        self.query_embedding = nn.Embedding(queries, embed_dim) if mixed_selection else None
         self.transformer = transformer
         self.embed_dim = embed_dim
         self.num_classes = num_classes

@@ -96,7 +96,7 @@ class HDeformableDetrTransformer(DeformableTransformer):
 
     Args:
         as_two_stage: must be true; the engine has no single-stage variant.
-        two_stage_num_proposals: queries of a `forward` that is not told how many.
+        two_stage_num_proposals: queries of a `forward` that is not told how many: all that training uses.
         mixed_selection: only the boxes and the positions of the queries come from the encoder, their content is
             learnt. Otherwise content comes from the proposals' boxes too.
 

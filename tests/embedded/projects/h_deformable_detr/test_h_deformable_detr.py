@@ -40,6 +40,7 @@ def build(small):
                 HDeformableDetrTransformerDecoder(**small.transformer_config(config, "decoder")),
                 num_feature_levels=4,
                 as_two_stage=config["as_two_stage"],
+                two_stage_num_proposals=config["num_queries_one2one"] + config["num_queries_one2many"],
                 mixed_selection=config["mixed_selection"],
             ),
             criterion=DeformableCriterion(

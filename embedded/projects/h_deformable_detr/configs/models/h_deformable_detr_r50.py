@@ -1,6 +1,6 @@
 from detectron2.config import LazyCall as L
 from detrex.modeling import HungarianMatcher
-from projects.detr_common import loss_weights
+from projects.detr_common import all_queries, loss_weights
 from projects.h_deformable_detr.modeling import (
     DeformableCriterion,
     HDeformableDETR,
@@ -39,7 +39,9 @@ model = L(HDeformableDETR)(
         ),
         num_feature_levels=4,
         as_two_stage="${..as_two_stage}",
-        two_stage_num_proposals="${..num_queries_one2one}",
+        two_stage_num_proposals=L(all_queries)(
+            one2one="${...num_queries_one2one}", one2many="${...num_queries_one2many}"
+        ),
         mixed_selection="${..mixed_selection}",
     ),
     embed_dim=256,
