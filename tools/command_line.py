@@ -41,6 +41,13 @@ from align_detr.config import available_devices  # noqa: E402
 
 CONFIG_ERRORS = (OmegaConfBaseException, HydraException)
 USER_ERRORS = (ValueError, OSError, FloatingPointError, torch.cuda.OutOfMemoryError, *CONFIG_ERRORS)
+# What PyTorch and detrex say of them does not help the person who could mend them.
+EXPLAINED = {
+    "selected index k out of range": "this image has fewer feature positions than the model has queries, or the model "
+    "fewer scores (queries times classes) than model.select_box_nums_for_evaluation: larger images, or fewer of them",
+    "Cannot import 'detrex._C'": "the installed detrex lacks its compiled operators: build them as its documentation "
+    "says, or set ALIGN_DETR_PLATFORM=embedded to run without it",
+}
 TARGET = "_target_"
 OVERRIDE = re.compile(r"[+~]{0,2}[\w.]+=")
 SECONDS_FOR_RANK_0 = 5
@@ -83,14 +90,15 @@ def _check_override(cfg: DictConfig, text: str) -> None:
     except HydraException as error:
         raise ValueError(f"cannot read the override {text}: {str(error).splitlines()[0]}") from error
     key = override.key_or_group
+    if override.is_delete():
+        raise ValueError(f"{text}: nothing can be deleted; set {key}=null, or copy the config")
     if override.is_add():
         return
     if not _has(cfg, key):
         near = _nearest(key, _all_keys(OmegaConf.to_container(cfg)))
         hint = f"did you mean {near}?" if near else "it has no key like it;"
         raise ValueError(f"the config has no {key}: {hint} (+{key}=... adds a new one)")
-    if not override.is_delete():
-        _check_value(key, OmegaConf.select(cfg, key), override.value())
+    _check_value(key, OmegaConf.select(cfg, key), override.value())
 
 
 def _has(cfg: DictConfig, key: str) -> bool:
@@ -222,9 +230,13 @@ def errors_in_one_line() -> Iterator[None]:
         if error.signal_name:
             print(f"error: {_one_line(error)}", file=sys.stderr, flush=True)
         sys.exit(1)
-    except Exception:
+    except Exception as error:
         _log_traceback()
-        raise
+        explanation = next((text for said, text in EXPLAINED.items() if said in str(error)), None)
+        if explanation is None:
+            raise
+        print(f"error: {explanation}", file=sys.stderr, flush=True)
+        sys.exit(1)
 
 
 def _one_line(error: BaseException) -> str:

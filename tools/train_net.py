@@ -35,9 +35,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
 from detectron2.engine import (
-    AMPTrainer,
     HookBase,
-    SimpleTrainer,
     create_ddp_model,
     default_argument_parser,
     default_setup,
@@ -57,6 +55,7 @@ from trained_model import WholeModelCheckpointer
 from training_report import DetectionSample, TrainingReport, is_wanted
 
 from align_detr._platform import describe
+from align_detr.training import Trainer
 
 logger = logging.getLogger("detectron2.train_net")
 
@@ -251,7 +250,7 @@ def train(cfg: DictConfig, args: argparse.Namespace) -> Mapping[str, Any]:
             ClipGradients(optimizer, **cfg.train.clip_grad.params) if cfg.train.clip_grad.enabled else None,
             ema.EMAHook(cfg, model) if cfg.train.model_ema.enabled else None,
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-            on_main(lambda: hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)),
+            on_main(lambda: periodic_checkpointer(cfg, checkpointer)),
             hooks.EvalHook(cfg.train.eval_period, evaluate_and_keep),
             on_main(lambda: best_checkpointer(cfg, checkpointer)),
             on_main(lambda: TrainingReport(cfg, sample) if sample else None),
@@ -278,15 +277,17 @@ def on_main(build: Callable[[], HookBase | None]) -> HookBase | None:
 
 def build_trainer(
     cfg: DictConfig, model: nn.Module, loader: Iterable[Any], optimizer: torch.optim.Optimizer
-) -> SimpleTrainer:
+) -> Trainer:
     on_gpu = torch.device(cfg.train.device).type == "cuda"
     device_ids = [torch.cuda.current_device()] if on_gpu else None
     model = create_ddp_model(model, device_ids=device_ids, **cfg.train.ddp)
-    # Before the forward pass, or the last step's gradients would be there still when memory is short.
-    options = dict(zero_grad_before_forward=True)
-    if cfg.train.amp.enabled:
-        return AMPTrainer(model, loader, optimizer, precision=amp_type(cfg), **options)
-    return SimpleTrainer(model, loader, optimizer, **options)
+    return Trainer(model, loader, optimizer, amp_type(cfg) if cfg.train.amp.enabled else None)
+
+
+def periodic_checkpointer(cfg: DictConfig, checkpointer: DetectionCheckpointer) -> HookBase:
+    """Saves every `train.checkpointer.period` iterations and at the end; with a period of 0 at the end only."""
+    period, max_to_keep = cfg.train.checkpointer.period, cfg.train.checkpointer.max_to_keep
+    return hooks.PeriodicCheckpointer(checkpointer, period or cfg.train.max_iter + 1, max_to_keep=max_to_keep)
 
 
 def best_checkpointer(cfg: DictConfig, checkpointer: DetectionCheckpointer) -> HookBase | None:

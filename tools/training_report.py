@@ -19,12 +19,13 @@ from datetime import datetime
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from analyze_alignment import matcher_of, target_of  # isort: skip (sets sys.path)
 
 import numpy as np
 import torch
+import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.evaluation import DatasetEvaluator
@@ -259,13 +260,26 @@ def with_newest(rows: list[dict], latest: Mapping[str, tuple[float, int]]) -> li
 
 
 def read_config(path: Path) -> str:
-    """With references resolved, if it can be read that far."""
+    """The config that a run saved, its references resolved, Python objects by their names."""
     if not path.is_file():
         return ""
-    try:
-        return OmegaConf.to_yaml(OmegaConf.load(path), resolve=True)
-    except Exception:  # upstream's may hold Python objects
-        return path.read_text(encoding="utf-8")
+    return OmegaConf.to_yaml(OmegaConf.create(yaml.load(path.read_text(encoding="utf-8"), NamesOnly)), resolve=True)
+
+
+class NamesOnly(yaml.SafeLoader):
+    """Reads the YAML of `LazyConfig.save` without making the Python objects it stands for."""
+
+    def name(self, kind: str, node: yaml.Node) -> Any:
+        if kind == "tuple":
+            return self.construct_sequence(node, deep=True)
+        if isinstance(node, yaml.ScalarNode):
+            return f"{kind.partition(':')[2]}{node.value}"
+        mapping = isinstance(node, yaml.MappingNode)
+        content = (self.construct_mapping if mapping else self.construct_sequence)(node, deep=True)
+        return f"{kind.partition(':')[2]}({content})"
+
+
+NamesOnly.add_multi_constructor("tag:yaml.org,2002:python/", NamesOnly.name)
 
 
 def facts(cfg: DictConfig) -> dict[str, str]:

@@ -97,6 +97,7 @@ def draw_pair(image: dict, predictions: Instances, metadata: object) -> tuple[Im
     def visualizer() -> Visualizer:
         return Visualizer(pixels, metadata, scale=scale, instance_mode=ColorMode.SEGMENTATION, font_size_scale=1.2)
 
+    np.random.seed(0)  # of which detectron2 varies the colours of ground truth
     truth = visualizer().draw_dataset_dict(image)
     found = visualizer().draw_instance_predictions(predictions, jittering=False)
     return cell(truth.get_image()), cell(found.get_image())

@@ -16,6 +16,7 @@ SMALL = (
     "model.transformer.encoder.num_layers=1",
     "model.num_queries=20",
     "model.transformer.two_stage_num_proposals=20",
+    "model.select_box_nums_for_evaluation=60",
     "dataloader.test.mapper.augmentation.0.short_edge_length=48",
     "train.device=cpu",
 )
@@ -38,6 +39,7 @@ def checkpoint(tmp_path_factory):
     cfg.train.device = "cpu"
     cfg.model.transformer.encoder.num_layers = 1
     cfg.model.num_queries = cfg.model.transformer.two_stage_num_proposals = 20
+    cfg.model.select_box_nums_for_evaluation = 60
     model = instantiate(cfg.model)
     with torch.no_grad():  # the box heads start at zero: all layers would agree
         for head in model.bbox_embed:

@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -89,6 +90,7 @@ def evaluated(tools, shapes, tmp_path):
         assert sample.evaluate() is None
         hook = tools.report.TrainingReport(cfg, sample)
         with EventStorage(9) as storage:
+            storage.put_image = Mock(wraps=storage.put_image)
             hook.trainer = SimpleNamespace(storage=storage, iter=9, max_iter=100)
             hook.after_step()
         return (tmp_path / "report.html").read_text(), storage
@@ -113,8 +115,8 @@ def test_measures_and_shows_the_detections_of_an_evaluation(evaluated, shapes):
             assert latest["alignment/best_in_top_n"] == pytest.approx(1 - images_of_one(shapes) / objects)
     assert images and f"{objects} objects" in page
     assert page.count("data:image/jpeg;base64,") == 2 * len(shapes)
-    ((name, picture, iteration),) = storage.images
-    assert (iteration, picture.dtype, picture.shape[0]) == (9, np.uint8, 3)
+    name, picture = storage.put_image.call_args.args
+    assert name == "ground_truth_and_predictions" and picture.dtype == np.uint8 and picture.shape[0] == 3
 
 
 def images_of_one(shapes):

@@ -39,24 +39,23 @@ def locate(target: str) -> Callable:
 def instantiate(cfg: Any) -> Any:
     """Makes the calls that a config describes, innermost first.
 
-    A mapping with `_target_` (a dotted name or a callable) becomes the target's result on the other entries. Lists
-    and mappings without `_target_` are walked through and arrive as plain `list` and `dict`, so that no
-    constructor has to know about OmegaConf. Interpolations are resolved. Anything else is returned as it is,
-    callables included.
+    A mapping with `_target_` (a dotted name or a callable) becomes the target's result on the other entries. Lists are
+    walked through; a `ListConfig` arrives as a `ListConfig`. Interpolations are resolved. Anything else is returned as
+    it is, callables and mappings without `_target_` included: calls described inside such a mapping are not made.
 
     Raises:
         ValueError: the target does not import, or does not take the arguments that the config has.
     """
-    if isinstance(cfg, (list, ListConfig)):
+    if isinstance(cfg, ListConfig):
+        return ListConfig([instantiate(item) for item in cfg], flags={"allow_objects": True})
+    if isinstance(cfg, list):
         return [instantiate(item) for item in cfg]
     if isinstance(cfg, DictConfig) and is_dataclass(OmegaConf.get_type(cfg)):
         return OmegaConf.to_object(cfg)
-    if not isinstance(cfg, Mapping):
+    if not (isinstance(cfg, Mapping) and TARGET in cfg):
         return cfg
 
     arguments = {key: instantiate(value) for key, value in cfg.items()}
-    if TARGET not in arguments:
-        return arguments
     target = arguments.pop(TARGET)
     if isinstance(target, str):
         target = locate(target)

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from . import overrides as override_grammar
 from .instantiate import TARGET, dotted_name
-from .serialize import to_python, to_yaml
+from .serialize import resolve_all, to_python, to_yaml
 from .source import as_config, read_config_file
 
 __all__ = ["LazyCall", "LazyConfig"]
@@ -87,7 +87,12 @@ class LazyConfig:
 
         Importable functions and classes, and lambdas without a closure, are kept as well. For anything YAML cannot
         hold, its repr is written instead, and a warning names the key.
+
+        Raises:
+            omegaconf.errors.OmegaConfBaseException: a value cannot be resolved, such as an interpolation of a key that
+                is not there.
         """
+        resolve_all(cfg)
         Path(filename).write_text(to_yaml(cfg, filename), encoding="utf-8")
 
     @staticmethod
@@ -95,11 +100,12 @@ class LazyConfig:
         """Changes the config in place, and returns it.
 
         Args:
-            overrides: in hydra's grammar: `a.b=3`, `a.list.0=x`, `a='quoted, text'`, `a=[1,2]`, `a={x: 1}`, `+a.new=3`,
-                `~a.b` (deletes). A key that does not exist is added, with or without the `+`.
+            overrides: in hydra's grammar: `a.b=3`, `a.list.0=x`, `a='quoted, text'`, `a=[1,2]`, `a={x: 1}`,
+                `+a.new=3`. A key that does not exist is added, with or without the `+`.
 
         Raises:
             ValueError: not in this grammar, a sweep, or a key beneath something that is no mapping or list.
+            NotImplementedError: `~a.b`, a deletion.
         """
         return override_grammar.apply_overrides(cfg, overrides)
 

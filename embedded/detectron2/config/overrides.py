@@ -21,6 +21,8 @@ def apply_overrides(cfg: DictConfig, overrides: list[str]) -> DictConfig:
             raise ValueError(f"override {text!r} is not of the form key=value: {reason}") from err
         if override.is_sweep_override():
             raise ValueError(f"override {text!r} is a sweep; for a list write key=[a,b], for a text key='a,b'")
+        if override.is_delete():
+            raise NotImplementedError(f"override {text!r}: nothing can be deleted; set it to null, or copy the config")
         _apply(cfg, override, text)
     return cfg
 
@@ -35,18 +37,14 @@ def _apply(cfg: DictConfig, override: Override, text: str) -> None:
             raw = OmegaConf.to_container(node, resolve=False)[key]
             raise ValueError(f"override {text!r}: {path} stands for {raw}; override that instead")
         child = _get(node, key)
-        if child is None and not override.is_delete():
+        if child is None:
             node[key] = {}
             child = node[key]
         if not OmegaConf.is_config(child):
-            what = "does not exist" if child is None else f"is {child!r} and has no keys"
-            raise ValueError(f"override {text!r}: {path} {what}")
+            raise ValueError(f"override {text!r}: {path} is {child!r} and has no keys")
         node = child
 
     key = _key(node, leaf, text)
-    if override.is_delete():
-        _delete(node, key, override, text)
-        return
     value = override.value()
     current = None if OmegaConf.is_interpolation(node, key) else _get(node, key)
     if isinstance(value, dict) and isinstance(current, DictConfig):
@@ -69,11 +67,3 @@ def _key(node: DictConfig | ListConfig, part: str, text: str) -> str | int:
 
 def _get(node: DictConfig | ListConfig, key: str | int) -> Any:
     return node.get(key) if isinstance(node, DictConfig) else node[key]
-
-
-def _delete(node: DictConfig | ListConfig, key: str | int, override: Override, text: str) -> None:
-    if isinstance(node, DictConfig) and key not in node:
-        raise ValueError(f"override {text!r}: there is no {override.key_or_group} to delete")
-    if override.value() is not None and override.value() != node[key]:
-        raise ValueError(f"override {text!r}: {override.key_or_group} is {node[key]!r}, so it is not deleted")
-    del node[key]

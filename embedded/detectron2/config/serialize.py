@@ -9,11 +9,11 @@ from types import LambdaType
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from .instantiate import TARGET, dotted_name
 
-__all__ = ["to_python", "to_yaml"]
+__all__ = ["resolve_all", "to_python", "to_yaml"]
 
 PRIMITIVES = (str, int, float, bool, type(None))
 
@@ -32,6 +32,13 @@ class _Dumper(yaml.Dumper):
 
 
 _Dumper.add_representer(LambdaType, _Dumper.represent_lambda)
+
+
+def resolve_all(cfg: Any) -> None:
+    """Look at every value, so that one that cannot be resolved is found before a training rather than in it."""
+    values = cfg.values() if isinstance(cfg, DictConfig) else cfg if isinstance(cfg, ListConfig) else ()
+    for value in values:
+        resolve_all(value)
 
 
 def to_yaml(cfg: Any, filename: str) -> str:

@@ -74,20 +74,19 @@ def _execute(path: Path, text: str, importers: tuple[Path, ...]) -> dict[str, An
 
 def _import_config(where: str, chain: tuple[Path, ...], name: str, fromlist: tuple[str, ...], level: int) -> ModuleType:
     """What `from <level dots><name> import <fromlist>` in the last file of `chain` gets its names from."""
-    base = chain[-1].parents[level - 1].joinpath(*name.split(".")) if name else chain[-1].parents[level - 1]
-    candidates = [base.with_name(f"{base.name}.py")] * bool(name) + [base / "__init__.py"]
-    source = next((file for file in candidates if file.is_file()), None)
-    if source is None and not base.is_dir():
-        raise FileNotFoundError(f"{where}: relative import of a config file that is not there: {candidates[0]}")
-
-    module = _import_file(where, chain, source) if source else ModuleType(base.name)
+    if not name:
+        raise ValueError(f"{where}: a relative import names a config file: from .file import name")
+    if "*" in fromlist:
+        raise ValueError(f"{where}: a config imports names, not *: from .{name} import name")
+    base = chain[-1].parents[level - 1].joinpath(*name.split("."))
+    source = base.with_name(f"{base.name}.py")
+    if not source.is_file():
+        what = "a folder, not a config file" if base.is_dir() else "not there"
+        raise FileNotFoundError(f"{where}: relative import of a config file that is {what}: {source}")
+    module = _import_file(where, chain, source)
     for item in fromlist:
-        if item == "*" or hasattr(module, item):
-            continue
-        nested = base / f"{item}.py"
-        if not nested.is_file():
-            raise ValueError(f"{where}: no {item!r} in {source or base}")
-        setattr(module, item, _import_file(where, chain, nested))
+        if not hasattr(module, item):
+            raise ValueError(f"{where}: no {item!r} in {source}")
     return module
 
 

@@ -128,13 +128,11 @@ class LRScheduler(HookBase):
 class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
     """Saves `model_<iteration>` every `period` iterations, and `model_final` at the end.
 
-    The newest `max_to_keep` of the former stay, those from before a resume included; None keeps all. A period of 0
-    saves at the end only.
+    The newest `max_to_keep` of the former stay, those from before a resume included; None keeps all.
     """
 
     def before_train(self) -> None:
         self.max_iter = self.trainer.max_iter
-        self.period = self.period or self.max_iter + 1
         if self.trainer.start_iter > 0:  # resumed: what the run saved before counts towards max_to_keep
             name = re.compile(rf"{re.escape(self.file_prefix)}_(\d{{7}})\.pth")
             files = [Path(file) for file in self.checkpointer.get_all_checkpoint_files()]

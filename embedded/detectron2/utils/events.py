@@ -47,8 +47,8 @@ class EventStorage:
         self._histories: defaultdict[str, HistoryBuffer] = defaultdict(HistoryBuffer)
         self._smoothed: dict[str, bool] = {}
         self._latest: dict[str, tuple[float, int]] = {}
-        self.images: list[tuple[str, torch.Tensor | np.ndarray, int]] = []
-        self.histograms: list[dict[str, Any]] = []
+        self._vis_data: list[tuple[str, torch.Tensor | np.ndarray, int]] = []
+        self._histograms: list[dict[str, Any]] = []
         self._tokens: list[Any] = []
 
     def __enter__(self) -> EventStorage:
@@ -99,14 +99,14 @@ class EventStorage:
 
     def put_image(self, img_name: str, img_tensor: torch.Tensor | np.ndarray) -> None:
         """Keep an image of shape (3, H, W), uint8 in [0, 255] or float in [0, 1], until the next write."""
-        self.images.append((self._prefix + img_name, img_tensor, self.iter))
+        self._vis_data.append((self._prefix + img_name, img_tensor, self.iter))
 
     def put_histogram(self, hist_name: str, hist_tensor: torch.Tensor, bins: int = 1000) -> None:
         """Keep the histogram of a tensor of any shape, in `bins` equal bins, until the next write."""
         values = hist_tensor.detach().float().flatten().cpu()
         low, high = values.min().item(), values.max().item()
         counts, edges = np.histogram(values.numpy(), bins=bins, range=(low, high))
-        self.histograms.append(
+        self._histograms.append(
             {
                 "tag": self._prefix + hist_name,
                 "global_step": self.iter,
@@ -159,11 +159,11 @@ class EventStorage:
 
     def clear_images(self) -> None:
         """Forget the images, once they are written."""
-        self.images = []
+        self._vis_data = []
 
     def clear_histograms(self) -> None:
         """Forget the histograms, once they are written."""
-        self.histograms = []
+        self._histograms = []
 
 
 class EventWriter:
@@ -288,10 +288,10 @@ class TensorboardXWriter(EventWriter):
                 self._summary.add_scalar(name, value, iteration)
                 newest = max(newest, iteration)
         self._last_write = newest
-        for name, image, iteration in storage.images:
+        for name, image, iteration in storage._vis_data:
             self._summary.add_image(name, image, iteration)
         storage.clear_images()
-        for histogram in storage.histograms:
+        for histogram in storage._histograms:
             self._summary.add_histogram_raw(**histogram)
         storage.clear_histograms()
 

@@ -19,7 +19,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class EMAState:
-    """A copy of all parameters and buffers of a model, by name; a shared one is there once.
+    """A copy of all parameters and persistent buffers of a model, by name; a shared one is there once.
 
     Attributes:
         state: the tensors, empty until `save_from`.
@@ -83,8 +83,10 @@ class EMAState:
         self.state = {}
 
     def get_model_state_iterator(self, model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-        """Names and tensors of what is averaged: parameters, then buffers."""
-        return itertools.chain(model.named_parameters(), model.named_buffers())
+        """Names and tensors of what is averaged: parameters, then buffers, as far as they are in the state dict."""
+        kept = model.state_dict().keys()
+        tensors = itertools.chain(model.named_parameters(), model.named_buffers())
+        return ((name, tensor) for name, tensor in tensors if name in kept)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         return self.state

@@ -31,9 +31,17 @@ def detections_from_predictions(
 
     Returns:
         Per image `pred_boxes` (xyxy, pixels of `image_sizes`), `scores` and `pred_classes` (int64).
+
+    Raises:
+        ValueError: there are fewer pairs than that.
     """
-    num_classes = logits.shape[-1]
-    scores, flat = logits.float().sigmoid().flatten(1).topk(min(limit, logits[0].numel()))
+    num_queries, num_classes = logits.shape[1:]
+    if limit > num_queries * num_classes:
+        raise ValueError(
+            f"select_box_nums_for_evaluation={limit}, but {num_queries} queries and {num_classes} classes give only "
+            f"{num_queries * num_classes} scores to select from"
+        )
+    scores, flat = logits.float().sigmoid().flatten(1).topk(limit)
     queries, classes = flat.div(num_classes, rounding_mode="floor"), flat % num_classes
     sizes = torch.tensor([(w, h, w, h) for h, w in image_sizes], dtype=boxes.dtype, device=boxes.device)
     corners = box_cxcywh_to_xyxy(boxes.gather(1, queries[..., None].expand(-1, -1, 4))) * sizes[:, None]

@@ -110,12 +110,6 @@ def test_checkpoints_come_periodically_and_old_ones_go(tmp_path):
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
 
 
-def test_a_checkpoint_period_of_zero_saves_the_final_model_only(tmp_path):
-    checkpointer = DetectionCheckpointer(nn.Linear(1, 1), str(tmp_path))
-    run(Loop(), hooks.PeriodicCheckpointer(checkpointer, 0))
-    assert names(tmp_path) == ["model_final"]
-
-
 @pytest.mark.parametrize(
     "period, end, expected", [(3, 10, [2, 5, 8, 10]), (5, 10, [4, 10]), (0, 4, [4]), (20, 4, [4])]
 )

@@ -1,13 +1,9 @@
 """The learned boxes that queries start from."""
 
-import weakref
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-
-# The frozen ones among all anchor boxes alive, with their centres from before the running optimizer step.
-_frozen: "weakref.WeakKeyDictionary[AnchorBoxes, Tensor | None]" = weakref.WeakKeyDictionary()
 
 
 class AnchorBoxes(nn.Module):
@@ -16,9 +12,9 @@ class AnchorBoxes(nn.Module):
     Args:
         num_boxes: N.
         freeze_centers: spread the centres uniformly over the image and keep them there; only width and height are
-            learned. One parameter holds both, as in the published checkpoints. `requires_grad` cannot tell its
-            columns apart, so `forward` cuts the centres off from the gradient; and since weight decay needs no
-            gradient, the centres are put back after every step of an optimizer.
+            learned. State dicts and optimizers have one tensor for both, as those of the published model. The centres
+            in use are a buffer beside it, which neither gradients nor weight decay reach; what these make of the first
+            two columns of the parameter is overwritten.
     """
 
     def __init__(self, num_boxes: int, freeze_centers: bool):
@@ -27,30 +23,23 @@ class AnchorBoxes(nn.Module):
         self.weight = nn.Parameter(torch.randn(num_boxes, 4))
         if freeze_centers:
             self.weight.data[:, :2] = torch.rand(num_boxes, 2).logit(eps=1e-3)
-            _frozen[self] = None
-
-    def __setstate__(self, state: dict) -> None:
-        """Copies (`copy.deepcopy`, pickle) are as frozen as the original."""
-        super().__setstate__(state)
-        if self.freeze_centers:
-            _frozen[self] = None
+            self.register_buffer("centers", self.weight.detach()[:, :2].clone(), persistent=False)
 
     def forward(self) -> Tensor:
         """(N, 4), `weight` with the gradient that it is to have."""
         if not self.freeze_centers:
             return self.weight
-        return torch.cat((self.weight[:, :2].detach(), self.weight[:, 2:]), dim=1)
+        with torch.no_grad():  # for those who average the parameter
+            self.weight[:, :2] = self.centers
+        return torch.cat((self.centers, self.weight[:, 2:]), dim=1)
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.freeze_centers:
+            weight = destination[f"{prefix}weight"]
+            destination[f"{prefix}weight"] = torch.cat((self.centers, weight[:, 2:]), dim=1)
 
-def _keep_centers(*_) -> None:
-    for anchors in list(_frozen):
-        _frozen[anchors] = anchors.weight[:, :2].detach().clone()
-
-
-def _restore_centers(*_) -> None:
-    for anchors, centers in _frozen.items():
-        anchors.weight.detach()[:, :2].copy_(centers)
-
-
-register_optimizer_step_pre_hook(_keep_centers)
-register_optimizer_step_post_hook(_restore_centers)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if self.freeze_centers and f"{prefix}weight" in state_dict:
+            self.centers = self.weight.detach()[:, :2].clone()

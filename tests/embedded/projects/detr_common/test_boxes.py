@@ -1,3 +1,4 @@
+import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 from projects.detr_common import detections_from_predictions, targets_from_instances
@@ -31,7 +32,7 @@ def test_detections_are_the_best_pairs_of_query_and_class():
             torch.testing.assert_close(box, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_limit_above_all_pairs_gives_all_pairs():
-    """A small model asked for 300 detections returns what it has instead of failing."""
-    found = detections_from_predictions(torch.randn(1, 2, 3), torch.rand(1, 2, 4), [(8, 8)], limit=300)
-    assert len(found[0]) == 6
+def test_a_limit_above_all_pairs_is_refused():
+    """detrex fails at the first evaluation of such a config, hours into a training: here too, and it says why."""
+    with pytest.raises(ValueError, match="select_box_nums_for_evaluation=300, but 2 queries and 3 classes give only 6"):
+        detections_from_predictions(torch.randn(1, 2, 3), torch.rand(1, 2, 4), [(8, 8)], limit=300)

@@ -202,7 +202,7 @@ def test_training_pictures(config, build, small):
     model = build(config, vis_period=2).train()
     with EventStorage(start_iter=2) as storage:
         model(small.images((64, 96)))
-        (picture,) = storage._vis_data if hasattr(storage, "_vis_data") else storage.images
+        (picture,) = storage._vis_data
     assert picture[1].shape == (3, 64, 2 * 96)
 
 
