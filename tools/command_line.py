@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import logging
 import os
@@ -9,7 +10,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
@@ -74,6 +75,26 @@ def load_config(path: str, overrides: list[str]) -> DictConfig:
     return LazyConfig.apply_overrides(cfg, overrides)
 
 
+def parse_arguments(parser: argparse.ArgumentParser, words: Sequence[str] | None = None) -> argparse.Namespace:
+    """What `parser.parse_args` gives, but with options behind the first `key=value` understood too.
+
+    Args:
+        parser: the `key=value` are its `opts`, which take all that is left.
+        words: the command line's by default.
+    """
+    args, overrides = argparse.Namespace(), []
+    rest = list(sys.argv[1:] if words is None else words)
+    while True:
+        parser.parse_args(rest, args)
+        # The first of them was none to the parser, whatever it begins with.
+        option = next((n for n, word in enumerate(args.opts) if n and word.startswith("-")), len(args.opts))
+        overrides += args.opts[:option]
+        rest = args.opts[option:]
+        if not rest:
+            args.opts = overrides
+            return args
+
+
 def take_overrides(words: list[str], overrides: list[str]) -> None:
     """Move the `key=value` among `words` to `overrides`: an option that takes any number of words takes those behind it
     too. A file of that name stays."""
@@ -83,8 +104,6 @@ def take_overrides(words: list[str], overrides: list[str]) -> None:
 
 
 def _check_override(cfg: DictConfig, text: str) -> None:
-    if text.startswith("-"):
-        raise ValueError(f"{text} comes too late: options go before the first key=value")
     try:
         override = OverridesParser.create().parse_override(text)
     except HydraException as error:

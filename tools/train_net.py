@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import multiprocessing
 import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,13 +27,13 @@ from command_line import (  # isort: skip (sets sys.path)
     call_parameters,
     errors_in_one_line,
     load_config,
+    parse_arguments,
     resolve_device,
     subnormals_flushed,
 )
 
 import torch
 import torch.distributed as dist
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
 from detectron2.engine import (
@@ -55,12 +57,24 @@ from trained_model import WholeModelCheckpointer
 from training_report import DetectionSample, TrainingReport, is_wanted
 
 from align_detr._platform import describe
-from align_detr.training import Trainer
+from align_detr.training import (
+    BestCheckpointer,
+    ResumePoint,
+    RunState,
+    SafeCheckpointer,
+    Trainer,
+    changes,
+    cut_metrics,
+    described,
+    newest_whole,
+    resumable_loader,
+)
 
 logger = logging.getLogger("detectron2.train_net")
 
 BEST_METRIC = "bbox/AP"
 FAST_DEV_RUN = dict(max_iter=20, eval_period=10, log_period=1)
+SAME_SIGNAL = 1.0  # seconds
 AMP_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -69,8 +83,14 @@ def main(args: argparse.Namespace) -> None:
     with errors_in_one_line(), subnormals_flushed():
         join_torchrun()
         cfg = load_config(args.config_file, args.opts)
+        began_with = described(cfg)
+        point = newest_whole(cfg.train.output_dir) if args.resume else None
+        if point and not (args.eval_only or args.allow_changes):
+            check_unchanged(point, began_with)
         prepare(cfg, args)
-        results = evaluate_checkpoint(cfg, args) if args.eval_only else train(cfg, args)
+        if point and point.remark:
+            logger.warning(point.remark)
+        results = evaluate_checkpoint(cfg, point) if args.eval_only else train(cfg, args, point, began_with)
         if comm.is_main_process():
             report(cfg, results)
 
@@ -106,6 +126,19 @@ def prepare(cfg: DictConfig, args: argparse.Namespace) -> None:
         setup_logger(cfg.train.output_dir, comm.get_rank(), name=name)
     logger.info(describe())
     logger.info("PyTorch %s on %s, %d process(es)", torch.__version__, device_name(cfg), comm.get_world_size())
+
+
+def check_unchanged(point: ResumePoint, config: Mapping[str, str]) -> None:
+    """Raise ValueError if the checkpoint is of a training with another config."""
+    before = point.hooks.get(RunState.__qualname__, {}).get("facts", {}).get("config")
+    differences = changes(before, config) if before else []
+    if differences:
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise ValueError(
+            f"{point.name} is of a training with another config, so it is not resumed: "
+            f"{', '.join(differences[:3])}{more}; "
+            "--allow-changes goes on all the same, another train.output_dir starts anew"
+        )
 
 
 def check_exists(checkpoint: str) -> None:
@@ -166,6 +199,8 @@ def build_loader(cfg: DictConfig, split: str) -> Iterable[Any]:
         names = [source.names] if isinstance(source.names, str) else list(source.names)
         logger.info("%s data: %s, %d images", split, " + ".join(names), len(dataset))
         check_classes(cfg, names)
+        if split == "train" and (loader := resumable_loader(node, dataset)):
+            return loader
         source._target_ = lambda **_: dataset  # what has been read is not read again: COCO takes half a minute
     return instantiate(node)
 
@@ -213,24 +248,34 @@ def evaluator_of(
     return evaluate
 
 
-def evaluate_checkpoint(cfg: DictConfig, args: argparse.Namespace) -> Mapping[str, Any]:
-    """Evaluate `train.init_checkpoint`, or with `--resume` the last checkpoint of the output folder."""
+def evaluate_checkpoint(cfg: DictConfig, point: ResumePoint | None) -> Mapping[str, Any]:
+    """Evaluate the checkpoint of the output folder at `point`, or if that is None `train.init_checkpoint`."""
     model = build_model(cfg)
     evaluate = evaluator_of(cfg, model)
     checkpointer = WholeModelCheckpointer(model, cfg.train.output_dir, **ema.may_get_ema_checkpointer(cfg, model))
-    resume = args.resume and checkpointer.has_checkpoint()
-    checkpointer.load(checkpointer.get_checkpoint_file() if resume else cfg.train.init_checkpoint)
+    checkpointer.load(str(Path(cfg.train.output_dir, point.name)) if point else cfg.train.init_checkpoint)
     return evaluate()
 
 
-def train(cfg: DictConfig, args: argparse.Namespace) -> Mapping[str, Any]:
-    """Train, evaluating and saving on the way. Returns the results of the last evaluation."""
+def train(
+    cfg: DictConfig, args: argparse.Namespace, point: ResumePoint | None, config: Mapping[str, str]
+) -> Mapping[str, Any]:
+    """Train, evaluating and saving on the way.
+
+    Args:
+        point: where to go on; None to begin.
+        config: the config as it was given, for the checkpoints.
+
+    Returns:
+        The results of the last evaluation.
+    """
     model = build_model(cfg)
     optimizer = build_optimizer(cfg, model)
     sample = DetectionSample() if is_wanted(cfg) else None
     evaluate = evaluator_of(cfg, model, [sample] if sample else [])
-    trainer = build_trainer(cfg, model, build_loader(cfg, "train"), optimizer)
-    checkpointer = DetectionCheckpointer(
+    loader = build_loader(cfg, "train")
+    trainer = build_trainer(cfg, model, loader, optimizer)
+    checkpointer = SafeCheckpointer(
         model,
         cfg.train.output_dir,
         trainer=trainer,
@@ -243,31 +288,55 @@ def train(cfg: DictConfig, args: argparse.Namespace) -> Mapping[str, Any]:
         results.update(evaluate())
         return results
 
-    stop = StopOnInterrupt(checkpointer)
+    if comm.is_main_process():
+        path = Path(cfg.train.output_dir, "metrics.json")
+        cut_metrics(path, point, resumes=args.resume, max_iter=cfg.train.max_iter)
+    behind_checkpoint = present(
+        hooks.EvalHook(cfg.train.eval_period, evaluate_and_keep),
+        on_main(lambda: TrainingReport(cfg, sample) if sample else None),
+        on_main(lambda: hooks.PeriodicWriter(build_writers(cfg), cfg.train.log_period)),
+    )
+    best = present(on_main(lambda: best_checkpointer(cfg, checkpointer)))
+    facts = {
+        "config": dict(config),
+        "batch_size": cfg.dataloader.train.get("total_batch_size"),
+        "max_iter": cfg.train.max_iter,
+    }
+    state = RunState(loader, behind_checkpoint, best, lambda iteration: saves_at(cfg, iteration), facts)
+    stop = StopOnInterrupt(checkpointer, state)
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
             ClipGradients(optimizer, **cfg.train.clip_grad.params) if cfg.train.clip_grad.enabled else None,
             ema.EMAHook(cfg, model) if cfg.train.model_ema.enabled else None,
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            state.before_checkpoint(),
             on_main(lambda: periodic_checkpointer(cfg, checkpointer)),
-            hooks.EvalHook(cfg.train.eval_period, evaluate_and_keep),
-            on_main(lambda: best_checkpointer(cfg, checkpointer)),
-            on_main(lambda: TrainingReport(cfg, sample) if sample else None),
-            on_main(lambda: hooks.PeriodicWriter(build_writers(cfg), cfg.train.log_period)),
+            *behind_checkpoint,
+            state,
+            *best,
             stop,
             on_main(LiveLine),
         ]
     )
 
-    resume = args.resume and checkpointer.has_checkpoint()
-    if args.resume and not resume:
+    if args.resume and point is None:
         logger.warning("There is no checkpoint in %s to resume from: starting anew", cfg.train.output_dir)
-    loaded = checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
-    start = loaded.get("iteration", -1) + 1 if resume else 0
+    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=point is not None)
     with stop.listening():
-        trainer.train(start, cfg.train.max_iter)
+        trainer.train(point.iteration + 1 if point else 0, cfg.train.max_iter)
     return results
+
+
+def present(*hooks_or_none: HookBase | None) -> list[HookBase]:
+    return [hook for hook in hooks_or_none if hook is not None]
+
+
+def saves_at(cfg: DictConfig, iteration: int) -> bool:
+    """Whether a checkpoint may be saved behind this iteration."""
+    done = iteration + 1
+    periods = (cfg.train.checkpointer.period, cfg.train.eval_period)
+    return done >= cfg.train.max_iter or any(period > 0 and done % period == 0 for period in periods)
 
 
 def on_main(build: Callable[[], HookBase | None]) -> HookBase | None:
@@ -284,16 +353,16 @@ def build_trainer(
     return Trainer(model, loader, optimizer, amp_type(cfg) if cfg.train.amp.enabled else None)
 
 
-def periodic_checkpointer(cfg: DictConfig, checkpointer: DetectionCheckpointer) -> HookBase:
+def periodic_checkpointer(cfg: DictConfig, checkpointer: SafeCheckpointer) -> HookBase:
     """Saves every `train.checkpointer.period` iterations and at the end; with a period of 0 at the end only."""
     period, max_to_keep = cfg.train.checkpointer.period, cfg.train.checkpointer.max_to_keep
     return hooks.PeriodicCheckpointer(checkpointer, period or cfg.train.max_iter + 1, max_to_keep=max_to_keep)
 
 
-def best_checkpointer(cfg: DictConfig, checkpointer: DetectionCheckpointer) -> HookBase | None:
+def best_checkpointer(cfg: DictConfig, checkpointer: SafeCheckpointer) -> HookBase | None:
     if "evaluator" not in cfg.dataloader:
         return None
-    return hooks.BestCheckpointer(cfg.train.eval_period, checkpointer, BEST_METRIC)
+    return BestCheckpointer(cfg.train.eval_period, checkpointer, BEST_METRIC)
 
 
 def build_writers(cfg: DictConfig) -> list[EventWriter]:
@@ -353,36 +422,45 @@ class ClipGradients(HookBase):
 
 
 class StopOnInterrupt(HookBase):
-    """Ctrl-C ends the training behind the current iteration, with a checkpoint of it; a second one ends it at once."""
+    """Ctrl-C, or the SIGTERM that clusters send, ends the training behind the current iteration, with a checkpoint of
+    it; a second Ctrl-C ends it at once."""
 
-    def __init__(self, checkpointer: DetectionCheckpointer):
-        self._checkpointer = checkpointer
-        self._asked = self._stopped = False
+    def __init__(self, checkpointer: SafeCheckpointer, state: RunState):
+        self._checkpointer, self._state = checkpointer, state
+        self._signal = 0
+        self._asked_at = 0.0
+        self._stopped = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Heed Ctrl-C in this way inside the block."""
+        """Heed the signals in this way inside the block."""
         self._process = os.getpid()
-        outer = signal.signal(signal.SIGINT, self._ask)
+        outer = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, outer)
+            for number, handler in outer.items():
+                signal.signal(number, handler)
 
     def _ask(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a data loader's worker: the iteration that is to be finished may need it
             return
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        self._asked = True
+        if self._signal:  # launchers pass on what all processes were sent already
+            if signum == signal.SIGINT and time.monotonic() - self._asked_at > SAME_SIGNAL:
+                raise KeyboardInterrupt
+            return
+        self._signal, self._asked_at = signum, time.monotonic()
         if comm.is_main_process():
             print("\nstopping after this iteration, with a checkpoint; Ctrl-C again stops at once", file=sys.stderr)
 
     def after_step(self) -> None:
-        self._stopped = any(comm.all_gather(self._asked))
-        if self._stopped:
+        signum = max(comm.all_gather(self._signal))
+        if signum:
+            self._stopped = True
             iteration = self.trainer.iter
+            self._state.collect(complete=True)
             self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
-            raise KeyboardInterrupt
+            raise Interrupted(signum)
 
     def after_train(self) -> None:
         if self._stopped:
@@ -390,6 +468,10 @@ class StopOnInterrupt(HookBase):
             command = shlex.join(["python", sys.argv[0], "--resume", *options])
             done = f"{self.trainer.iter + 1} of {self.trainer.max_iter}"
             logger.info("Stopped after %s iterations; add --resume to go on: %s", done, command)
+
+
+class Interrupted(KeyboardInterrupt):
+    """By the signal that is its argument."""
 
 
 def report(cfg: DictConfig, results: Mapping[str, Any]) -> None:
@@ -400,10 +482,34 @@ def report(cfg: DictConfig, results: Mapping[str, Any]) -> None:
     print_csv_format(results)
 
 
-if __name__ == "__main__":
-    arguments = default_argument_parser().parse_args()
+def argument_parser() -> argparse.ArgumentParser:
+    parser = default_argument_parser()
+    parser.add_argument(
+        "--allow-changes", action="store_true", help="with --resume: even if the training began with another config"
+    )
+    return parser
+
+
+@contextmanager
+def sigterm_passed_on() -> Iterator[None]:
+    """SIGTERM for this process, which started those of the run, is one for them."""
+
+    def pass_on(signum: int, frame: FrameType | None) -> None:
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise Interrupted(signum)
+
+    outer = signal.signal(signal.SIGTERM, pass_on)
     try:
-        with errors_in_one_line():
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, outer)
+
+
+if __name__ == "__main__":
+    arguments = parse_arguments(argument_parser())
+    try:
+        with errors_in_one_line(), sigterm_passed_on():
             if arguments.num_gpus > 1:  # what is wrong here should stop one process, not all of them
                 load_config(arguments.config_file, arguments.opts)
             launch(
@@ -414,5 +520,5 @@ if __name__ == "__main__":
                 dist_url=arguments.dist_url,
                 args=(arguments,),
             )
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+    except KeyboardInterrupt as interrupt:
+        sys.exit(128 + (interrupt.args[0] if isinstance(interrupt, Interrupted) else signal.SIGINT))

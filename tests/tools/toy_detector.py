@@ -1,5 +1,7 @@
 """A model, data and an evaluator that take no time, for what is around them."""
 
+import os
+
 import torch
 from detectron2.evaluation import DatasetEvaluator
 from torch import nn
@@ -9,7 +11,8 @@ class ToyDetector(nn.Module):
     """Regresses 1 from four numbers, and says so in losses named like a detector's.
 
     Args:
-        fail_at: the training step, from 0, at which it has an invalid value, as a broken image file would be.
+        fail_at: the training step, from 0, at which it has an invalid value, as a broken image file would be; of the
+            environment variable FAIL_AT if there is one, which is not of the config.
         scale: of the classification loss; inf makes it not finite.
     """
 
@@ -17,7 +20,8 @@ class ToyDetector(nn.Module):
         super().__init__()
         self.norm = nn.BatchNorm1d(width)
         self.head = nn.Linear(width, 1)
-        self.scale, self.fail_at, self.steps = scale, fail_at, 0
+        self.scale, self.steps = scale, 0
+        self.fail_at = int(os.environ["FAIL_AT"]) if "FAIL_AT" in os.environ else fail_at
 
     def forward(self, batch):
         score = self.head(self.norm(torch.stack(batch)))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from detectron2.utils import comm
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from .catalog import DatasetCatalog, MetadataCatalog
 from .common import AspectRatioGroupedDataset, DatasetFromList, MapDataset, trivial_batch_collator
@@ -77,9 +77,9 @@ def build_detection_train_loader(
     workers, processes and passes over the data.
 
     Args:
-        dataset: images as dicts, or a map-style dataset of such.
+        dataset: images as dicts, or a dataset of such, by position or an endless stream.
         mapper: makes a training example of an image's dict, in the workers; None: the dict is one already.
-        sampler: of positions in the dataset; None: TrainingSampler.
+        sampler: of positions in the dataset; None: TrainingSampler. A stream has none.
         total_batch_size: images per batch over all processes.
         aspect_ratio_grouping: wide images and high ones in separate batches.
         num_workers: loading processes, per training process; 0 loads in the training process itself.
@@ -95,7 +95,11 @@ def build_detection_train_loader(
     batch_size = total_batch_size // world_size
 
     dataset = _as_dataset(dataset, mapper)
-    sampler = TrainingSampler(len(dataset)) if sampler is None else sampler
+    if isinstance(dataset, IterableDataset):
+        if sampler is not None:
+            raise ValueError("a stream of images comes in its own order: it takes no sampler")
+    elif sampler is None:
+        sampler = TrainingSampler(len(dataset))
     collate_fn = collate_fn or trivial_batch_collator
     # The loader draws the workers' seeds from this generator, anew on each pass.
     generator = torch.Generator().manual_seed(comm.shared_random_seed() + comm.get_rank())
@@ -147,6 +151,8 @@ def build_detection_test_loader(
 def _as_dataset(dataset: list[dict] | Dataset, mapper: Callable[[dict], Any] | None) -> Dataset:
     if isinstance(dataset, list):
         dataset = DatasetFromList(dataset)
+    if mapper is not None and isinstance(dataset, IterableDataset):
+        raise ValueError("a stream gives training examples: mapping them needs detectron2 itself, or mapper=None")
     return dataset if mapper is None else MapDataset(dataset, mapper)
 
 

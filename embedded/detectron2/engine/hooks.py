@@ -198,13 +198,16 @@ def _flatten(results: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 class BestCheckpointer(HookBase):
-    """Saves the model whenever a metric is better than ever before, also before a stop. Register it behind `EvalHook`.
+    """Saves the model whenever a metric is better than before. Register it behind `EvalHook`.
 
     Args:
         eval_period: the period of the evaluation.
         val_metric: the name of the metric, such as `bbox/AP`.
         mode: whether "max" or "min" is best.
         file_prefix: the name of the file, without its ending.
+
+    Attributes:
+        best_metric, best_iter: the best value so far and its iteration; None before there is one.
     """
 
     def __init__(
@@ -222,16 +225,17 @@ class BestCheckpointer(HookBase):
         self._metric = val_metric
         self._better = operator.gt if mode == "max" else operator.lt
         self._file_prefix = file_prefix
-        self._best: float | None = None
+        self.best_metric: float | None = None
+        self.best_iter: int | None = None
 
     def _check(self) -> None:
         value, iteration = self.trainer.storage.latest().get(self._metric, (math.nan, None))
         if iteration != self.trainer.iter:
             logger.warning("There is no new value of %s: cannot tell whether this model is the best", self._metric)
             return
-        if math.isnan(value) or self._best is not None and not self._better(value, self._best):
+        if math.isnan(value) or self.best_metric is not None and not self._better(value, self.best_metric):
             return
-        self._best = value
+        self.best_metric, self.best_iter = value, iteration
         last_done = min(self.trainer.iter, self.trainer.max_iter - 1)
         self._checkpointer.save(self._file_prefix, iteration=last_done)
         logger.info("Best %s so far: %.4f, saved as %s", self._metric, value, self._file_prefix)
@@ -243,12 +247,6 @@ class BestCheckpointer(HookBase):
     def after_train(self) -> None:
         if _is_complete(self.trainer):
             self._check()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {} if self._best is None else {"best": self._best}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._best = state_dict.get("best")
 
 
 class PeriodicWriter(HookBase):

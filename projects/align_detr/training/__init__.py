@@ -1,5 +1,26 @@
-"""What training needs beyond detectron2's trainers, written against public names of detectron2 and PyTorch."""
+"""What keeps a training whole: resuming it exactly, and what to do when something breaks. For detectron2's trainers.
 
+Written against public names of detectron2 and PyTorch; `tools/train_net.py` puts the parts together.
+"""
+
+from .checkpoints import BestCheckpointer, ResumePoint, SafeCheckpointer, newest_whole
+from .config_changes import changes, described
+from .randomness import random_states_kept
+from .run_state import RunState, cut_metrics
+from .stream import ResumableLoader, resumable_loader
 from .trainer import Trainer
 
-__all__ = ["Trainer"]
+__all__ = [
+    "BestCheckpointer",
+    "ResumableLoader",
+    "ResumePoint",
+    "RunState",
+    "SafeCheckpointer",
+    "Trainer",
+    "changes",
+    "cut_metrics",
+    "described",
+    "newest_whole",
+    "random_states_kept",
+    "resumable_loader",
+]

@@ -1,0 +1,166 @@
+"""Checkpoints that a kill or a full disk cannot damage, and finding the newest one that is whole."""
+
+from __future__ import annotations
+
+import logging
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.engine import hooks
+from detectron2.utils import comm
+
+logger = logging.getLogger(__name__)
+
+LAST = "last_checkpoint"
+UNFINISHED = ".tmp"
+
+
+class SafeCheckpointer(DetectionCheckpointer):
+    """DetectionCheckpointer whose files appear whole or not at all; the one before stays until then.
+
+    Only the main process writes. What a killed run left unfinished in `save_dir` is deleted at the next save.
+    """
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write `<name>.pth` with `kwargs` beside the states, and make it the newest.
+
+        Raises:
+            OSError: it cannot be written; no file has changed.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        states = {key: part.state_dict() for key, part in self.checkpointables.items()}
+        path = Path(self.save_dir, f"{name}.pth")
+        for leftover in path.parent.glob(f"*{UNFINISHED}"):
+            leftover.unlink(missing_ok=True)
+        with replacing(path) as file:
+            torch.save({"model": self.model.state_dict(), **states, **kwargs}, file)
+        self.logger.info("Saved checkpoint %s", path)
+        self.tag_last_checkpoint(path.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Make a file of `save_dir` the newest."""
+        with replacing(Path(self.save_dir, LAST)) as file:
+            file.write(last_filename_basename.encode())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file to write that takes the place of `path` once it is complete, and never if writing it fails.
+
+    Raises:
+        OSError: it cannot be written; the message names `path` and the reason.
+    """
+    unfinished = path.with_name(f"{path.name}{UNFINISHED}")
+    try:
+        with unfinished.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except (OSError, RuntimeError) as error:  # RuntimeError: PyTorch's writer, behind which the file's error is
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        reason = cause.strerror or str(cause)
+        raise OSError(f"cannot write {path}: {reason}; the checkpoints before it are as they were") from error
+    finally:
+        try:
+            unfinished.unlink(missing_ok=True)
+        except OSError:  # the folder is gone or read-only, which has been said
+            logger.debug("Could not delete %s", unfinished)
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """A checkpoint to go on from.
+
+    Attributes:
+        name: of the file.
+        iteration: the last one that is done.
+        hooks: the states of the trainer's hooks.
+        remark: why it is not the one that `last_checkpoint` named; empty if it is.
+    """
+
+    name: str
+    iteration: int
+    hooks: dict[str, Any]
+    remark: str
+
+
+def newest_whole(folder: str | os.PathLike) -> ResumePoint | None:
+    """The checkpoint that `last_checkpoint` names, or if that is missing or damaged the newest that is neither, which
+    becomes the one it names.
+
+    Every process of a run calls it; the main process looks.
+
+    Returns:
+        None if the folder has no checkpoint.
+
+    Raises:
+        ValueError: it has some, and none is whole.
+    """
+    found: Any = None
+    if comm.is_main_process():
+        try:
+            found = _look(Path(folder))
+        except (ValueError, OSError) as error:
+            found = error
+    found = comm.all_gather(found)[0]
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def _look(folder: Path) -> ResumePoint | None:
+    names = [path.name for path in sorted(folder.glob("*.pth"), key=lambda path: -path.stat().st_mtime)]
+    last = folder / LAST
+    named = last.read_text(encoding="utf-8", errors="replace").strip() if last.is_file() else ""
+    if not names and not named:
+        return None
+    problems = {named: "is not there"} if named else {}
+    # A name that is not one of this folder's files is not looked for elsewhere.
+    for name in sorted(names, key=lambda name: name != named):
+        content = _whole_content(folder / name)
+        if content is None:
+            problems[name] = "is damaged or not of a training"
+            continue
+        remark = ""
+        if name != named:
+            why = f"{LAST} names {named!r}, which {problems[named]}" if named else f"{LAST} is missing or empty"
+            remark = f"{why}: resuming from {name}, the newest whole checkpoint"
+            with replacing(last) as file:
+                file.write(name.encode())
+        return ResumePoint(name, content["iteration"], content.get("trainer", {}).get("hooks", {}), remark)
+    seen = ", ".join(f"{name!r} {problem}" for name, problem in problems.items())
+    raise ValueError(f"no checkpoint in {folder} can be resumed from: {seen}; without --resume it starts anew")
+
+
+def _whole_content(path: Path) -> dict[str, Any] | None:
+    """What a checkpoint of a training holds, its tensors still in the file; None if it is damaged or another file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                return None
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # a damaged file may trip over anything
+        return None
+    is_training = isinstance(content, dict) and "model" in content and isinstance(content.get("iteration"), int)
+    return content if is_training else None
+
+
+class BestCheckpointer(hooks.BestCheckpointer):
+    """detectron2's, with the best metric so far in the checkpoints."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.best_metric is None else {"best": float(self.best_metric), "iteration": self.best_iter}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_metric, self.best_iter = state_dict["best"], state_dict.get("iteration")

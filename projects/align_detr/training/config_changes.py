@@ -1,0 +1,66 @@
+"""What differs between the config that a run began with and the one that it is to go on with."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+# What may change under way: how far and where to train, what is recorded, evaluated and kept.
+HARMLESS = (
+    "dataloader.evaluator.*",
+    "dataloader.test.*",
+    "dataloader.train.num_workers",
+    "dataloader.train.persistent_workers",
+    "dataloader.train.pin_memory",
+    "dataloader.train.prefetch_factor",
+    "dataloader.train.total_batch_size",
+    "model.device",
+    "model.select_box_nums_for_evaluation",
+    "train.checkpointer.*",
+    "train.compile",
+    "train.ddp.*",
+    "train.device",
+    "train.eval_period",
+    "train.fast_dev_run.*",
+    "train.hang_seconds",
+    "train.init_checkpoint",
+    "train.log_period",
+    "train.max_iter",
+    "train.model_ema.device",
+    "train.model_ema.use_ema_weights_for_eval_only",
+    "train.output_dir",
+    "train.report.*",
+    "train.seed",
+    "train.skip_nonfinite",
+    "train.wandb.*",
+)
+
+
+def described(cfg: DictConfig) -> dict[str, str]:
+    """Every value of a config by its dotted key, as text. References are not followed: what they lead to has a key."""
+    return dict(_values(OmegaConf.to_container(cfg, resolve=False), ""))
+
+
+def _values(node: Any, key: str) -> Iterator[tuple[str, str]]:
+    if isinstance(node, Mapping) and node:
+        for name, child in node.items():
+            yield from _values(child, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list) and node:
+        for number, child in enumerate(node):
+            yield from _values(child, f"{key}.{number}")
+    elif isinstance(node, str | int | float | bool | type(None)):
+        yield key, str(node)
+    elif callable(node):
+        yield key, f"{node.__module__}.{node.__qualname__}" if hasattr(node, "__qualname__") else type(node).__name__
+    else:
+        yield key, type(node).__name__
+
+
+def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """The differences that make another training of it, such as "optimizer.lr=0.1 (was 0.2)"."""
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    serious = [key for key in keys if not any(fnmatch.fnmatchcase(key, pattern) for pattern in HARMLESS)]
+    return [f"{key}={now.get(key, 'nothing')} (was {before.get(key, 'nothing')})" for key in serious]

@@ -1,0 +1,57 @@
+"""The states of the random generators that a training draws from: Python's, NumPy's and PyTorch's."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def random_states() -> dict[str, Any]:
+    """States of this process's generators, as tensors and numbers, so that a checkpoint may hold them: Python's,
+    NumPy's, PyTorch's on the CPU and on the current CUDA device."""
+    version, words, gauss = random.getstate()
+    kind, array, position, has_gauss, cached = np.random.get_state()
+    states = {
+        "python": [version, torch.tensor(words, dtype=torch.int64), gauss],
+        "numpy": [kind, torch.from_numpy(array.astype(np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Take up `random_states()`. A CUDA state is passed over where there is no CUDA."""
+    version, words, gauss = states["python"]
+    random.setstate((version, tuple(words.tolist()), gauss))
+    kind, array, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((kind, array.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+@contextmanager
+def random_states_kept() -> Iterator[None]:
+    """What is drawn on the CPU inside the block is not missing behind it."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def seed_cpu(*numbers: int) -> None:
+    """Seed the generators of the CPU with a mixture of non-negative numbers."""
+    words = np.random.SeedSequence(numbers).generate_state(4)
+    random.seed(int(words[0]) << 32 | int(words[1]))
+    np.random.seed(words)
+    torch.default_generator.manual_seed(int(words[2]) << 32 | int(words[3]))

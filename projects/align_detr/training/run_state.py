@@ -1,0 +1,185 @@
+"""The part of a training's state that detectron2's trainers do not keep, as a hook: see `RunState`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+
+from .checkpoints import ResumePoint
+from .randomness import random_states, set_random_states
+
+logger = logging.getLogger(__name__)
+
+WINDOW = 20  # iterations that writers smooth over
+TIMES = ("time", "data_time", "rank_data_time", "eta_seconds")  # of a process, not of the training
+
+
+class RunState(HookBase):
+    """Keeps in every checkpoint, by process, where the data and the random generators are, and of the main process what
+    metrics are smoothed over. With the weights, the optimizer and the trainer's own state, a training that resumes is
+    the one that was interrupted.
+
+    Between two saves of one iteration come an evaluation and the writing of metrics. A checkpoint from before them says
+    so, and a run that resumes from it does them first.
+
+    Register `before_checkpoint()`, the hook that saves, the hooks of `behind`, this one, and those of `savers`.
+
+    Args:
+        loader: the training data; `state_dict()` and `load_state_dicts(states)` as `ResumableLoader` has them, or a
+            `load_state_dict(state)` for one process. Of one that has neither, the position is lost.
+        behind: hooks that do something between a checkpoint and the next iteration.
+        savers: hooks that may save once these are through.
+        saves_at: whether a checkpoint may follow this iteration.
+        facts: what else to keep, plain data: `facts` of the checkpoint.
+    """
+
+    def __init__(
+        self,
+        loader: Any,
+        behind: Sequence[HookBase],
+        savers: Sequence[HookBase],
+        saves_at: Callable[[int], bool],
+        facts: dict[str, Any],
+    ):
+        self._loader, self._saves_at, self._facts = loader, saves_at, facts
+        self._rest = [*behind, self, *savers]
+        self._complete = True
+        self._processes: list[dict[str, Any]] = []
+        self._loaded: dict[str, Any] | None = None
+
+    def before_checkpoint(self) -> HookBase:
+        """The hook to register before the one that saves."""
+        return _BeforeCheckpoint(self)
+
+    def collect(self, complete: bool) -> None:
+        """Take the states of all processes, for the saves that follow. Every process calls it.
+
+        Args:
+            complete: whether all of this iteration has been done.
+        """
+        self._complete = complete
+        position = self._loader.state_dict() if hasattr(self._loader, "state_dict") else None
+        self._processes = comm.gather({"data": position, "random": random_states()})
+
+    def after_step(self) -> None:
+        if self._saves_at(self.trainer.iter):
+            self.collect(complete=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "complete": self._complete,
+            "processes": self._processes,
+            "scalars": self._scalars(),
+            "facts": self._facts,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._loaded = state_dict
+
+    def before_train(self) -> None:
+        """Go on from the state that was loaded; the other hooks have begun by now."""
+        if self._loaded is None:
+            return
+        state, self._loaded = self._loaded, None
+        remarks = self._resume_data([process["data"] for process in state["processes"]])
+        count, rank = len(state["processes"]), comm.get_rank()
+        if rank < count:
+            set_random_states(state["processes"][rank]["random"])
+        if comm.is_main_process():
+            self._restore_scalars(state["scalars"], state["complete"])
+            for remark in filter(None, [remarks, self._batch_size(state["facts"])]):
+                logger.warning("Not as before: %s", remark)
+        if not state["complete"]:
+            self._finish_iteration(self.trainer.start_iter - 1)
+
+    def _resume_data(self, positions: list[Any]) -> str:
+        if positions[0] is None or not hasattr(self._loader, "state_dict"):
+            return "this loader cannot tell where in the data it was: they start over"
+        if hasattr(self._loader, "load_state_dicts"):
+            return self._loader.load_state_dicts(positions)
+        if len(positions) != comm.get_world_size():
+            return f"{comm.get_world_size()} process(es) now, {len(positions)} before: the data start over"
+        self._loader.load_state_dict(positions[comm.get_rank()])
+        return ""
+
+    def _batch_size(self, before: dict[str, Any]) -> str:
+        now, was = self._facts.get("batch_size"), before.get("batch_size")
+        if now == was:
+            return ""
+        return f"batches of {now} images now, {was} before: iterations count on, and the data go on where they were"
+
+    def _finish_iteration(self, iteration: int) -> None:
+        trainer, start = self.trainer, self.trainer.start_iter
+        trainer.iter = trainer.storage.iter = iteration
+        for hook in self._rest:
+            hook.after_step()
+        trainer.iter = trainer.storage.iter = start
+
+    def _scalars(self) -> dict[str, Any]:
+        if not comm.is_main_process():
+            return {}
+        storage = self.trainer.storage
+        iteration = min(storage.iter, self.trainer.max_iter - 1)
+        hints = storage.smoothing_hints()
+        newest = {name: at for name, (_, at) in storage.latest().items()}
+        return {
+            name: [hints[name], [[float(value), at] for value, at in history.values()[-WINDOW:]]]
+            for name, history in storage.histories().items()
+            if newest[name] == iteration and name not in TIMES
+        }
+
+    def _restore_scalars(self, scalars: dict[str, Any], complete: bool) -> None:
+        for name, (smoothed, values) in scalars.items():
+            if complete and not smoothed:  # it has been written
+                continue
+            for value, iteration in values:
+                self.trainer.storage.put_scalar(name, value, smoothing_hint=smoothed, cur_iter=iteration)
+
+
+class _BeforeCheckpoint(HookBase):
+    def __init__(self, state: RunState):
+        self._state = state
+
+    def after_step(self) -> None:
+        if self._state._saves_at(self.trainer.iter):
+            self._state.collect(complete=False)
+
+
+def cut_metrics(path: str | os.PathLike, point: ResumePoint | None, *, resumes: bool, max_iter: int) -> None:
+    """Take from the end of `metrics.json` a line that was cut short, and those of iterations that will be done again.
+
+    The evaluation at the end of an earlier, shorter run stays. Nothing else is touched, and a kill meanwhile does no
+    harm.
+
+    Args:
+        point: where the run goes on; None for one from the start.
+        resumes: whether the lines are of the same run, so that one from the start does all of them again.
+        max_iter: where the run will end.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return
+    state = point.hooks.get(RunState.__qualname__, {}) if point else {}
+    first = point.iteration + state.get("complete", True) if point else 0
+    ended_at = state.get("facts", {}).get("max_iter", max_iter)
+    content = path.read_bytes()
+    end = content.rfind(b"\n") + 1
+    while resumes and end:
+        begin = content.rfind(b"\n", 0, end - 1) + 1
+        try:
+            row = json.loads(content[begin:end])
+            is_end = ended_at != max_iter and row["iteration"] == ended_at and "total_loss" not in row
+            if row["iteration"] < first or is_end:
+                break
+        except (ValueError, KeyError, TypeError):
+            logger.warning("%s has a line that is not one of metrics: it is taken away", path)
+        end = begin
+    if end < len(content):
+        os.truncate(path, end)

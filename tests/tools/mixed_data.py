@@ -1,0 +1,42 @@
+"""A dataset of noise in wide, high and square images, registered as `mixed_train` and `mixed_val` in $MIXED_DATA."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from align_detr.data import register_coco
+
+SIZES = ((48, 32), (32, 48), (40, 40))  # width, height
+
+
+def write(root: Path, train: int = 26, val: int = 4) -> None:
+    """`train` and `val` images with one or two objects of three classes."""
+    generator = np.random.default_rng(0)
+    (root / "annotations").mkdir(parents=True)
+    for split, count in (("train", train), ("val", val)):
+        (root / split).mkdir()
+        images, annotations = [], []
+        for number in range(count):
+            width, height = SIZES[generator.integers(3)]
+            pixels = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / split / f"{number}.png")
+            images.append({"id": number, "file_name": f"{number}.png", "width": width, "height": height})
+            for _ in range(generator.integers(1, 3)):
+                box = [int(value) for value in generator.integers(2, 16, 4)]
+                annotations.append({"id": len(annotations) + 1, "image_id": number, "bbox": box})
+                annotations[-1].update(category_id=int(generator.integers(3)), iscrowd=0, area=box[2] * box[3])
+        content = {
+            "images": images,
+            "annotations": annotations,
+            "categories": [{"id": number, "name": "abc"[number]} for number in range(3)],
+        }
+        (root / "annotations" / f"{split}.json").write_text(json.dumps(content))
+
+
+def register() -> None:
+    root = Path(os.environ["MIXED_DATA"])
+    for split in ("train", "val"):
+        register_coco(f"mixed_{split}", root / "annotations" / f"{split}.json", root / split)
