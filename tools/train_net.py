@@ -291,7 +291,8 @@ def train(
     if comm.is_main_process():
         path = Path(cfg.train.output_dir, "metrics.json")
         cut_metrics(path, point, resumes=args.resume, max_iter=cfg.train.max_iter)
-    behind_checkpoint = present(
+    periodic = present(on_main(lambda: periodic_checkpointer(cfg, checkpointer)))
+    behind = present(
         hooks.EvalHook(cfg.train.eval_period, evaluate_and_keep),
         on_main(lambda: TrainingReport(cfg, sample) if sample else None),
         on_main(lambda: hooks.PeriodicWriter(build_writers(cfg), cfg.train.log_period)),
@@ -302,7 +303,7 @@ def train(
         "batch_size": cfg.dataloader.train.get("total_batch_size"),
         "max_iter": cfg.train.max_iter,
     }
-    state = RunState(loader, behind_checkpoint, best, lambda iteration: saves_at(cfg, iteration), facts)
+    state = RunState(loader, periodic, behind, best, lambda iteration: saves_at(cfg, iteration), facts)
     stop = StopOnInterrupt(checkpointer, state)
     trainer.register_hooks(
         [
@@ -311,8 +312,8 @@ def train(
             ema.EMAHook(cfg, model) if cfg.train.model_ema.enabled else None,
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
             state.before_checkpoint(),
-            on_main(lambda: periodic_checkpointer(cfg, checkpointer)),
-            *behind_checkpoint,
+            *periodic,
+            *behind,
             state,
             *best,
             stop,

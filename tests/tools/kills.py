@@ -1,10 +1,11 @@
 #!/usr/bin/env python
 """Kills trainings at random moments, resumes them, and compares the end with that of one that was left alone.
 
-    python tests/tools/kills.py --kills 100 --processes 2 --output FOLDER [--config-file CONFIG] [key=value ...]
+    python tests/tools/kills.py --kills 100 --processes 2 --output FOLDER [key=value ...]
 
 Half of the kills wait for a checkpoint that is being written. After each one every checkpoint in the folder has to be
-readable. Prints a line for each run and the counts; exit status 1 if anything differs.
+readable. Every other run has data workers, the uninterrupted one has none. Prints a line for each run and the counts;
+exit status 1 if anything differs. Linux only.
 """
 
 from __future__ import annotations
@@ -14,52 +15,87 @@ import json
 import os
 import random
 import signal
-import subprocess
+import socket
 import sys
 import time
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "train_net.py"
-CONFIG = Path(__file__).with_name("mixed_config.py")
+HERE = Path(__file__).resolve().parent
+CONFIG = HERE / "mixed_config.py"
 TIMES = ("time", "data_time", "rank_data_time", "eta_seconds")
-OF_THE_RUN = (*TIMES, "train.output_dir")
+OF_THE_RUN = (*TIMES, "train.output_dir", "dataloader.train.num_workers")
 
 
-def start(config: str, folder: Path, processes: int, overrides: list[str]) -> subprocess.Popen:
-    """A training in a process group of its own, which goes on where there is something to go on from."""
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [*launcher, str(TOOL), "--config-file", config, "--resume", f"train.output_dir={folder}", *overrides]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    log = open(f"{folder}.log", "ab")
-    return subprocess.Popen(command, env=environment, start_new_session=True, stdout=log, stderr=log)
+class Run:
+    """A training of tools/train_net.py, which goes on where there is something to go on from. Its processes are forks
+    of this one, as importing everything takes longer than the training."""
+
+    def __init__(self, config: str, folder: Path, processes: int, overrides: list[str]):
+        import train_net
+
+        words = ["--config-file", config, "--resume", f"train.output_dir={folder}", *overrides]
+        args = train_net.parse_arguments(train_net.argument_parser(), words)
+        port = str(free_port())
+        self._left = set()
+        self._failed = False
+        for rank in range(processes):
+            if pid := os.fork():
+                self._left.add(pid)
+                continue
+            os.setsid()
+            log = os.open(f"{folder}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            if processes > 1:  # as torchrun does it
+                os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes))
+                os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+            status = 1
+            try:
+                train_net.launch(train_net.main, 1, args=(args,))
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+
+    def finished(self) -> bool | None:
+        """Whether it came to its end without an error; None while it runs."""
+        for pid in list(self._left):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                self._left.remove(pid)
+                self._failed |= status != 0
+        return None if self._left and not self._failed else not self._failed
+
+    def kill(self) -> None:
+        """SIGKILL for its processes and their data workers."""
+        family = [pid for parent in self._left for pid in (parent, *children(parent))]
+        for pid in family:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        for pid in self._left:
+            os.waitpid(pid, 0)
+        self._left = set()
 
 
-def kill(process: subprocess.Popen) -> None:
-    """SIGKILL for it and all that it started; torchrun's workers are in groups of their own."""
-    family = descendants(process.pid)
-    for pid in (process.pid, *family):
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    process.wait()
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
-def descendants(pid: int) -> list[int]:
-    parents = {}
+def children(pid: int) -> Iterator[int]:
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
-            parents[int(status.parent.name)] = int(status.read_text().rpartition(")")[2].split()[1])
+            parent = int(status.read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-    found = [pid]
-    for one in found:
-        found += [child for child, parent in parents.items() if parent == one]
-    return found[1:]
+        if parent == pid:
+            yield int(status.parent.name)
 
 
 def metrics(folder: Path) -> list[dict]:
@@ -106,24 +142,23 @@ def run_with_kills(
     kills = writing = 0
     broken: list[str] = []
     while True:
-        process = start(config, folder, processes, overrides)
-        # Half the kills come with any moment of a whole run alike, the others with a file that is being written.
+        run = Run(config, folder, processes, overrides)
+        # Half the kills come at any moment of a whole run, the others with a file that is being written behind it.
         deadline = time.monotonic() + generator.uniform(0, straight_seconds)
-        wait_for_file = generator.random() < 0.5
-        while process.poll() is None and kills < kills_left:
-            unfinished = next(folder.glob("*.tmp"), None) if wait_for_file and time.monotonic() > deadline else None
-            if unfinished or not wait_for_file and time.monotonic() > deadline:
-                kill(process)
-                kills += 1
-                writing += unfinished is not None
-                broken += unreadable(folder)
-                break
-            time.sleep(0.0005 if wait_for_file else 0.01)
-        else:
-            if process.wait() == 0:
-                return kills, writing, broken
-            broken.append(f"exit status {process.returncode}, see {folder}.log")
-            return kills, writing, broken
+        waits_for_file = generator.random() < 0.5
+        while (finished := run.finished()) is None:
+            if kills < kills_left and time.monotonic() > deadline:
+                unfinished = waits_for_file and next(folder.glob("*.tmp"), None) is not None
+                if unfinished or not waits_for_file:
+                    run.kill()
+                    kills += 1
+                    writing += unfinished
+                    broken += unreadable(folder)
+                    break
+            time.sleep(0.0005 if waits_for_file else 0.01)
+        if finished is not None:
+            run.kill()
+            return kills, writing, broken + ([] if finished else [f"a run failed, see {folder}.log"])
 
 
 def main() -> None:
@@ -137,19 +172,18 @@ def main() -> None:
     parser.add_argument("opts", nargs="*", metavar="key=value")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-    if "MIXED_DATA" not in os.environ:
-        sys.path[:0] = [str(TOOL.parents[1] / "projects"), str(CONFIG.parent)]
-        import mixed_data
-
-        import align_detr  # noqa: F401
-
-        os.environ["MIXED_DATA"] = str(args.output / "data")
-        if not (args.output / "data").exists():
-            mixed_data.write(args.output / "data")
+    data = args.output / "data"
+    if not data.exists():
+        mixed_data.write(data)
+    os.environ["MIXED_DATA"] = str(data)
 
     straight = args.output / "straight"
     begin = time.monotonic()
-    if start(args.config_file, straight, args.processes, args.opts).wait() != 0:
+    run = Run(args.config_file, straight, args.processes, args.opts)
+    while (finished := run.finished()) is None:
+        time.sleep(0.01)
+    if not finished:
+        run.kill()
         sys.exit(f"the run without kills failed, see {straight}.log")
     seconds = time.monotonic() - begin
     print(f"uninterrupted: {seconds:.1f} s", flush=True)
@@ -160,12 +194,13 @@ def main() -> None:
     while kills < args.kills:
         folder = args.output / f"killed_{runs:03d}"
         limit = min(args.per_run, args.kills - kills)
-        result = run_with_kills(args.config_file, folder, args.processes, args.opts, seconds, limit, generator)
+        opts = [*args.opts, f"dataloader.train.num_workers={runs % 2 * 2}"]
+        result = run_with_kills(args.config_file, folder, args.processes, opts, seconds, limit, generator)
         kills, writing, broken, runs = kills + result[0], writing + result[1], broken + result[2], runs + 1
         if not (folder / "model_final.pth").exists():
             different += 1
             print(f"{folder.name}: did not finish: {result[2]}", flush=True)
-            continue
+            break
         equal = same(state(straight), state(folder)), metrics(straight) == metrics(folder)
         different += not all(equal)
         print(f"{folder.name}: {result[0]} kills, state equal: {equal[0]}, metrics equal: {equal[1]}", flush=True)
@@ -175,6 +210,14 @@ def main() -> None:
     )
     sys.exit(bool(different or broken))
 
+
+if __name__ == "__main__":
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
+    sys.path[:0] = [str(HERE), str(HERE.parents[1] / "tools")]
+
+import command_line  # noqa: E402, F401  (puts the packages on the path)
+import mixed_data  # noqa: E402
+import torch  # noqa: E402
 
 if __name__ == "__main__":
     main()

@@ -35,6 +35,7 @@ model.select_box_nums_for_evaluation = 8
 model.position_embedding.num_pos_feats = 16
 model.transformer.encoder.embed_dim = 32
 model.transformer.decoder.embed_dim = 32
+model.transformer.decoder.num_layers = 2
 model.transformer.encoder.num_heads = 2
 model.transformer.decoder.num_heads = 2
 model.transformer.encoder.feedforward_dim = 32
@@ -45,7 +46,7 @@ model.transformer.decoder.attn_dropout = 0.1
 model.transformer.decoder.ffn_dropout = 0.1
 
 train.device = "cpu"
-train.max_iter = 18
+train.max_iter = 12
 train.eval_period = 6
 train.checkpointer.period = 4
 train.log_period = 3

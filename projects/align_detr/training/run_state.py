@@ -29,11 +29,12 @@ class RunState(HookBase):
     Between two saves of one iteration come an evaluation and the writing of metrics. A checkpoint from before them says
     so, and a run that resumes from it does them first.
 
-    Register `before_checkpoint()`, the hook that saves, the hooks of `behind`, this one, and those of `savers`.
+    Register `before_checkpoint()`, the hooks of `periodic`, those of `behind`, this one, and those of `savers`.
 
     Args:
         loader: the training data; `state_dict()` and `load_state_dicts(states)` as `ResumableLoader` has them, or a
             `load_state_dict(state)` for one process. Of one that has neither, the position is lost.
+        periodic: the hook that saves every so often, and at the end, if this is the process that does.
         behind: hooks that do something between a checkpoint and the next iteration.
         savers: hooks that may save once these are through.
         saves_at: whether a checkpoint may follow this iteration.
@@ -43,13 +44,14 @@ class RunState(HookBase):
     def __init__(
         self,
         loader: Any,
+        periodic: Sequence[HookBase],
         behind: Sequence[HookBase],
         savers: Sequence[HookBase],
         saves_at: Callable[[int], bool],
         facts: dict[str, Any],
     ):
         self._loader, self._saves_at, self._facts = loader, saves_at, facts
-        self._rest = [*behind, self, *savers]
+        self._periodic, self._rest = periodic, [*behind, self, *savers]
         self._complete = True
         self._processes: list[dict[str, Any]] = []
         self._loaded: dict[str, Any] | None = None
@@ -118,7 +120,11 @@ class RunState(HookBase):
     def _finish_iteration(self, iteration: int) -> None:
         trainer, start = self.trainer, self.trainer.start_iter
         trainer.iter = trainer.storage.iter = iteration
-        for hook in self._rest:
+        rest = self._rest
+        if iteration >= trainer.max_iter - 1:  # the last one is saved twice, and the second may be missing
+            self.collect(complete=False)
+            rest = [*self._periodic, *rest]
+        for hook in rest:
             hook.after_step()
         trainer.iter = trainer.storage.iter = start
 
@@ -129,8 +135,9 @@ class RunState(HookBase):
         iteration = min(storage.iter, self.trainer.max_iter - 1)
         hints = storage.smoothing_hints()
         newest = {name: at for name, (_, at) in storage.latest().items()}
+        wanted = {name: WINDOW if smoothed else 1 for name, smoothed in hints.items()}
         return {
-            name: [hints[name], [[float(value), at] for value, at in history.values()[-WINDOW:]]]
+            name: [hints[name], [[float(value), at] for value, at in history.values()[-wanted[name] :]]]
             for name, history in storage.histories().items()
             if newest[name] == iteration and name not in TIMES
         }
