@@ -35,11 +35,20 @@ baseline: $(READY) $(TINY)  ## plain DINO with the demo's budget
 ablation: $(READY) $(TINY)  ## every option of the criterion, three seeds each: hours; may be interrupted and goes on
 	$(BIN)/python tools/ablate.py --output output/ablation
 
-test: $(TESTABLE)  ## the tests that take minutes
-	$(BIN)/python -m pytest -q -m "not slow"
+# PLATFORM=upstream tests with the detectron2 and detrex of $(PYTHON), and fails where there are none.
+ifeq ($(PLATFORM),upstream)
+test test-all: export ALIGN_DETR_PLATFORM := upstream
+TEST_PYTHON := $(PYTHON)
+else
+TEST_PYTHON := $(BIN)/python
+test test-all: $(TESTABLE)
+endif
 
-test-all: $(TESTABLE)  ## full-size models too
-	$(BIN)/python -m pytest -q
+test:  ## the tests that take minutes
+	$(TEST_PYTHON) -m pytest -q -m "not slow"
+
+test-all:  ## full-size models too
+	$(TEST_PYTHON) -m pytest -q
 
 lint: $(TESTABLE)
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
-"""Puts the packages on the path as `tools/` does, and reads the recorded numbers."""
+"""Puts the packages on the path as `tools/` does, sorts tests by platform, and reads the recorded numbers."""
 
+import importlib.util
 import json
 import os
 import sys
@@ -17,8 +18,35 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "projects"))
 
 import align_detr  # noqa: E402, F401  (its import makes detectron2, detrex and projects.* importable)
+from align_detr._platform import describe, is_upstream  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
+WITHOUT_CUDA = Path(__file__).parent / "upstream" / "without_cuda"
+UPSTREAM = is_upstream()
+
+if UPSTREAM and not torch.cuda.is_available():
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(WITHOUT_CUDA), os.environ.get("PYTHONPATH")]))
+    spec = importlib.util.spec_from_file_location("without_cuda", WITHOUT_CUDA / "sitecustomize.py")
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+def pytest_report_header() -> str:
+    return describe()
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """On detectron2 and detrex, files of tests that are the engine's as a whole: they import what only it has."""
+    is_test = UPSTREAM and collection_path.suffix == ".py"
+    return (is_test and "pytestmark = pytest.mark.engine(" in collection_path.read_text(encoding="utf-8")) or None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """On detectron2 and detrex, single tests of the engine; on the engine, those of detectron2 and detrex."""
+    foreign = "engine" if UPSTREAM else "upstream"
+    left_out = [item for item in items if item.get_closest_marker(foreign)]
+    if left_out:
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
 
 
 def _nest(flat: dict) -> dict | list:

@@ -5,8 +5,9 @@
         [--compare FILE|CONFIG:FILE ...] [--names NAME ...] [key=value ...]
 
 Runs the test images of CONFIG once through each model, and writes alignment.json, plots, and alignment.html, which
-shows all of it in columns and opens from disk. `--compare FILE` is another checkpoint of the same config. `key=value`
-changes CONFIG, such as `dataloader.test.num_workers=0`. align_detr.analysis says what the figures are.
+shows all of it in columns and opens from disk. `--compare FILE` is another checkpoint of the same config. `key=value`,
+such as `dataloader.test.num_workers=0`, changes every config that has the key. align_detr.analysis says what the
+figures are.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
-from command_line import errors_in_one_line, load_config, take_overrides  # isort: skip (sets sys.path)
+from command_line import errors_in_one_line, load_configs, take_overrides  # isort: skip (sets sys.path)
 
 import torch
 from detectron2.config import instantiate
@@ -100,8 +101,8 @@ def read_candidates(args: argparse.Namespace) -> list[Candidate]:
     if args.batch_size < 1 or (args.num_images is not None and args.num_images < 1):
         raise ValueError("--batch-size and --num-images are at least 1")
     candidates = []
-    for config, checkpoint in given:
-        cfg = load_config(config, args.opts if config == args.config_file else [])
+    configs = load_configs([config for config, _ in given], args.opts)
+    for (config, checkpoint), cfg in zip(given, configs, strict=True):
         if checkpoint is None:
             checkpoint = cfg.train.get("init_checkpoint") or ""
         if checkpoint and "://" not in checkpoint and not Path(checkpoint).is_file():
@@ -306,7 +307,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("output/alignment"), help="folder (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=8, help="images of one size at a time (default: %(default)s)")
     parser.add_argument("--num-images", type=int, help="only the first so many images")
-    parser.add_argument("opts", nargs="*", metavar="key=value", help="changes to the config")
+    parser.add_argument("opts", nargs="*", metavar="key=value", help="changes to all configs that have the key")
     args = parser.parse_intermixed_args(argv)
     for words in (args.compare, args.names):
         take_overrides(words, args.opts)

@@ -62,6 +62,23 @@ def load_config(path: str, overrides: list[str]) -> DictConfig:
             stand where the old one did.
         FileNotFoundError: no such config.
     """
+    return _overridden(_load_file(path), overrides)
+
+
+def load_configs(paths: Sequence[str], overrides: list[str]) -> list[DictConfig]:
+    """The configs at `paths`, for looking at models side by side: each override goes to all that have its key.
+
+    Raises:
+        As `load_config`; an override that fits none of the configs is refused in the words of the first.
+    """
+    configs = [_load_file(path) for path in paths]
+    fitting = [[override for override in overrides if _fits(cfg, override)] for cfg in configs]
+    stray = [override for override in overrides if not any(override in fits for fits in fitting)]
+    fitting[0] += stray
+    return [_overridden(cfg, fits) for cfg, fits in zip(configs, fitting, strict=True)]
+
+
+def _load_file(path: str) -> DictConfig:
     if not path:
         raise ValueError("no config: give one by --config-file")
     if not Path(path).is_file():
@@ -69,10 +86,21 @@ def load_config(path: str, overrides: list[str]) -> DictConfig:
         there = sorted(str(file) for file in folder.glob("*.py")) if folder.is_dir() else []
         near = get_close_matches(path, there, n=3)
         raise FileNotFoundError(f"no such config: {path}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
-    cfg = LazyConfig.load(path)
+    return LazyConfig.load(path)
+
+
+def _overridden(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     for override in overrides:
         _check_override(cfg, override)
     return LazyConfig.apply_overrides(cfg, overrides)
+
+
+def _fits(cfg: DictConfig, text: str) -> bool:
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException:
+        return False
+    return override.is_add() or _has(cfg, override.key_or_group)
 
 
 def parse_arguments(parser: argparse.ArgumentParser, words: Sequence[str] | None = None) -> argparse.Namespace:

@@ -250,6 +250,8 @@ def evaluator_of(
 
 def evaluate_checkpoint(cfg: DictConfig, point: ResumePoint | None) -> Mapping[str, Any]:
     """Evaluate the checkpoint of the output folder at `point`, or if that is None `train.init_checkpoint`."""
+    if not (point or cfg.train.init_checkpoint):
+        raise ValueError("nothing to evaluate: give train.init_checkpoint=FILE, or --resume in the folder of a run")
     model = build_model(cfg)
     evaluate = evaluator_of(cfg, model)
     checkpointer = WholeModelCheckpointer(model, cfg.train.output_dir, **ema.may_get_ema_checkpointer(cfg, model))

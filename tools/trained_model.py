@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,46 @@ from torch import nn
 
 
 class WholeModelCheckpointer(DetectionCheckpointer):
-    """Refuses weights that leave a part of the model at its initial value, which nobody wants to look at. A head of
-    another number of classes is but warned of."""
+    """Refuses weights that leave a part of the model at its initial value, and averaged weights that are not the
+    model's: the figures would be of nothing that was trained."""
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Load `path`; "" leaves the model as it is.
+
+        Raises:
+            ValueError: a tensor of the model is not in the file, or has another shape there.
+        """
+        self._source = path
+        rest = super().load(path, *args, **kwargs)
+        if "ema_state" in self.checkpointables:
+            averaged = self.checkpointables["ema_state"].state
+            ours = self.model.state_dict()
+            self._refuse_shapes([(n, t.shape, ours[n].shape) for n, t in averaged.items() if t.shape != ours[n].shape])
+        return rest
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         super()._log_incompatible_keys(incompatible)
-        missing = incompatible.missing_keys
+        self._refuse_shapes(incompatible.incorrect_shapes)
+        ours = self.model.state_dict()
+        absent = set(incompatible.missing_keys)
+        loaded = {tensor.data_ptr() for name, tensor in ours.items() if name not in absent}
+        missing = [name for name in incompatible.missing_keys if ours[name].data_ptr() not in loaded]
         if missing:
+            more = ", ..." if len(missing) > 3 else ""
             raise ValueError(
-                f"the checkpoint lacks {len(missing)} of the model's tensors: {', '.join(missing[:3])}"
-                + (", ..." if len(missing) > 3 else "")
+                f"{self._source} lacks {len(missing)} of the model's tensors: {', '.join(missing[:3])}{more}"
             )
+
+    def _refuse_shapes(self, shapes: Sequence[tuple[str, Sequence[int], Sequence[int]]]) -> None:
+        for name, there, here in shapes:
+            raise ValueError(
+                f"{self._source} is of another model: {name} is {_size(there)} there, {_size(here)} in the config's "
+                "model (another number of classes or queries?)"
+            )
+
+
+def _size(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape)) or "a number"
 
 
 def load_detector(cfg: DictConfig, checkpoint: str) -> nn.Module:

@@ -70,6 +70,11 @@ def resolve() -> None:
     sys.path.append(root)
 
 
+def is_upstream() -> bool:
+    """Whether both detectron2 and detrex are real installations."""
+    return not any(_is_embedded(_origin(name)) for name in ENGINE_PACKAGES)
+
+
 def describe() -> str:
     """One line that says what runs on what, for the start of a log."""
 

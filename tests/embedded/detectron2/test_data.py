@@ -11,9 +11,7 @@ import torch
 from detectron2.data import (
     DatasetCatalog,
     DatasetFromList,
-    InferenceSampler,
     MetadataCatalog,
-    TrainingSampler,
     build_detection_test_loader,
     build_detection_train_loader,
     get_detection_dataset_dicts,
@@ -21,6 +19,7 @@ from detectron2.data import (
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.data.datasets import load_coco_json, register_coco_instances
+from detectron2.data.samplers import InferenceSampler, TrainingSampler
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng

@@ -21,6 +21,8 @@ from detectron2.modeling.backbone import ResNet
 from detectron2.modeling.backbone.resnet import BasicStem
 from torch import nn
 
+pytestmark = pytest.mark.engine("the engine's reader of every published format; detectron2 has its own")
+
 
 class Calls:
     """Calls `function` when it is unpickled."""

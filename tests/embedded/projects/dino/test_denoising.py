@@ -1,8 +1,11 @@
+import pytest
 import torch
 from detrex.utils import inverse_sigmoid
 from projects.dino.modeling.criterion import denoising_pairs
 from projects.dino.modeling.denoising import denoising_attention_mask, denoising_queries
 from torch import nn
+
+pytestmark = pytest.mark.engine("functions of the engine; in detrex denoising is a method of its detector")
 
 
 def targets(*counts, seed=0):
