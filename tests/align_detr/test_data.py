@@ -231,7 +231,7 @@ def test_turning_keeps_size(orientation, values):
      ((0, 0), [4, 5, 16, 20], "no image size"), (("", "x"), [4, 5, 16, 20], "no image size")],
 )  # fmt: skip
 def test_other_image_size(tmp_path, convert, size, box, kind):
-    """Protects boxes of images that were resized after annotation: the image's own size counts, which training checks."""
+    """Protects boxes of images that were resized after annotation: the image's own size counts, as in training."""
     found = convert(voc(tmp_path / "v", {"a": voc_file(voc_object(), size=size)}))
     assert boxes(found, "all")[0][2] == box and found.problems.counts == {kind: 1}
     assert (found.contents["all"]["images"][0]["width"], found.contents["all"]["images"][0]["height"]) == SIZE
