@@ -5,13 +5,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from detectron2.data.datasets import load_coco_json
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from align_detr.data import convert_dataset
+from align_detr.data import convert_dataset, register_coco
 from align_detr.data.pictures import LINES_PER_KIND, Problems, turn
 
 SIZE = (40, 30)
@@ -201,8 +202,6 @@ def test_turned_images(tmp_path, convert, orientation, upright):
     exif[ORIENTATION] = orientation
     picture.save(root / "JPEGImages/a.png", exif=exif)
     (root / "JPEGImages/a.jpg").unlink()
-    from detectron2.data.detection_utils import read_image
-
     seen = read_image(str(root / "JPEGImages/a.png"), "RGB")[..., 0] > 128
     rows, columns = seen.any(1).nonzero()[0], seen.any(0).nonzero()[0]
     expected = [columns[0], rows[0], len(columns), len(rows)]
@@ -347,8 +346,8 @@ def test_output_is_not_lost_and_images_can_come_along(tmp_path):
     assert (out / "train.json").read_text() == "mine"
     found = convert_dataset(root, out, copy_images=True, force=True)
     shutil.rmtree(root), shutil.rmtree(tmp_path / "elsewhere")
-    loaded = load_coco_json(str(found.files["train"]), str(found.image_root))
-    assert len(loaded) == 2 and all(Path(entry["file_name"]).is_file() for entry in loaded)
+    entries = loaded(found.files["train"], found.image_root)
+    assert len(entries) == 2 and all(Path(entry["file_name"]).is_file() for entry in entries)
 
 
 def test_the_report_is_bounded_and_printable():
@@ -399,6 +398,16 @@ def mutated(text, mutations):
     return data
 
 
+def loaded(file, image_root):
+    """What training gets of an annotation file."""
+    register_coco("mutated", file, image_root)
+    try:
+        return DatasetCatalog.get("mutated")
+    finally:
+        DatasetCatalog.remove("mutated")
+        MetadataCatalog.remove("mutated")
+
+
 def holds(source, output, objects):
     """Converts; what comes out is one line that says why not, or a dataset that training reads, and no object of
     `objects` is lost without a word."""
@@ -409,7 +418,7 @@ def holds(source, output, objects):
         return
     kept = 0
     for file in found.files.values():
-        for entry in load_coco_json(str(file), str(found.image_root)):
+        for entry in loaded(file, found.image_root):
             with Image.open(entry["file_name"]) as picture:
                 assert picture.size == (entry["width"], entry["height"])
             for obj in entry["annotations"]:
