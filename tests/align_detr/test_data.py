@@ -97,8 +97,11 @@ def test_voc_with_lists(tmp_path, convert):
 
 def test_voc_without_lists(tmp_path, convert):
     """Protects folders without ImageSets, and those that have XML files beside the images, split by folder."""
-    found = convert(voc(tmp_path / "plain", {"a": voc_file(voc_object()), "b": voc_file()}))
+    root = voc(tmp_path / "plain", {"a": voc_file(voc_object()), "b": voc_file()})
+    found = convert(root)
     assert list(found.files) == ["all"] and len(found.contents["all"]["images"]) == 2
+    (root / "JPEGImages").rename(root / "photos")
+    assert boxes(convert(root), "all") == [("photos/a.jpg", *found_box) for _, *found_box in boxes(found, "all")]
     for split in ("train", "test"):
         image(tmp_path / "flat" / split / "a.png")
         write(tmp_path / "flat" / split / "a.xml", voc_file(voc_object(split)))
@@ -154,7 +157,8 @@ def test_voc_files_that_are_left_out(tmp_path, convert):
         tmp_path / "v",
         {
             "a": voc_file(voc_object()), "b": "<annotation><object>", "c": voc_file(filename="gone.jpg"),
-            "d": voc_file(), "e": voc_file(), "0": voc_file(filename="a.jpg"), "1": voc_file(filename="f.jpg"),
+            "d": voc_file(), "e": voc_file(), "unlisted": voc_file(),
+            "0": voc_file(filename="a.jpg"), "1": voc_file(filename="f.jpg"),
         },
         {"train": ["0", "1", "a", "a", "b", "c", "d", "nowhere", "../../etc/passwd"], "val": ["e.jpg", "a"]},
     )  # fmt: skip
@@ -169,6 +173,7 @@ def test_voc_files_that_are_left_out(tmp_path, convert):
     assert found.problems.counts == {
         "name given twice": 1,
         "name outside the folder": 1,
+        "annotations in no list": 1,
         "broken annotation file": 1,
         "missing annotation file": 1,
         "missing image": 1,
@@ -270,7 +275,7 @@ def test_yolo_descriptions(tmp_path, convert, layout):
     root = yolo(tmp_path / "y", {"a": "0 0.5 0.5 0.5 0.4"}, LAYOUTS[layout].format(root=tmp_path / "y"))
     yolo(root, {"b": "1 0.5 0.5 0.5 0.4"}, (root / "data.yaml").read_text(), split="val")
     write(root / "train.txt", "./images/train/a.jpg\n")
-    write(root / "val.txt", f"{root}/images/val/b.jpg\n")
+    write(root / "val.txt", ".\\images\\val\\b.jpg\r\n")
     for source in (root, root / "data.yaml"):
         found = convert(source)
         assert boxes(found, "train") == [("images/train/a.jpg", "no", [10, 9, 20, 12], 0)]

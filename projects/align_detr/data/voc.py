@@ -76,13 +76,17 @@ def read_voc(
     if annotations.is_dir():
         images = next((root / name for name in IMAGE_FOLDERS if (root / name).is_dir()), root)
         splits = _splits_of_lists(root / "ImageSets" / "Main", root, problems)
+        names = _names(annotations)
         if not splits:
-            splits = {ALL: _names(annotations)}
+            splits = {ALL: names}
+        elif unlisted := sorted(set(names).difference(*splits.values())):
+            line = f"{len(unlisted)} annotation files, such as {unlisted[0]}.xml: left out"
+            problems.add("annotations in no list", line)
     else:
         annotations = images = root
         splits = _splits_of_folders(root)
 
-    files = _by_name(images)
+    files = _by_name(images, by_stem=images == root != annotations)
     listed = dict.fromkeys(name for names in splits.values() for name in names)
     if ALL in splits or annotations == images:
         for name in sorted(files.keys() - listed.keys()):
@@ -146,10 +150,11 @@ def _names(folder: Path) -> list[str]:
     return sorted(p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.xml"))
 
 
-def _by_name(folder: Path) -> dict[str, list[Path]]:
+def _by_name(folder: Path, by_stem: bool) -> dict[str, list[Path]]:
+    """Images by their path without suffix, or by its last part where their folder is not one of the usual."""
     files = defaultdict(list)
     for path in image_files(folder):
-        files[path.relative_to(folder).with_suffix("").as_posix()].append(path)
+        files[path.stem if by_stem else path.relative_to(folder).with_suffix("").as_posix()].append(path)
     return dict(files)
 
 

@@ -206,7 +206,8 @@ def _listed_images(file: Path, root: Path, problems: Problems) -> list[Path]:
         return []
     found: dict[Path, None] = {}
     for line in filter(None, lines):
-        path = _existing([file.parent / line, root / line])
+        # Lists are written on Windows, too.
+        path = _existing([base / name for name in (line, line.replace("\\", "/")) for base in (file.parent, root)])
         if path is None or path.suffix.lower() not in IMAGE_SUFFIXES:
             problems.add("missing image", f"{where}: {line}: left out")
         elif path in found:
