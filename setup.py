@@ -36,6 +36,7 @@ setup(
         "omegaconf>=2.1",
         "pillow>=10.1",
         "pycocotools",
+        "pyyaml",
         "safetensors",
         "scipy>=1.8",
         "tabulate",

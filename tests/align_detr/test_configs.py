@@ -57,7 +57,7 @@ def test_every_row_takes_the_papers_options_as_overrides(name):
         model = instantiate(cfg.model)
     criterion = model.criterion
     assert (criterion.alpha, criterion.k, criterion.tau, criterion.gamma) == (0.5, 3, 3, 1.5)
-    assert criterion.classification_loss.__name__ == "align_loss"
+    assert criterion.classification_loss.matched.__name__ == "align_loss"
     if "tiny" not in name:
         assert len(model.backbone.res4) == 23
 

@@ -3,8 +3,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from detrex.modeling import SetCriterion
 
-from align_detr.modeling import AlignDINOCriterion, AlignSetCriterion, MixedMatcher
+from align_detr.modeling import AlignDINOCriterion, AlignHDETRCriterion, AlignSetCriterion, MixedMatcher
+from align_detr.modeling.losses import CLASSIFICATION_LOSSES
 
 _spec = importlib.util.spec_from_file_location(
     "reference_align_criterion", Path(__file__).parents[1] / "reference" / "align_criterion.py"
@@ -78,7 +80,7 @@ def test_recorded_losses_and_gradients(golden, cls, prefix, setting):
         torch.testing.assert_close(tensor.grad, expected[path.removeprefix("outputs/")], rtol=5e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["ia_bce_loss", "align_loss"])
+@pytest.mark.parametrize("kind", CLASSIFICATION_LOSSES)
 @pytest.mark.parametrize("objects", [[3, 5, 1], [0, 4], [15, 2], [25, 1]], ids=str)
 def test_equals_the_formulation_layer_by_layer(kind, objects):
     """Protects the one-pass criterion, losses and gradients, in crowded, empty and unequal images."""
@@ -98,11 +100,42 @@ def test_equals_the_formulation_layer_by_layer(kind, objects):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("kind", CLASSIFICATION_LOSSES)
+def test_hybrid_branch_and_proposals_by_hand(kind):
+    """Protects H-DETR under every loss: proposals know one class, hybrid queries have k each and their factor."""
+    outputs, targets, _ = random_batch([3, 2], layers=2)
+    hybrid, _, _ = random_batch([3, 2], layers=2, queries=30, seed=1)
+    criterion = AlignHDETRCriterion(num_classes=5, matcher=MixedMatcher(2, 5, 2), weight_dict={}, loss_class_type=kind)
+    del hybrid["enc_outputs"]
+    losses = criterion(outputs | {f"{name}_one2many": value for name, value in hybrid.items()}, targets, 3, 0.5)
+
+    agnostic = [t | {"labels": torch.zeros_like(t["labels"])} for t in targets]
+    expected = {"loss_class_enc": (outputs["enc_outputs"], agnostic, 2, 1), "loss_class": (outputs, targets, 1, 1)}
+    expected["loss_class_0_one2many"] = (hybrid["aux_outputs"][0], targets, 3, 0.5)
+    for name, (layer, objects, k, factor) in expected.items():
+        logits, boxes = layer["pred_logits"], layer["pred_boxes"]
+        pairs = reference.match(logits, boxes, objects, k, **reference.COSTS)
+        loss, _, _ = reference.layer_losses(logits, boxes, objects, pairs, 0.25, 2.0, 1.5, kind)
+        assert losses[name].item() == pytest.approx(factor * loss.item() / 5, rel=1e-4), name
+
+
+def test_plain_focal_loss_is_the_detectors_own():
+    """Protects the rival that everybody starts from: with one query per object it is detrex's criterion, not nearly."""
+    outputs, targets, _ = random_batch([3, 0, 8])
+    del outputs["enc_outputs"]
+    options = dict(num_classes=5, matcher=MixedMatcher(2, 5, 2), weight_dict={})
+    ours = AlignSetCriterion(**options, k=1, loss_class_type="focal_loss")(outputs, targets)
+    theirs = SetCriterion(**options, alpha=0.25, gamma=2.0)(outputs, targets)
+    for name, loss in ours.items():
+        assert loss.item() == pytest.approx(theirs[name].item(), rel=1e-5), name
+
+
+@pytest.mark.parametrize("kind", CLASSIFICATION_LOSSES)
 @pytest.mark.parametrize("objects", [[0, 2], [0, 0]], ids=str)
-def test_without_objects_every_prediction_still_gets_a_gradient(objects):
+def test_without_objects_every_prediction_still_gets_a_gradient(objects, kind):
     """Protects DDP from hanging: losses are finite and the graph reaches every output, objects or none."""
     outputs, targets, _ = random_batch(objects)
-    losses = dino()(outputs, targets, None)
+    losses = dino(loss_class_type=kind)(outputs, targets, None)
     sum(losses.values()).backward()
     assert all(torch.isfinite(loss) for loss in losses.values())
     for name, tensor in leaves(outputs).items():
@@ -112,7 +145,7 @@ def test_without_objects_every_prediction_still_gets_a_gradient(objects):
         assert losses["loss_bbox"] == losses["loss_giou_enc"] == 0 and losses["loss_class"] > 0
 
 
-@pytest.mark.parametrize("kind", ["ia_bce_loss", "align_loss"])
+@pytest.mark.parametrize("kind", CLASSIFICATION_LOSSES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_saturated_and_half_precision_outputs_stay_finite(kind, dtype):
     """Protects mixed precision: logits of +-80 and one-pixel objects give finite losses and gradients."""

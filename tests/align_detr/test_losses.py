@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from align_detr.modeling.losses import (
     CLASSIFICATION_LOSSES,
+    Matched,
     iou_and_giou,
     quality,
     rank_weights,
@@ -54,33 +55,115 @@ ENTRY = tuple(torch.zeros(4, 1, dtype=torch.long))  # the first of all entries i
 def test_extreme_logits_give_finite_losses_and_gradients(kind, gamma):
     """Protects training from a saturated query: logits of +-80 neither overflow nor give NaN gradients."""
     logits = torch.tensor([-80.0, -5.0, 0.0, 5.0, 80.0], requires_grad=True)
-    target = torch.tensor([1.0, 0.01, 0.5, 0.7, 0.01])
+    target = torch.tensor([1.0, 0.01, 0.5, 0.7, 0.0])
     unmatched, _ = split_entries(logits.view(1, 1, 1, -1), ENTRY, gamma)
-    loss = CLASSIFICATION_LOSSES[kind](logits, target, gamma).sum() + unmatched.sum()
+    loss = CLASSIFICATION_LOSSES[kind].matched(logits, target, gamma).sum() + unmatched.sum()
     loss.backward()
     assert torch.isfinite(loss) and torch.isfinite(logits.grad).all()
 
 
-def test_losses_by_hand():
-    """Protects the three formulas on one entry: s = 0.6, y = 0.9, gamma = 2."""
+BCE = -(0.9 * math.log(0.6) + 0.1 * math.log(0.4))  # s = 0.6, y = 0.9
+BY_HAND = {
+    "ia_bce_loss": BCE,
+    "align_loss": 0.3**2 * BCE,
+    "focal_loss": 0.25 * 0.3**2 * BCE,
+    "quality_focal_loss": 0.3**2 * BCE,
+    "varifocal_loss": 0.9 * BCE,
+    "matchability_aware_loss": BCE,
+    "position_supervised_loss": 0.3**2 * BCE,
+}
+
+
+@pytest.mark.parametrize("kind", CLASSIFICATION_LOSSES)
+def test_losses_by_hand(kind):
+    """Protects each formula on one entry: s = 0.6, y = 0.9, gamma = 2."""
     z = torch.tensor([0.6], dtype=torch.float64).logit()
     y = torch.tensor([0.9], dtype=torch.float64)
-    bce = -(0.9 * math.log(0.6) + 0.1 * math.log(0.4))
-    assert CLASSIFICATION_LOSSES["ia_bce_loss"](z, y, 2.0).item() == pytest.approx(bce)
-    assert CLASSIFICATION_LOSSES["align_loss"](z, y, 2.0).item() == pytest.approx(0.3**2 * bce)
-    unmatched, matched = split_entries(torch.stack([y, z]).view(1, 1, 2, 1), ENTRY, 2.0)
-    assert unmatched.item() == pytest.approx(-(0.6**2) * math.log(0.4))
-    assert matched.item() == 0.9
+    assert CLASSIFICATION_LOSSES[kind].matched(z, y, 2.0).item() == pytest.approx(BY_HAND[kind])
+
+
+def test_unmatched_entries_by_hand():
+    """Protects the loss of the entries that are no pair, how much each loss makes of it, and varifocal's case q = 0."""
+    z, background = torch.tensor([0.6], dtype=torch.float64).logit(), -(0.6**2) * math.log(0.4)
+    unmatched, matched = split_entries(torch.stack([z + 1, z]).view(1, 1, 2, 1), ENTRY, 2.0)
+    assert unmatched.item() == pytest.approx(background)
+    assert matched.item() == pytest.approx(z.item() + 1)
+    factors = {kind: loss.unmatched for kind, loss in CLASSIFICATION_LOSSES.items() if loss.unmatched != 1}
+    assert factors == {"focal_loss": 0.75, "varifocal_loss": 0.75}
+    nothing = torch.zeros_like(z)
+    assert CLASSIFICATION_LOSSES["varifocal_loss"].matched(z, nothing, 2.0).item() == pytest.approx(0.75 * background)
+
+
+def test_focal_losses_at_their_end_points_by_hand():
+    """Protects the focal loss of a sure object, -0.25 (1 - s)^2 log s, as continued to soft targets."""
+    z, one = torch.tensor([0.6], dtype=torch.float64).logit(), torch.ones(1, dtype=torch.float64)
+    loss = CLASSIFICATION_LOSSES["focal_loss"].matched(z, one, 2.0)
+    assert loss.item() == pytest.approx(-0.25 * 0.4**2 * math.log(0.6))
+
+
+@given(st.sampled_from([*CLASSIFICATION_LOSSES]), st.floats(0.02, 0.98), st.floats(-8, 8), st.floats(0.5, 3))
+def test_every_loss_pulls_the_score_to_its_target(kind, y, z, gamma):
+    """Protects the direction of training: the gradient has the sign of s - y, and vanishes where s = y."""
+    z = torch.tensor([z, math.log(y / (1 - y))], dtype=torch.float64, requires_grad=True)
+    target = torch.full_like(z, y)
+    loss = CLASSIFICATION_LOSSES[kind].matched(z, target, gamma)
+    away, there = torch.autograd.grad(loss.sum(), z)[0].tolist()
+    error = z[0].sigmoid().item() - y
+    assert away * error >= 0 and (abs(error) < 1e-3 or away != 0)
+    assert there == pytest.approx(0, abs=1e-6) and loss.min() >= 0
 
 
 @pytest.mark.parametrize("gamma", [0.0, 1.0, 1.5, 2.0])
-def test_gradient_flows_through_the_focusing_terms(gamma):
-    """Protects d/dz of s^g BCE(s, 0) and |y - s|^g BCE(s, y), against numerical differentiation."""
+@pytest.mark.parametrize("kind", CLASSIFICATION_LOSSES)
+def test_gradient_of_matched_entries(kind, gamma):
+    """Protects the slope of each loss, its focusing factor included, against numerical differentiation."""
+    z = torch.linspace(-4, 4, 24, dtype=torch.float64).requires_grad_()
+    y = torch.full_like(z, 0.73).index_fill(0, torch.tensor([0, 20]), 0)
+    assert torch.autograd.gradcheck(lambda x: CLASSIFICATION_LOSSES[kind].matched(x, y, gamma), z)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.0, 1.5, 2.0])
+def test_gradient_of_unmatched_entries(gamma):
+    """Protects the written-out d/dz of s^g BCE(s, 0), against numerical differentiation."""
     z = torch.linspace(-4, 4, 24, dtype=torch.float64).view(2, 1, 3, 4).requires_grad_()
     index = tuple(torch.tensor([[0, 0, 1], [0, 0, 0], [0, 2, 1], [3, 0, 1]]))
     assert torch.autograd.gradcheck(lambda x: split_entries(x, index, gamma), z)
-    y = torch.full_like(z, 0.73)
-    assert torch.autograd.gradcheck(lambda x: CLASSIFICATION_LOSSES["align_loss"](x, y, gamma), z)
+
+
+def test_targets_by_hand():
+    """Protects what each loss aims at: two pairs in one image, one in the next, none in the third."""
+    pairs = Matched(torch.tensor([0.6, 0.7, 0.8]), torch.tensor([0.5, 0.25, 0.0]), torch.tensor([0, 0, 1]), 3)
+    targets = {kind: loss.target(pairs, 1.5).tolist() for kind, loss in CLASSIFICATION_LOSSES.items()}
+    assert targets == {
+        "ia_bce_loss": pytest.approx([0.6, 0.7, 0.8]),
+        "align_loss": pytest.approx([0.6, 0.7, 0.8]),
+        "focal_loss": [1, 1, 1],
+        "quality_focal_loss": [0.5, 0.25, 0],
+        "varifocal_loss": [0.5, 0.25, 0],
+        "matchability_aware_loss": pytest.approx([0.5**1.5, 0.125, 0]),
+        "position_supervised_loss": pytest.approx([0.5, 0.125, 0]),
+    }
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.floats(0, 1, width=32)), max_size=20), st.randoms())
+def test_rescaled_targets_keep_the_order_and_the_best_overlap(pairs, random):
+    """Protects the position-supervised target: the best pair of an image aims at its own IoU, no pair at more, a
+    better box never at less, and in whatever order the pairs come."""
+
+    def targets(pairs):
+        iou, image = torch.tensor([u for _, u in pairs]), torch.tensor([i for i, _ in pairs], dtype=torch.long)
+        loss = CLASSIFICATION_LOSSES["position_supervised_loss"]
+        return loss.target(Matched(iou, iou, image, 4), 2.0).tolist()
+
+    found = dict(zip(pairs, targets(pairs), strict=True))
+    for image in range(4):
+        ranked = sorted(((u, y) for (i, u), y in found.items() if i == image), reverse=True)
+        if ranked:
+            assert ranked[0][1] == pytest.approx(ranked[0][0], rel=1e-5, abs=1e-20)
+        assert [y for _, y in ranked] == sorted((y for _, y in ranked), reverse=True)
+        assert all(y <= u * (1 + 1e-5) for u, y in ranked)
+    shuffled = random.sample(pairs, len(pairs))
+    assert targets(shuffled) == [found[pair] for pair in shuffled]
 
 
 def test_unmatched_loss_of_a_large_stack():

@@ -6,6 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from align_detr.modeling import AlignDINOCriterion, AlignHDETRCriterion, AlignSetCriterion, MixedMatcher
+from align_detr.modeling.losses import CLASSIFICATION_LOSSES
 
 DEVICE = torch.device("meta")  # its name, that is; the values are on the CPU
 SHAPE_FROM_VALUES = ("nonzero", "masked_select", "_unique", "unique_", "repeat_interleave.Tensor", "bincount")
@@ -122,7 +123,7 @@ def dab_detr(sizes):
     return AlignSetCriterion, (layers(len(sizes), 20), targets(sizes))
 
 
-@pytest.mark.parametrize("kind", ["ia_bce_loss", "align_loss"])
+@pytest.mark.parametrize("kind", CLASSIFICATION_LOSSES)
 @pytest.mark.parametrize("detector", [dino, h_deformable_detr, dab_detr])
 def test_one_copy_to_the_host_per_step(detector, kind):
     """All layers of all images are matched with one copy, and nothing else in the losses, forward or backward, makes

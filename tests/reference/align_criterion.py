@@ -56,6 +56,39 @@ def ranks(t, owner):
     return ((owner == owner[:, None]) & ahead).sum(1)
 
 
+def pair_targets(kind, t, iou, image, gamma):
+    """(P,) target of each pair before rank weights, each loss by its own paper."""
+    if kind in ("ia_bce_loss", "align_loss"):
+        return t
+    if kind == "focal_loss":
+        return torch.ones_like(iou)
+    if kind == "matchability_aware_loss":
+        return iou**gamma
+    target = iou.clone()  # quality_focal_loss, varifocal_loss
+    if kind == "position_supervised_loss":
+        for i in image.unique():
+            squares = iou[image == i] ** 2
+            if squares.max() > 0:
+                target[image == i] = squares * iou[image == i].max() / squares.max()
+    return target
+
+
+def entry_losses(kind, logits, target, is_pair, gamma):
+    """Loss of every (query, class) entry; `target` is 0 where there is no pair."""
+    s = logits.sigmoid()
+    as_background = s**gamma * -F.logsigmoid(-logits)
+    bce = -target * F.logsigmoid(logits) - (1 - target) * F.logsigmoid(-logits)
+    focal = (target - s).abs() ** gamma * bce
+    if kind in ("ia_bce_loss", "matchability_aware_loss"):
+        return torch.where(is_pair, bce, as_background)
+    if kind in ("align_loss", "quality_focal_loss", "position_supervised_loss"):
+        return torch.where(is_pair, focal, as_background)
+    if kind == "focal_loss":
+        return torch.where(is_pair, 0.25 * focal, 0.75 * as_background)
+    assert kind == "varifocal_loss"
+    return torch.where(target > 0, target * bce, 0.75 * as_background)
+
+
 def layer_losses(logits, boxes, targets, pairs, alpha, gamma, tau, kind, ranked=True):
     """Unnormalised class, L1 and GIoU losses of one layer."""
     device = logits.device
@@ -78,12 +111,9 @@ def layer_losses(logits, boxes, targets, pairs, alpha, gamma, tau, kind, ranked=
 
     target = torch.zeros_like(logits)
     is_pair = torch.zeros_like(logits, dtype=torch.bool)
-    target[image, query, labels] = w * t
+    target[image, query, labels] = w * pair_targets(kind, t, iou.detach(), image, gamma)
     is_pair[image, query, labels] = True
-    s = logits.sigmoid()
-    bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    on_pairs = (target - s).abs() ** gamma if kind == "align_loss" else torch.ones_like(s)
-    loss_class = (torch.where(is_pair, on_pairs, s**gamma) * bce).sum()
+    loss_class = entry_losses(kind, logits, target, is_pair, gamma).sum()
     return loss_class, loss_bbox, loss_giou
 
 

@@ -14,7 +14,7 @@ from unittest.mock import patch
 from detrex.layers import multi_scale_deform_attn as attention
 from torch import nn
 
-from align_detr.modeling import AlignDINOCriterion, AlignSetCriterion, align_loss
+from align_detr.modeling import AlignDINOCriterion, AlignSetCriterion
 
 
 def _load(name: str):
@@ -44,7 +44,7 @@ def plain_criterion(criterion: nn.Module):
         gamma=criterion.gamma,
         tau=criterion.tau,
         k=criterion.k,
-        kind="align_loss" if criterion.classification_loss is align_loss else "ia_bce_loss",
+        kind=criterion.classification_loss.matched.__name__,
         costs={name: getattr(matcher, name) for name in ("cost_class", "cost_bbox", "cost_giou")},
     )
 

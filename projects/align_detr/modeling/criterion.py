@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .losses import (
     CLASSIFICATION_LOSSES,
+    Matched,
     iou_and_giou,
     quality,
     rank_weights,
@@ -49,7 +50,9 @@ class AlignLosses:
         k: queries matched to each ground truth in the encoder's proposals and the intermediate decoder layers.
         match_number: the number of every layer instead, [encoder, dec_0, ..., dec_last]; the encoder's entry is there
             also where the detector has no proposals.
-        loss_class_type: "ia_bce_loss" (released code) or "align_loss" (later paper).
+        loss_class_type: "ia_bce_loss" (released code), "align_loss" (later paper), or a rival under the same matching
+            and rank weights: "focal_loss", "quality_focal_loss", "varifocal_loss", "matchability_aware_loss",
+            "position_supervised_loss". `losses.py` has the formulas.
         criterion_options: anything else the detector's own criterion takes.
 
     Raises:
@@ -150,11 +153,17 @@ class AlignLosses:
         t = quality(logits.sigmoid(), iou, self.alpha)
         w = torch.ones_like(t) if group is None else rank_weights(t, group, self.tau)
 
+        num_layers, batch = stack.logits.shape[:2]
+        matched = Matched(t, iou.detach(), pairs.layer * batch + pairs.image, num_layers * batch)
+        class_loss = self.classification_loss
+        target = w * class_loss.target(matched, self.gamma)
+
         def sum_by_layer(loss: Tensor) -> Tensor:
-            return loss.new_zeros(len(stack.logits)).index_add(0, pairs.layer, loss)
+            return loss.new_zeros(num_layers).index_add(0, pairs.layer, loss)
 
         losses = {
-            "loss_class": unmatched_loss + sum_by_layer(self.classification_loss(logits, w * t, self.gamma)),
+            "loss_class": class_loss.unmatched * unmatched_loss
+            + sum_by_layer(class_loss.matched(logits, target, self.gamma)),
             "loss_bbox": sum_by_layer(w * (boxes - target_boxes).abs().sum(-1)),
             "loss_giou": sum_by_layer(w * (1 - giou)),
         }

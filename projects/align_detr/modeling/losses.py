@@ -1,7 +1,10 @@
-"""The losses of Align-DETR as pure functions (arXiv 2304.07527, sections 3.2-3.4).
+"""The losses of Align-DETR as pure functions (arXiv 2304.07527, sections 3.2-3.4), and their rivals.
 
 P is the number of matched (query, ground truth) pairs of all images and decoder layers together.
 """
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +15,9 @@ MIN_QUALITY = 0.01
 # detrex.layers.box_iou adds the same to its areas, so the numbers agree. In [0, 1] units it lowers the IoU of an
 # object of 8 x 8 pixels in a 1333 x 800 image by 2 %.
 AREA_EPS = 1e-6
+# Balances of the papers; Align-DETR's own alpha is another thing.
+FOCAL_ALPHA = 0.25  # share of the matched entries
+VARIFOCAL_ALPHA = 0.75  # factor of the unmatched ones
 
 
 def iou_and_giou(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,17 +126,109 @@ def split_entries(logits: Tensor, index: tuple[Tensor, ...], gamma: float) -> tu
     return _SplitEntries.apply(logits, index, gamma)
 
 
+# What follows is one loss per `loss_class_type`. Each is elementwise over the matched entries: logits (P,) and targets
+# y (P,) in [0, 1], constants, to losses (P,). The gradient flows through every factor that depends on s = sigmoid(z).
+
+
 def ia_bce_loss(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
-    """BCE(s, y) of the matched entries, as in the released code; elementwise. `gamma` only shapes the rest."""
+    """BCE(s, y), as in Align-DETR's released code. `gamma` only shapes the rest."""
     return F.binary_cross_entropy_with_logits(logits, target, reduction="none")
 
 
-def align_loss(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
-    """|y - s|^gamma * BCE(s, y) of the matched entries, as in the later paper; elementwise."""
+def quality_focal_loss(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
+    """|y - s|^gamma * BCE(s, y), with y the IoU: GFL (arXiv 2006.04388), equation 2, where gamma is called beta."""
     bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     # Below gamma = 1 the power has no finite slope at zero.
     distance = (target - logits.sigmoid()).abs().clamp(min=torch.finfo(bce.dtype).eps)
     return distance**gamma * bce
 
 
-CLASSIFICATION_LOSSES = {"ia_bce_loss": ia_bce_loss, "align_loss": align_loss}
+def align_loss(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
+    """|y - s|^gamma * BCE(s, y), with y the joint quality, as in Align-DETR's later paper."""
+    return quality_focal_loss(logits, target, gamma)
+
+
+def position_supervised_loss(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
+    """|y - s|^gamma * BCE(s, y), with y the rescaled square of the IoU: Stable-DINO (arXiv 2304.04742), equation 3."""
+    return quality_focal_loss(logits, target, gamma)
+
+
+def focal_loss(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
+    """0.25 * |y - s|^gamma * BCE(s, y), with y = 1 before rank weights: the focal loss (arXiv 1708.02002), equation 5,
+    continued to targets between 0 and 1 as in GFL."""
+    return FOCAL_ALPHA * quality_focal_loss(logits, target, gamma)
+
+
+def varifocal_loss(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
+    """y * BCE(s, y), with y the IoU: VarifocalNet (arXiv 2008.13367), equation 2.
+
+    By that equation an entry with y = 0 counts as unmatched: 0.75 * s^gamma * BCE(s, 0).
+    """
+    bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return torch.where(target > 0, target, VARIFOCAL_ALPHA * logits.sigmoid() ** gamma) * bce
+
+
+def matchability_aware_loss(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
+    """BCE(s, y), with y = IoU^gamma: DEIM (arXiv 2412.04234), equation 4. The paper takes gamma = 1.5."""
+    return F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+
+
+class Matched(NamedTuple):
+    """What the target of a matched pair may depend on."""
+
+    quality: Tensor  # (P,), of `quality`
+    iou: Tensor  # (P,) in [0, 1], without gradient
+    example: Tensor  # (P,) int64 in [0, num_examples), equal for the pairs of one image in one layer
+    num_examples: int
+
+
+def joint_quality(pairs: Matched, gamma: float) -> Tensor:
+    """Align-DETR's target before rank weights."""
+    return pairs.quality
+
+
+def certainty(pairs: Matched, gamma: float) -> Tensor:
+    """1, whatever the box."""
+    return torch.ones_like(pairs.iou)
+
+
+def overlap(pairs: Matched, gamma: float) -> Tensor:
+    """u, the IoU."""
+    return pairs.iou
+
+
+def powered_overlap(pairs: Matched, gamma: float) -> Tensor:
+    """u^gamma."""
+    return pairs.iou**gamma
+
+
+def rescaled_overlap(pairs: Matched, gamma: float) -> Tensor:
+    """u^2, rescaled so that the highest of each example is the example's highest u: u^2 / max u.
+
+    Stable-DINO, section 3.2, which takes this rescaling for 900 queries. An example here is the matched pairs of an
+    image in one layer.
+    """
+    highest = pairs.iou.new_zeros(pairs.num_examples).scatter_reduce(0, pairs.example, pairs.iou, "amax")
+    return pairs.iou**2 / highest.clamp(min=torch.finfo(pairs.iou.dtype).tiny)[pairs.example]
+
+
+class ClassificationLoss(NamedTuple):
+    """A classification loss: Σ matched(z, w * target) + unmatched * Σ s^gamma * BCE(s, 0), w the rank weight."""
+
+    matched: Callable[[Tensor, Tensor, float], Tensor]
+    target: Callable[[Matched, float], Tensor]
+    unmatched: float = 1.0
+
+
+CLASSIFICATION_LOSSES = {
+    loss.matched.__name__: loss
+    for loss in (
+        ClassificationLoss(ia_bce_loss, joint_quality),
+        ClassificationLoss(align_loss, joint_quality),
+        ClassificationLoss(focal_loss, certainty, unmatched=1 - FOCAL_ALPHA),
+        ClassificationLoss(quality_focal_loss, overlap),
+        ClassificationLoss(varifocal_loss, overlap, unmatched=VARIFOCAL_ALPHA),
+        ClassificationLoss(matchability_aware_loss, powered_overlap),
+        ClassificationLoss(position_supervised_loss, rescaled_overlap),
+    )
+}

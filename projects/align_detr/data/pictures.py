@@ -1,0 +1,171 @@
+"""What the readers of all formats share: images with their objects, and what is wrong with them."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".jpe", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+ORIENTATION = 0x0112  # EXIF; from 5 on, width and height change places
+LINES_PER_KIND = 5
+Corners = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+class Problems:
+    """What was found wrong: a line each, of which the report shows the first few of a kind, and how many there were."""
+
+    def __init__(self):
+        self._lines: dict[str, list[str]] = defaultdict(list)
+        self._counts: dict[str, int] = defaultdict(int)
+
+    def add(self, kind: str, line: str) -> None:
+        """One more problem of a kind, such as "box without area"; the line says where, what, and what becomes of it."""
+        self._counts[kind] += 1
+        if len(self._lines[kind]) < LINES_PER_KIND:
+            self._lines[kind].append(_printable(line))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return dict(self._counts)
+
+    def report(self) -> list[str]:
+        """The lines, at most `LINES_PER_KIND` + 1 of each kind."""
+        report = []
+        for kind, lines in self._lines.items():
+            report += [f"{kind}: {line}" for line in lines]
+            if more := self._counts[kind] - len(lines):
+                report.append(f"{kind}: {more} more")
+        return report
+
+
+def _printable(line: str, most: int = 300) -> str:
+    """One line of printable characters: annotation files may hold anything."""
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(line.split()))
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
+@dataclass
+class Box:
+    """An object: class, box in pixels of the upright image, and whether to leave it out of training and scoring."""
+
+    label: str
+    corners: Corners
+    ignored: bool = False
+
+
+@dataclass
+class Picture:
+    """An image that can be read; width and height in pixels, upright as its EXIF data say."""
+
+    path: Path
+    width: int
+    height: int
+    boxes: list[Box] = field(default_factory=list)
+
+
+@dataclass
+class ImageFile:
+    """What is known of an image file before its annotations are read; `error` says why it is of no use."""
+
+    width: int = 0
+    height: int = 0
+    orientation: int = 1
+    error: str = ""
+
+    @property
+    def turned(self) -> bool:
+        return self.orientation >= 5
+
+
+def look_at(path: Path, decode: bool) -> ImageFile:
+    """Upright size of an image file. With `decode` all of it is read, so that training does not find it broken."""
+    try:
+        with Image.open(path) as image:
+            if decode:
+                image.load()
+            orientation = image.getexif().get(ORIENTATION, 1)
+            orientation = orientation if orientation in range(1, 9) else 1
+            size = image.size[::-1] if orientation >= 5 else image.size
+        return ImageFile(*size, orientation)
+    except FileNotFoundError:
+        return ImageFile(error="there is no such image")
+    except Image.UnidentifiedImageError:
+        return ImageFile(error="not an image")
+    except Exception as error:  # a damaged file may raise anything
+        return ImageFile(error=str(error).partition(": ")[0] or type(error).__name__)
+
+
+def look_at_all(paths: Iterable[Path], decode: bool) -> dict[Path, ImageFile]:
+    """`look_at` each of them once, several at a time."""
+    paths = list(dict.fromkeys(paths))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        found = pool.map(lambda path: look_at(path, decode), paths)
+        return dict(zip(paths, tqdm(found, "images", len(paths), leave=False, disable=None), strict=True))
+
+
+def turn(box: Corners, width: float, height: float, orientation: int) -> Corners:
+    """A box in an image as stored, (width, height) pixels, as it lies in the upright one. Orientations 5 to 8."""
+    left, top, right, bottom = box
+    if orientation in (6, 7):
+        top, bottom = height - bottom, height - top
+    if orientation in (7, 8):
+        left, right = width - right, width - left
+    return top, left, bottom, right
+
+
+def add_box(picture: Picture, box: Box, where: str, problems: Problems) -> None:
+    """Adds a box to its picture, clipped to the image, unless nothing of it is left; `where` is for the report."""
+    left, top, right, bottom = box.corners
+    shown = " ".join(f"{value:g}" for value in box.corners)
+    if not all(map(math.isfinite, box.corners)):
+        problems.add("box that is no box", f"{where}: {shown}: left out")
+        return
+    if right <= left or bottom <= top:
+        problems.add("box without area", f"{where}: {shown}: left out")
+        return
+    inside = max(left, 0.0), max(top, 0.0), min(right, float(picture.width)), min(bottom, float(picture.height))
+    size = f"the image is {picture.width}x{picture.height}"
+    if inside[2] <= inside[0] or inside[3] <= inside[1]:
+        problems.add("box outside the image", f"{where}: {shown}, but {size}: left out")
+        return
+    # What rounding does to a box at the border is no problem.
+    if max(abs(a - b) for a, b in zip(inside, box.corners, strict=True)) > 1:
+        problems.add("box partly outside the image", f"{where}: {shown}, but {size}: clipped")
+    box = Box(box.label, tuple(round(value, 3) for value in inside), box.ignored)
+    if box.corners[2] <= box.corners[0] or box.corners[3] <= box.corners[1]:
+        problems.add("box without area", f"{where}: {shown}: left out")
+    elif box in picture.boxes:
+        problems.add("object given twice", f"{where}: {box.label} at {shown}: kept once")
+    else:
+        picture.boxes.append(box)
+
+
+def image_files(folder: Path) -> Iterator[Path]:
+    """Image files in a folder and those below it, in order of their names."""
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file():
+            yield path
+
+
+def relative(path: Path, root: Path) -> str:
+    """A path as the report names it."""
+    try:
+        return path.relative_to(root).as_posix()
+    except ValueError:
+        return path.as_posix()
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8; ValueError if it is none, OSError if it cannot be read."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not text in UTF-8 (byte {error.start})") from error

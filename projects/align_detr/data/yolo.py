@@ -1,0 +1,289 @@
+"""YOLO's layout: a data.yaml, images, and a text file of labels for each (https://docs.ultralytics.com/datasets/detect)."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .pictures import (
+    IMAGE_SUFFIXES,
+    Box,
+    Corners,
+    Picture,
+    Problems,
+    add_box,
+    image_files,
+    look_at_all,
+    read_text,
+    relative,
+)
+
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+ALL = "all"
+NAME_LISTS = ("classes.txt", "obj.names")
+
+
+def find_yolo(folder: Path) -> Path | None:
+    """The YAML file that describes the dataset, or a list of class names; None if there is none.
+
+    Args:
+        folder: the dataset's, or the file itself.
+
+    Raises:
+        ValueError: there are several, and none is called data.yaml.
+    """
+    if folder.is_file():
+        return folder
+    found = [path for suffix in ("yaml", "yml") for path in sorted(folder.glob(f"*.{suffix}"))]
+    if usual := [path for path in found if path.stem == "data"]:
+        return usual[0]
+    described = [path for path in found if _describes(path)]
+    if len(described) > 1:
+        raise ValueError(f"{folder} has several descriptions: name one of {', '.join(map(str, described[:5]))}")
+    if described or found:
+        return (described or found)[0]
+    return next((folder / name for name in NAME_LISTS if (folder / name).is_file()), None)
+
+
+def read_yolo(
+    description: Path, problems: Problems, *, classes: list[str] | None = None, decode: bool = True
+) -> tuple[dict[str, list[Picture]], Path, list[str]]:
+    """Reads a YOLO dataset.
+
+    An image without a label file, or with an empty one, is background. A row is `class x y w h`, relative to the image,
+    or `class x1 y1 x2 y2 x3 y3 …`, a polygon, of which the box is taken.
+
+    Args:
+        description: what `find_yolo` gave.
+        classes: names instead of those in the description.
+        decode: see `look_at`.
+
+    Returns:
+        Pictures by split, the dataset's folder, and the class names.
+
+    Raises:
+        ValueError: the description cannot be used.
+    """
+    if description.suffix in (".yaml", ".yml"):
+        content = _load(description)
+        root = _root(content, description)
+        names = classes or _names(content.get("names"), description)
+        splits = _splits(content, root, description, problems)
+        has_keypoints = "kpt_shape" in content
+    else:
+        content, root, has_keypoints = {}, description.parent, False
+        names = classes or [line.strip() for line in read_text(description).splitlines() if line.strip()]
+        splits = _splits_of_folders(root)
+    if not names:
+        raise ValueError(f"{description} names no classes: add `names`, or give them by --classes")
+    if "nc" in content and content["nc"] != str(len(names)):
+        problems.add("number of classes", f"{description.name} says nc: {content['nc']}, but has {len(names)} names")
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            problems.add("class named twice", f"{description.name}: {name} is also class {number}: taken as one")
+
+    looked = look_at_all((path for paths in splits.values() for path in paths), decode)
+    pictures: dict[Path, Picture] = {}
+    labels = {path: _label_file(path, root) for path in looked}
+    for path, file in looked.items():
+        if file.error:
+            problems.add("broken image", f"{relative(path, root)}: {file.error}: left out")
+            continue
+        picture = pictures[path] = Picture(path, file.width, file.height)
+        if labels[path].is_file():
+            _read_labels(picture, labels[path], names, root, problems, has_keypoints)
+    for split, paths in splits.items():
+        if paths and not any(labels[path].is_file() for path in paths):
+            line = f"{split}: none of {len(paths)} images has one, such as {relative(labels[paths[0]], root)}"
+            problems.add("no label files", line)
+    _report_lost_labels(labels, root, problems)
+    return {split: [pictures[p] for p in paths if p in pictures] for split, paths in splits.items()}, root, names
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """A YAML file in which everything is text: a class may be called `no`, or 1."""
+    try:
+        content = yaml.load(read_text(path), Loader=yaml.BaseLoader)
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        line = f"line {place.line + 1}: " if place else ""
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise ValueError(f"{path} is not YAML: {line}{problem}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} does not describe a dataset: it has no `names` and `train`")
+    return content
+
+
+def _describes(path: Path) -> bool:
+    try:
+        return "names" in _load(path)
+    except (OSError, ValueError):
+        return False
+
+
+def _names(names: Any, description: Path) -> list[str]:
+    if isinstance(names, dict):
+        if sorted(names) != sorted(str(i) for i in range(len(names))):
+            raise ValueError(f"{description}: the keys of `names` are not 0 to {len(names) - 1}")
+        names = [names[str(i)] for i in range(len(names))]
+    if isinstance(names, str):
+        names = [names] if names else []
+    if not isinstance(names, list | None) or not all(isinstance(name, str) for name in names or ()):
+        raise ValueError(f"{description}: `names` is neither a list of names nor names by number")
+    return [" ".join(name.split()) for name in names or ()]
+
+
+def _root(content: dict[str, Any], description: Path) -> Path:
+    """`path`, where it is there; descriptions that came with their dataset often name a place on another machine."""
+    stated = content.get("path")
+    if isinstance(stated, str) and stated:
+        root = _existing([description.parent / stated])
+        if root and root.is_dir():
+            return root
+    return description.parent
+
+
+def _splits(content: dict[str, Any], root: Path, description: Path, problems: Problems) -> dict[str, list[Path]]:
+    splits: dict[str, list[Path]] = {}
+    for key, split in SPLITS.items():
+        places = content.get(key) or []
+        for place in [places] if isinstance(places, str) else places:
+            if not isinstance(place, str):
+                problems.add("split that is no path", f"{description.name}, {key}: {str(place)[:50]}: left out")
+                continue
+            path = _find(place, root)
+            if path is None:
+                problems.add("missing split", f"{description.name}, {key}: there is no {place} in {root}: left out")
+                continue
+            listed = splits.setdefault(split, [])
+            new = image_files(path) if path.is_dir() else _listed_images(path, root, problems)
+            known = set(listed)
+            listed += [image for image in new if image not in known]
+    return splits
+
+
+def _find(place: str, root: Path) -> Path | None:
+    """A place in the description; `../train/images` often means `train/images`."""
+    inside = place
+    while inside.startswith("../"):
+        inside = inside[3:]
+    return _existing([root / place, root / inside])
+
+
+def _existing(paths: list[Path]) -> Path | None:
+    """The first that is there, without `..` in it; no name is too odd to be asked for."""
+    for path in paths:
+        try:
+            if path.exists():
+                return Path(os.path.normpath(path))
+        except (OSError, ValueError):  # too long, or not a name at all
+            continue
+    return None
+
+
+def _splits_of_folders(root: Path) -> dict[str, list[Path]]:
+    """Without a description: the folders in `images`, or all images."""
+    images = root / "images" if (root / "images").is_dir() else root
+    splits: dict[str, list[Path]] = {}
+    for path in image_files(images):
+        first = path.relative_to(images).parts[0]
+        splits.setdefault(SPLITS.get(first, ALL), []).append(path)
+    return splits
+
+
+def _listed_images(file: Path, root: Path, problems: Problems) -> list[Path]:
+    where = relative(file, root)
+    try:
+        lines = [line.strip() for line in read_text(file).splitlines()]
+    except (OSError, ValueError) as error:
+        problems.add("broken list", f"{where}: {error}: left out")
+        return []
+    found: dict[Path, None] = {}
+    for line in filter(None, lines):
+        # Lists are written on Windows, too.
+        path = _existing([base / name for name in (line, line.replace("\\", "/")) for base in (file.parent, root)])
+        if path is None or path.suffix.lower() not in IMAGE_SUFFIXES:
+            problems.add("missing image", f"{where}: {line}: left out")
+        elif path in found:
+            problems.add("name given twice", f"{where}: {line}: kept once")
+        else:
+            found[path] = None
+    return list(found)
+
+
+def _label_file(image: Path, root: Path) -> Path:
+    """The last `images` in the path becomes `labels`; where there is none, labels lie beside the images."""
+    beside = image.with_suffix(".txt")
+    parts = list(relative(beside, root).split("/"))
+    places = [i for i, part in enumerate(parts[:-1]) if part == "images"]
+    if not places:
+        return beside
+    parts[places[-1]] = "labels"
+    path = root / "/".join(parts)
+    return beside if beside.is_file() and not path.is_file() else path
+
+
+def _read_labels(
+    picture: Picture, file: Path, names: list[str], root: Path, problems: Problems, has_keypoints: bool
+) -> None:
+    try:
+        rows = read_text(file).splitlines()
+    except (OSError, ValueError) as error:
+        line = f"{relative(file, root)}: {error}: none of its objects is taken, the image counts as background"
+        problems.add("broken label file", line)
+        return
+    for number, row in enumerate(rows, 1):
+        if not row.strip():
+            continue
+        where = f"{relative(file, root)}, row {number}"
+        try:
+            values = [float(word) for word in row.split()]
+            corners = _corners(values, has_keypoints)
+        except ValueError:
+            problems.add("row that is no object", f"{where}: {row[:60]}: neither a box nor a polygon: left out")
+            continue
+        if values[0] not in range(len(names)):
+            problems.add("unknown class", f"{where}: class {values[0]:g}, but there are {len(names)}: left out")
+            continue
+        scaled = tuple(v * (picture.height if i % 2 else picture.width) for i, v in enumerate(corners))
+        add_box(picture, Box(names[int(values[0])], scaled), where, problems)
+
+
+def _corners(values: list[float], has_keypoints: bool) -> Corners:
+    """Box of a row, relative to the image; ValueError for a row that is neither box nor polygon."""
+    if not values or not all(map(math.isfinite, values)):
+        raise ValueError
+    if len(values) == 5 or (has_keypoints and len(values) > 5):
+        x, y, w, h = values[1:5]
+        return x - w / 2, y - h / 2, x + w / 2, y + h / 2
+    if len(values) < 7 or len(values) % 2 == 0:
+        raise ValueError
+    xs, ys = values[1::2], values[2::2]
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def _report_lost_labels(labels: dict[Path, Path], root: Path, problems: Problems) -> None:
+    """Label files whose image is not there."""
+    used = set(labels.values())
+    for folder in sorted({file.parent for file in used}):
+        for file in sorted(folder.glob("*.txt")):
+            stem = folder / file.stem
+            lists = file.name in NAME_LISTS or file.parent == root
+            if file not in used and not lists and not _has_image(stem, root):
+                problems.add("missing image", f"{relative(file, root)}: no image of that name: left out")
+
+
+def _has_image(stem: Path, root: Path) -> bool:
+    """Whether the image of a label file is there, though no split lists it."""
+    parts = relative(stem, root).split("/")
+    places = [i for i, part in enumerate(parts[:-1]) if part == "labels"]
+    if places:
+        parts[places[-1]] = "images"
+    image = root / "/".join(parts)
+    return any(image.with_name(image.name + suffix).is_file() for suffix in (*IMAGE_SUFFIXES, ".JPG", ".PNG", ".JPEG"))
