@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+BARE = pytest.mark.engine("of an interpreter that has neither detectron2 nor detrex")
 PROBE = """
 import importlib.util, json, sys
 sys.path.insert(0, sys.argv[1])
@@ -60,6 +61,7 @@ def detrex(tmp_path):
     return tmp_path / "checkout"
 
 
+@BARE
 def test_everything_is_embedded_on_a_bare_machine():
     """Protects the plain `pip install`: nothing else is needed, and the start-up line says so."""
     found, line = origins()
@@ -67,6 +69,7 @@ def test_everything_is_embedded_on_a_bare_machine():
     assert "detectron2 embedded" in line and "projects.dab_detr embedded" in line
 
 
+@BARE
 def test_a_real_detectron2_wins_and_detrex_is_filled_in(detectron2):
     """Protects resolution per package."""
     found, _ = origins(detectron2)
@@ -78,6 +81,7 @@ def test_a_real_detectron2_wins_and_detrex_is_filled_in(detectron2):
     }
 
 
+@BARE
 def test_a_real_detrex_brings_its_projects(detectron2, detrex):
     """Protects `projects.X` of detrex's checkout, without its root on the path, and the filling of what it lacks."""
     (detectron2 / "detrex").symlink_to(detrex / "detrex")
@@ -107,7 +111,9 @@ def test_forcing_upstream_wins_nothing_embedded(detectron2, detrex):
 @pytest.mark.parametrize(
     "platform, message",
     [
-        ("upstream", "ALIGN_DETR_PLATFORM=upstream, but detectron2 and detrex cannot be imported"),
+        pytest.param(
+            "upstream", "ALIGN_DETR_PLATFORM=upstream, but detectron2 and detrex cannot be imported", marks=BARE
+        ),
         ("detrex", "ALIGN_DETR_PLATFORM='detrex': set it to 'embedded' or 'upstream'"),
     ],
 )
@@ -117,6 +123,7 @@ def test_forcing_what_is_absent_says_so(platform, message):
     assert done.returncode != 0 and message in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.engine("on import, detrex looks for a compiler, and PyTorch's CUDA build for its libraries")
 def test_import_needs_no_gpu_compiler_or_network():
     """Protects machines without any: sockets and subprocesses are refused while everything is imported."""
     code = """

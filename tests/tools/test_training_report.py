@@ -1,5 +1,6 @@
 """The page on a training: what it shows, that it needs no network, and that it cannot hurt the training."""
 
+import html
 import io
 import json
 import logging
@@ -17,6 +18,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.events import EventStorage
 
+from align_detr._platform import describe
 from align_detr.analysis import training
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
@@ -159,7 +161,7 @@ def test_written_at_each_evaluation_without_changing_the_training(train, tmp_pat
     table = re.findall(r'<th scope="row">(\d+)</th>(.*?)</tr>', page)
     assert [int(iteration) for iteration, _ in table] == [6, 3]
     assert f"{rows[2]['bbox/AP']:.1f}".replace("-", "&minus;") in table[1][1]
-    assert "max_iter: 6" in page and "PyTorch" in page and "detectron2 embedded" in page
+    assert "max_iter: 6" in page and "PyTorch" in page and describe().removeprefix("platform: ") in html.unescape(page)
 
 
 @pytest.mark.parametrize("broken", ["render", "read_metrics"])

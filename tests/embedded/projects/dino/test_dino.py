@@ -40,6 +40,7 @@ def build(small):
             num_queries=config["num_queries"],
             criterion=criterion,
             select_box_nums_for_evaluation=config["select_box_nums_for_evaluation"],
+            device="cpu",
             dn_number=dn_number,
             vis_period=config.get("vis_period", 0),
         )
@@ -161,6 +162,7 @@ def test_losses_are_weighted_once(config, build, small):
         torch.testing.assert_close(loss, unweighted[name] * factor)
 
 
+@pytest.mark.engine("detrex attends to the padding of batched images at inference")
 def test_batched_inference_is_inference_one_by_one(golden, build, check, small):
     """Detections of an image must not depend on what it is batched with."""
     case = golden("model_dino")

@@ -47,6 +47,7 @@ def build(small):
             ),
             pixel_mean=[123.675, 116.28, 103.53],
             pixel_std=[58.395, 57.12, 57.375],
+            device="cpu",
             **{key: config[key] for key in MODEL_OPTIONS},
         )
 
