@@ -104,8 +104,9 @@ class TaskQueries(nn.Module):
         reach = self.region_size(embed).sigmoid()[:, :, None] / 2
         points = self._points(memory, embed, center, reach, size, mask)
         content = self._content(memory, points, size, mask)
-        # Sinusoids put y first, and so do the keys' embeddings.
-        position = get_sine_pos_embed(points, self.embed_dim // 2).mean(-2)
+        # Of three dimensions, which detrex's function needs; y comes first, as in the keys' embeddings.
+        sinusoids = get_sine_pos_embed(points.flatten(1, 3), self.embed_dim // 2)
+        position = sinusoids.unflatten(1, points.shape[1:4]).mean(-2)
         return Queries(*(x.permute(2, 1, 0, *range(3, x.dim())) for x in (content, position, points)))
 
     def _points(
