@@ -74,7 +74,8 @@ def test_the_other_backbones(name, blocks, dilation):
 
 def tiny(*overrides):
     torch.manual_seed(0)
-    return instantiate(load("conditional_detr_tiny", "model.num_queries=20", *overrides).model)
+    small = ["model.num_queries=20", "model.select_box_nums_for_evaluation=20"]
+    return instantiate(load("conditional_detr_tiny", *small, *overrides).model)
 
 
 @pytest.mark.parametrize("objects", [3, 0, 30])
