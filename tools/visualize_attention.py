@@ -82,10 +82,10 @@ def draw(axes, pixels: np.ndarray, looks: Looks, branch: str, query: int, corner
     height, width = pixels.shape[:2]
     frame = dict(extent=(0, width, height, 0))
     axes.imshow(pixels.mean(-1), cmap="gray", **frame)
-    weights = looks.attention[branch][0, query].cpu()
+    weights = looks.attention[branch][0, query].cpu().numpy()
     axes.imshow(weights / weights.max(), cmap="inferno", alpha=0.6, interpolation="bilinear", **frame)
     if branch in looks.points:
-        x, y = looks.points[branch][0, query].cpu().unbind(-1)
+        x, y = looks.points[branch][0, query].cpu().numpy().T
         axes.plot(x * width, y * height, "o", color="#39d0ff", markeredgecolor="black", markersize=4)
     left, top, right, bottom = corners.tolist()
     axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="white", linewidth=1.2))
