@@ -1,4 +1,4 @@
-"""Packaging: the folder `projects/align_detr` is the package `align_detr`, and carries the embedded engine with it."""
+"""Packaging: the folders of `projects` are packages, and `align_detr` carries the embedded engine with it."""
 
 from setuptools import find_namespace_packages, setup
 
@@ -18,11 +18,13 @@ setup(
     python_requires=">=3.10",
     package_dir={
         "align_detr": "projects/align_detr",
+        "sd_detr": "projects/sd_detr",
         "align_detr.embedded": "embedded",
         "align_detr.configs.common": "configs/common",
     },
     packages=[
         *packages("projects/align_detr", "align_detr"),
+        *packages("projects/sd_detr", "sd_detr"),
         *packages("embedded", "align_detr.embedded"),
         *packages("configs/common", "align_detr.configs.common"),
     ],

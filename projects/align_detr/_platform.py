@@ -12,7 +12,7 @@ from pathlib import Path
 
 ENV_VAR = "ALIGN_DETR_PLATFORM"
 ENGINE_PACKAGES = ("detectron2", "detrex")
-DETECTORS = ("projects.dino", "projects.h_deformable_detr", "projects.dab_detr")
+DETECTORS = ("projects.dino", "projects.h_deformable_detr", "projects.dab_detr", "projects.conditional_detr")
 
 _PACKAGE = Path(__file__).resolve().parent
 # A wheel carries the engine inside the package; a checkout has it beside `projects/`.

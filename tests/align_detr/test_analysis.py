@@ -242,7 +242,7 @@ def model_of(name, random_heads=True):
     return model
 
 
-@pytest.mark.parametrize("name", ["dino", "h_deformable_detr", "dab_detr"])
+@pytest.mark.parametrize("name", ["dino", "h_deformable_detr", "dab_detr", "conditional_detr"])
 def test_layers_are_those_of_inference(name):
     """The last layer's detections are the model's own at inference, the layers differ, and the model, which was
     training, is left as it was: batch norm's statistics, the criterion and all."""

@@ -20,6 +20,7 @@ MODELS = {  # config: recorded state dict
     "align_dab_detr_r50_dc5_50ep": "align_dab_detr_r50_dc5",
     "align_dab_detr_r101_50ep": "align_dab_detr_r101",
     "align_dab_detr_r101_dc5_50ep": "align_dab_detr_r101_dc5",
+    "align_conditional_detr_r50_50ep": "conditional_detr_r50",
 }
 
 

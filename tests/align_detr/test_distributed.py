@@ -5,22 +5,35 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
+DETECTORS = {  # config, and what takes its noise away
+    "align_detr": ("projects/align_detr/configs/align_detr_tiny.py", ["model.dn_number=0"]),
+    "sd_detr": (
+        "projects/sd_detr/configs/sd_detr_tiny.py",
+        [
+            f"model.transformer.{part}.{kind}_dropout=0"
+            for part in ("encoder", "decoder")
+            for kind in ("attn", "ffn")
+        ],
+    ),
+}
 OBJECTS = {"even": [2, 3, 1, 4], "empty_rank": [0, 0, 3, 2], "empty": [0, 0, 0, 0]}
 
 
-def build():
-    """A small Align-DETR without batch statistics or noise, so that halves of a batch can add up to the whole."""
+def build(detector):
+    """A small detector without batch statistics or noise, so that halves of a batch can add up to the whole."""
     sys.path.insert(0, str(ROOT / "projects"))
     import align_detr  # noqa: F401  # isort: skip  (makes the next one importable)
     from detectron2.config import LazyConfig, instantiate
 
-    cfg = LazyConfig.load(str(ROOT / "projects/align_detr/configs/align_detr_tiny.py"))
+    config, quiet = DETECTORS[detector]
+    cfg = LazyConfig.load(str(ROOT / config))
     LazyConfig.apply_overrides(
         cfg,
-        ["train.device=cpu", "model.dn_number=0", "model.num_queries=20", "model.backbone.stem.norm=FrozenBN"]
+        ["train.device=cpu", *quiet, "model.num_queries=20", "model.backbone.stem.norm=FrozenBN"]
         + [f"model.backbone.stages.{i}.norm=FrozenBN" for i in range(len(cfg.model.backbone.stages))],
     )
     torch.manual_seed(0)
@@ -42,9 +55,9 @@ def images(objects):
     return batch
 
 
-def gradients(rank, world_size):
+def gradients(detector, rank, world_size):
     """Per case the total loss of this rank and the gradients after averaging over ranks."""
-    model = build()
+    model = build(detector)
     if world_size > 1:
         model = torch.nn.parallel.DistributedDataParallel(model)
     results = {}
@@ -59,12 +72,13 @@ def gradients(rank, world_size):
     return results
 
 
-def test_two_processes_equal_one(tmp_path):
+@pytest.mark.parametrize("detector", ["align_detr", pytest.param("sd_detr", marks=pytest.mark.slow)])
+def test_two_processes_equal_one(tmp_path, detector):
     """Protects the loss normaliser and the gradients under DDP, and ranks without any object."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     worker = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*worker, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", __file__, str(tmp_path)],
+        [*worker, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", __file__, str(tmp_path), detector],
         env=env,
         capture_output=True,
         text=True,
@@ -72,7 +86,7 @@ def test_two_processes_equal_one(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    for case, expected in gradients(0, 1).items():
+    for case, expected in gradients(detector, 0, 1).items():
         for name, grad in expected["grads"].items():
             shared = ranks[0][case]["grads"][name]
             assert torch.isfinite(shared).all() and torch.equal(shared, ranks[1][case]["grads"][name]), (case, name)
@@ -87,5 +101,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     this_rank = torch.distributed.get_rank()
-    torch.save(gradients(this_rank, torch.distributed.get_world_size()), Path(sys.argv[1]) / f"{this_rank}.pt")
+    folder, name = sys.argv[1:]
+    torch.save(gradients(name, this_rank, torch.distributed.get_world_size()), Path(folder) / f"{this_rank}.pt")
     torch.distributed.destroy_process_group()

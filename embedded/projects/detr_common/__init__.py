@@ -6,6 +6,8 @@
 | `boxes` | training targets from instances, detections from predictions |
 | `detector` | `Detector`, the base class: images in, weighted losses or detections out |
 | `pyramid` | a feature pyramid as one token sequence, and the geometry of its tokens |
+| `single_scale` | `SingleScaleDetector`, on one feature map |
+| `dense` | encoder, decoder and transformer on dense attention to one feature map |
 | `deformable` | encoder, decoder and transformer on multi-scale deformable attention |
 | `heads` | class and box heads, prediction dictionaries |
 | `criterion` | losses of two-stage detectors, `loss_weights` for configs |
@@ -23,6 +25,7 @@ from .deformable import (
     deformable_decoder_layer,
     deformable_encoder_layer,
 )
+from .dense import ConditionalDecoder, DenseEncoder, DenseTransformer, Masks
 from .detector import Detector
 from .heads import box_head, class_head, predict_layers, prediction_dict
 from .optim import lr_factors
@@ -37,12 +40,18 @@ from .pyramid import (
     valid_ratio,
 )
 from .queries import all_queries
+from .single_scale import SingleScaleDetector
 
 __all__ = [
+    "ConditionalDecoder",
     "DeformableDecoder",
     "DeformableEncoder",
     "DeformableTransformer",
+    "DenseEncoder",
+    "DenseTransformer",
     "Detector",
+    "Masks",
+    "SingleScaleDetector",
     "TokenPyramid",
     "TwoStageCriterion",
     "all_queries",

@@ -66,8 +66,8 @@ def predict_layers(model: nn.Module, batched_inputs: Sequence[Mapping]) -> Layer
     outputs later.
 
     Args:
-        model: a DINO, H-Deformable-DETR or DAB-DETR detector, embedded or detrex's, with Align-DETR's criterion or
-            its own. It is left as it was.
+        model: a DINO, H-Deformable-DETR, DAB-DETR, Conditional DETR or SD-DETR detector, embedded or detrex's, with
+            Align-DETR's criterion or its own. It is left as it was.
         batched_inputs: dataset dicts with `image` (3, H, W), all of one size: the detectors treat padding in training
             otherwise than at inference. Ground truth is not used.
 

@@ -1,6 +1,6 @@
 from align_detr.config import get_project_config
 
-from .models.align_dab_detr import criterion as _criterion
+from .models.align_set_criterion import criterion as _criterion
 
 _baseline = get_project_config("dab_detr/configs/dab_detr_r50_dc5_50ep.py")
 

@@ -176,7 +176,7 @@ class AlignLosses:
 
 
 class AlignSetCriterion(AlignLosses, SetCriterion):
-    """Align-DETR for DAB-DETR and other detectors without encoder proposals."""
+    """Align-DETR for DAB-DETR, Conditional DETR and other detectors without encoder proposals."""
 
     def forward(self, outputs: Outputs, targets: Targets) -> Losses:
         """Losses `loss_{class,bbox,giou}` of the last layer and `..._0` to `..._{L-2}` of those before."""

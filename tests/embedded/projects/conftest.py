@@ -58,6 +58,29 @@ def small_parts(config: dict) -> dict:
     }
 
 
+def recorded_backbone(config: dict) -> ResNet:
+    """The backbone of a recorded model on one feature map."""
+    stages, width, blocks = [], config["stem_out"], config["blocks_per_stage"]
+    for out_channels, dilation in zip(config["stage_out"], (1, 1, 1, config["res5_dilation"]), strict=True):
+        stride = 2 if stages and dilation == 1 else 1
+        stages.append(
+            ResNet.make_stage(
+                BottleneckBlock,
+                blocks,
+                stride_per_block=[stride] + [1] * (blocks - 1),
+                in_channels=width,
+                out_channels=out_channels,
+                bottleneck_channels=out_channels // 4,
+                norm=config["norm"],
+                stride_in_1x1=config["stride_in_1x1"],
+                dilation=dilation,
+            )
+        )
+        width = out_channels
+    stem = BasicStem(out_channels=config["stem_out"], norm=config["norm"])
+    return ResNet(stem, stages, out_features=["res5"], freeze_at=config["freeze_at"])
+
+
 def transformer_config(config: dict, part: str) -> dict:
     return {**config[part], "embed_dim": config.get("embed_dim", 256)}
 
@@ -96,8 +119,8 @@ def leaves(node, path: str = "") -> dict:
     return {k: v for key, child in items for k, v in leaves(child, f"{path}.{key}".lstrip(".")).items()}
 
 
-def check_recording(model: nn.Module, case) -> None:
-    """Raw outputs, losses, gradient norms and detections of a recorded model, at the tolerances of its recording."""
+def check_training_step(model: nn.Module, case) -> None:
+    """Raw outputs, losses and gradient norms of a recorded model, at the tolerances of its recording."""
     model.load_state_dict(case.state)
     model.train()
     batch, seen = recorded_inputs(case), []
@@ -120,14 +143,41 @@ def check_recording(model: nn.Module, case) -> None:
             gradients[name].norm(), expected, rtol=5e-3, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
         )
 
+
+def check_recording(model: nn.Module, case) -> None:
+    """A recorded model's training step, and its detections, in their order."""
+    check_training_step(model, case)
     model.eval()
-    for one, expected in zip(batch, case.output["detections"], strict=True):
+    for one, expected in zip(recorded_inputs(case), case.output["detections"], strict=True):
         with torch.no_grad():
             found = model([one])[0]["instances"]
         assert list(found.image_size) == expected["image_size"].tolist()
         torch.testing.assert_close(found.scores, expected["scores"], rtol=0, atol=2e-4)
         torch.testing.assert_close(found.pred_boxes.tensor, expected["pred_boxes"], rtol=0, atol=0.02)
         assert torch.equal(found.pred_classes, expected["pred_classes"])
+
+
+def check_detected(ours: Instances, scores, boxes, classes) -> None:
+    """Each of the given detections is among ours, whose best scores are the given ones. Queries whose scores are equal
+    but for rounding may come in any order, also around the cut, so ours may be more."""
+    torch.testing.assert_close(ours.scores[: len(scores)], scores, rtol=2e-4, atol=1e-6)
+    apart = (ours.pred_boxes.tensor[:, None] - boxes).abs().amax(-1) + 1e6 * (ours.pred_classes[:, None] != classes)
+    assert apart.amin(0).max() < 0.02
+
+
+@torch.no_grad()
+def check_recorded_detections(model: nn.Module, case) -> None:
+    """The recorded detections of single images are those of the images one by one, and of a batch of all."""
+    model.load_state_dict(case.state)
+    model.eval()
+    model.select_box_nums_for_evaluation = case.config["num_queries"] * case.config["num_classes"]
+    inputs = recorded_inputs(case)
+    alone = [model([image])[0]["instances"] for image in inputs]
+    together = [result["instances"] for result in model(inputs)]
+    for single, batched, wanted in zip(alone, together, case.output["detections"], strict=True):
+        for ours in (single, batched):
+            assert list(ours.image_size) == wanted["image_size"].tolist()
+            check_detected(ours, wanted["scores"], wanted["pred_boxes"], wanted["pred_classes"])
 
 
 def check_gradients(model: nn.Module, batch: list[dict]) -> dict:
@@ -191,17 +241,23 @@ def check_contract(model: nn.Module, name: str) -> None:
 
 @pytest.fixture(scope="session")
 def small():
-    """Builders and inputs of small detectors: `parts`, `transformer_config`, `images`."""
-    return SimpleNamespace(parts=small_parts, transformer_config=transformer_config, images=small_images)
+    """Builders and inputs of small detectors: `parts`, `backbone`, `transformer_config`, `images`."""
+    return SimpleNamespace(
+        parts=small_parts, backbone=recorded_backbone, transformer_config=transformer_config, images=small_images
+    )
 
 
 @pytest.fixture(scope="session")
 def check():
-    """What every detector must do: `recording`, `gradients`, `batched_inference`, `contract`, `full_size`."""
+    """What every detector must do."""
     return SimpleNamespace(
         recording=check_recording,
+        training_step=check_training_step,
+        recorded_detections=check_recorded_detections,
+        detected=check_detected,
         gradients=check_gradients,
         batched_inference=check_batched_inference,
+        same_detections=check_same_detections,
         contract=check_contract,
         full_size=check_full_size,
     )

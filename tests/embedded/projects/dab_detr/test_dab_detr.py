@@ -8,7 +8,7 @@ import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.backbone import Backbone, BasicStem, BottleneckBlock, ResNet
+from detectron2.modeling.backbone import Backbone
 from detectron2.structures import Boxes, Instances
 from detrex.layers import PositionEmbeddingSine
 from detrex.modeling import HungarianMatcher, SetCriterion
@@ -24,35 +24,13 @@ ROOT = Path(__file__).resolve().parents[4]
 CONFIGS = ROOT / "embedded/projects/dab_detr/configs"
 
 
-def recorded_backbone(config: dict) -> ResNet:
-    stages, width, blocks = [], config["stem_out"], config["blocks_per_stage"]
-    for out_channels, dilation in zip(config["stage_out"], (1, 1, 1, config["res5_dilation"]), strict=True):
-        stride = 2 if stages and dilation == 1 else 1
-        stages.append(
-            ResNet.make_stage(
-                BottleneckBlock,
-                blocks,
-                stride_per_block=[stride] + [1] * (blocks - 1),
-                in_channels=width,
-                out_channels=out_channels,
-                bottleneck_channels=out_channels // 4,
-                norm=config["norm"],
-                stride_in_1x1=config["stride_in_1x1"],
-                dilation=dilation,
-            )
-        )
-        width = out_channels
-    stem = BasicStem(out_channels=config["stem_out"], norm=config["norm"])
-    return ResNet(stem, stages, out_features=["res5"], freeze_at=config["freeze_at"])
-
-
-def recorded_model(case) -> DABDETR:
+def recorded_model(case, backbone) -> DABDETR:
     """The small model of a recorded case. Its published counterpart does not freeze the centres in effect."""
     config = case.config
     encoder = DabDetrTransformerEncoder(**config["encoder"])
     decoder = DabDetrTransformerDecoder(**config["decoder"])
     model = DABDETR(
-        backbone=recorded_backbone(config["backbone"]),
+        backbone=backbone(config["backbone"]),
         in_features=["res5"],
         in_channels=config["backbone"]["stage_out"][-1],
         position_embedding=PositionEmbeddingSine(**config["position_embedding"]),
@@ -83,19 +61,11 @@ def recorded_inputs(case) -> list[dict]:
     ]
 
 
-def assert_detected(ours: Instances, scores, boxes, classes) -> None:
-    """Each of the given detections is among ours, whose best scores are the given ones. Queries whose scores are equal
-    but for rounding may come in any order, also around the cut, so ours may be more."""
-    torch.testing.assert_close(ours.scores[: len(scores)], scores, rtol=2e-4, atol=1e-6)
-    apart = (ours.pred_boxes.tensor[:, None] - boxes).abs().amax(-1) + 1e6 * (ours.pred_classes[:, None] != classes)
-    assert apart.amin(0).max() < 0.02
-
-
 @pytest.mark.parametrize("name", ["model_dab_detr", "model_dab_detr_dc5"])
-def test_training_step_matches_recording(golden, name):
+def test_training_step_matches_recording(golden, small, name):
     """Raw outputs, targets, weighted losses and the gradient of every parameter, two images of different sizes."""
     case = golden(name)
-    model = recorded_model(case).train()
+    model = recorded_model(case, small.backbone).train()
     seen = {}
     model.criterion.register_forward_pre_hook(lambda _, args: seen.update(outputs=args[0], targets=args[1]))
     losses = model(recorded_inputs(case))
@@ -122,18 +92,10 @@ def test_training_step_matches_recording(golden, name):
 
 
 @pytest.mark.parametrize("name", ["model_dab_detr", "model_dab_detr_dc5"])
-def test_detections_match_recording_alone_and_in_a_batch(golden, name):
+def test_detections_match_recording_alone_and_in_a_batch(golden, small, check, name):
     """Padding must not matter: the recorded detections of single images are those of a batch of both."""
     case = golden(name)
-    model, inputs = recorded_model(case).eval(), recorded_inputs(case)
-    model.select_box_nums_for_evaluation = case.config["num_queries"] * case.config["num_classes"]
-    with torch.no_grad():
-        alone = [model([image])[0]["instances"] for image in inputs]
-        together = [result["instances"] for result in model(inputs)]
-    for single, batched, wanted in zip(alone, together, case.output["detections"], strict=True):
-        for ours in (single, batched):
-            assert ours.image_size == tuple(wanted["image_size"].tolist())
-            assert_detected(ours, wanted["scores"], wanted["pred_boxes"], wanted["pred_classes"])
+    check.recorded_detections(recorded_model(case, small.backbone), case)
 
 
 class Patches(Backbone):
@@ -250,7 +212,7 @@ def test_losses_are_weighted_and_unknown_ones_kept():
 
 @pytest.mark.parametrize("num_patterns", [0, 3])
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_padding_does_not_matter_at_inference(num_patterns, batch_first):
+def test_padding_does_not_matter_at_inference(check, num_patterns, batch_first):
     """Images of different sizes in a batch are detected as they are alone; with patterns, three times the queries."""
     limit = 10 * 3 * max(1, num_patterns)
     model = small_model(num_patterns=num_patterns, batch_first=batch_first, select_box_nums_for_evaluation=limit).eval()
@@ -260,7 +222,7 @@ def test_padding_does_not_matter_at_inference(num_patterns, batch_first):
         alone = [model([image])[0]["instances"] for image in inputs]
     for batched, single in zip(together, alone, strict=True):
         assert len(single) == limit
-        assert_detected(batched, single.scores, single.pred_boxes.tensor, single.pred_classes)
+        check.detected(batched, single.scores, single.pred_boxes.tensor, single.pred_classes)
 
 
 def test_batch_first_is_the_same_model():

@@ -1,0 +1,56 @@
+"""The Conditional DETR detector."""
+
+from collections.abc import Sequence
+
+from projects.detr_common import SingleScaleDetector
+from torch import Tensor, nn
+
+
+class ConditionalDETR(SingleScaleDetector):
+    """DETR whose queries look for tokens by content and by position apart from each other (arXiv 2108.06152).
+
+    Args:
+        transformer: a `ConditionalDetrTransformer`.
+        num_classes: of objects; there is no background class.
+        num_queries: learned embeddings, each of which says where its query looks.
+
+    The other arguments are `SingleScaleDetector`'s.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        in_features: Sequence[str],
+        in_channels: int,
+        position_embedding: nn.Module,
+        transformer: nn.Module,
+        embed_dim: int,
+        num_classes: int,
+        num_queries: int,
+        criterion: nn.Module,
+        aux_loss: bool = True,
+        pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
+        pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
+        select_box_nums_for_evaluation: int = 300,
+        device: str = "auto",
+    ):
+        super().__init__(
+            backbone,
+            in_features,
+            in_channels,
+            position_embedding,
+            transformer,
+            embed_dim,
+            criterion,
+            aux_loss,
+            pixel_mean,
+            pixel_std,
+            select_box_nums_for_evaluation,
+            device,
+        )
+        self.query_embed = nn.Embedding(num_queries, embed_dim)
+        self.add_heads(embed_dim, num_classes)
+
+    def queries(self) -> Tensor:
+        """(N, D)."""
+        return self.query_embed.weight
