@@ -9,7 +9,7 @@ export TINY_COCO_ROOT ?= datasets/tiny_coco
 TINY := $(TINY_COCO_ROOT)/annotations/instances_val2017.json
 DEMO := output/align_detr_tiny
 
-.PHONY: demo baseline ablation test test-all lint smoke clean
+.PHONY: demo baseline comparison ablation test test-all lint smoke clean
 
 $(READY): setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
@@ -31,6 +31,9 @@ demo: $(READY) $(TINY)  ## train on drawn shapes, evaluate, and show predictions
 
 baseline: $(READY) $(TINY)  ## plain DINO with the demo's budget
 	$(BIN)/python tools/train_net.py --config-file embedded/projects/dino/configs/dino_tiny.py
+
+comparison: $(READY) $(TINY)  ## three detectors with both supervisions, three seeds each: hours; may be interrupted and goes on
+	$(BIN)/python tools/compare.py --output output/detectors
 
 ablation: $(READY) $(TINY)  ## every option of the criterion, three seeds each: hours; may be interrupted and goes on
 	$(BIN)/python tools/ablate.py --output output/ablation

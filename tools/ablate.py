@@ -19,152 +19,43 @@ import argparse
 import inspect
 import itertools
 import json
-import math
-import os
 import re
-import shlex
 import signal
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
-from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
-from statistics import fmean, stdev
-from threading import Event
 
 from command_line import errors_in_one_line, load_config  # isort: skip (sets sys.path)
 
-import torch
-from detectron2.config import LazyConfig
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
-from scipy import stats
-from tabulate import tabulate
-from tqdm import tqdm
+from training_runs import (
+    METRIC,
+    METRICS,
+    ROOT,
+    Run,
+    Setting,
+    carry_out,
+    check_counts,
+    choose_runner,
+    environment,
+    list_runs,
+    make_run,
+    relative,
+    tell_failures,
+    write,
+)
 
-from align_detr._platform import describe
+from align_detr.analysis import seeds
 from align_detr.config import EMBEDDED_ROOT
 
-ROOT = EMBEDDED_ROOT.parent
-TRAIN = Path(__file__).with_name("train_net.py")
 CONFIG = ROOT / "projects/align_detr/configs/align_detr_tiny.py"
 BASELINE = EMBEDDED_ROOT / "projects/dino/configs/dino_tiny.py"
 CRITERION = "model.criterion."
 GRID = ("alpha=0,0.25,0.5,0.75", "k=1,2,3", "tau=0.5,1.5,3", "gamma=1,2,3", "loss_class_type=ia_bce_loss,align_loss")
 SYMBOLS = {"alpha": "α", "tau": "τ", "gamma": "γ"}
 
-METRIC = "bbox/AP"
-METRICS = {  # what is kept of a run: its name in metrics.json, and in the table
-    METRIC: "AP",
-    "bbox/AP50": "AP50",
-    "bbox/AP75": "AP75",
-    "alignment/best_in_top_n": "BR in top N",
-    "alignment/spearman": "Spearman",
-}
-DIGITS = {METRIC: 2, "bbox/AP50": 2, "bbox/AP75": 2}
-CONFIDENCE = 0.95
 DEFAULT, PLAIN = "default", "baseline"
-POLL_SECONDS = 2
-STOP_SECONDS = 60  # for the iteration that is running, and its checkpoint
-BEGUN, DONE = "ablation_config.yaml", "ablation_result.json"
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A row of the table.
-
-    Attributes:
-        name: also of its folder.
-        config: file to train.
-        changes: `(key, value)` of what differs from the config, as written on the command line.
-    """
-
-    name: str
-    config: Path
-    changes: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass
-class Run:
-    """A training of a setting."""
-
-    setting: Setting
-    seed: int
-    folder: Path
-    overrides: list[str]
-    max_iter: int
-    fingerprint: str
-    result: dict | None = None
-    error: str = ""
-
-    @property
-    def title(self) -> str:
-        return f"{self.setting.name}, seed {self.seed}"
-
-
-@dataclass
-class Runner:
-    """Runs trainings side by side.
-
-    Attributes:
-        threads: of each training.
-        gpus: how many there are to share out; 0 leaves the choice of device to the config.
-    """
-
-    jobs: int
-    threads: int
-    gpus: int
-    stop: Event = field(default_factory=Event)
-    processes: dict[int, subprocess.Popen] = field(default_factory=dict)
-
-    def run(self, run: Run, place: int) -> None:
-        """Train; fills in `run.result` or `run.error`."""
-        run.folder.mkdir(parents=True, exist_ok=True)
-        (run.folder / BEGUN).write_text(run.fingerprint, encoding="utf-8")
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": str(self.threads),
-            "MKL_NUM_THREADS": str(self.threads),
-            **({"CUDA_VISIBLE_DEVICES": visible_gpu(place % self.gpus)} if self.gpus else {}),
-        }
-        begin = time.monotonic()
-        with (run.folder / "console.txt").open("w", encoding="utf-8") as console:
-            command = [sys.executable, str(TRAIN), "--config-file", str(run.setting.config), "--resume", *run.overrides]
-            # A session of its own: Ctrl-C is for this process, which passes it on.
-            process = subprocess.Popen(
-                command, stdout=console, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-            )
-            self.processes[process.pid] = process
-            if self.stop.is_set():
-                process.send_signal(signal.SIGINT)
-            code = process.wait()
-            del self.processes[process.pid]
-        if code == 0:
-            run.result = read_result(run, time.monotonic() - begin)
-        elif not self.stop.is_set():
-            run.error = last_words(run.folder / "console.txt") or f"exit status {code}"
-
-    def interrupt(self) -> None:
-        """Let every training save a checkpoint and end; end those that do not."""
-        self.stop.set()
-        for process in list(self.processes.values()):
-            process.send_signal(signal.SIGINT)
-        deadline = time.monotonic() + STOP_SECONDS
-        with suppress(KeyboardInterrupt):  # again: at once
-            while self.processes and time.monotonic() < deadline:
-                time.sleep(0.1)
-        for pid in list(self.processes):
-            os.killpg(pid, signal.SIGKILL)
-
-
-def visible_gpu(place: int) -> str:
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return given.split(",")[place] if given else str(place)
 
 
 def parse_grid(words: Sequence[str]) -> dict[str, list[str]]:
@@ -244,210 +135,28 @@ def plan(args: argparse.Namespace, settings: Sequence[Setting]) -> list[Run]:
     Raises:
         ValueError: a folder holds a run of another config.
     """
-    runs = []
-    for seed, setting in itertools.product(args.seeds, settings):
-        # Without "=" and spaces, which would have to be quoted in overrides that name a file in it.
-        name = re.sub(r"[^\w.+-]+", "_", setting.name.replace("=", "-"))
-        folder = args.output / name / f"seed_{seed}"
-        common = [word for word in args.opts if not (setting.name == PLAIN and word.lstrip("+~").startswith(CRITERION))]
-        overrides = [*common, *(f"{key}={value}" for key, value in setting.changes), f"train.seed={seed}"]
-        overrides += [] if args.max_iter is None else [f"train.max_iter={args.max_iter}"]
-        cfg = load_config(str(setting.config), overrides)
-        overrides.append(f"train.output_dir={quoted(folder)}")
-        run = Run(setting, seed, folder, overrides, cfg.train.max_iter, fingerprint_of(cfg))
-        begun = folder / BEGUN
-        if begun.is_file() and begun.read_text(encoding="utf-8") != run.fingerprint:
-            raise ValueError(f"{folder} holds a run of another config: choose another --output, or delete it")
-        if (folder / DONE).is_file():
-            run.result = json.loads((folder / DONE).read_text(encoding="utf-8"))
-        runs.append(run)
-    return runs
-
-
-def quoted(path: Path) -> str:
-    """As a value in an override."""
-    escaped = str(path).replace("'", "\\'")
-    return f"'{escaped}'"
-
-
-def fingerprint_of(cfg: DictConfig) -> str:
-    """All of a config but where its output goes, as text."""
-    cfg.train.output_dir = ""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "config.yaml")
-        LazyConfig.save(cfg, str(path))
-        return path.read_text(encoding="utf-8")
-
-
-def read_result(run: Run, seconds: float) -> dict:
-    """The last evaluation's figures, kept in the run's folder as well."""
-    rows = read_rows(run.folder / "metrics.json")
-    last = next((row for row in reversed(rows) if row.get(METRIC) is not None), None)
-    if last is None:
-        run.error = f"its metrics.json has no {METRIC}"
-        return None
-    result = {"seed": run.seed, "seconds": round(seconds)} | {name: last[name] for name in METRICS if name in last}
-    write(run.folder / DONE, json.dumps(result))
-    for checkpoint in run.folder.glob("model_[0-9]*.pth"):  # for resuming, which is over
-        checkpoint.unlink()
-    return result
-
-
-def read_rows(path: Path) -> list[dict]:
-    """What can be read of a metrics.json that is perhaps being written."""
-    rows = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                continue
-    return rows
-
-
-def progress_of(run: Run) -> int:
-    """Iterations done."""
-    if run.result:
-        return run.max_iter
-    rows = read_rows(run.folder / "metrics.json")
-    return min(rows[-1]["iteration"] + 1, run.max_iter) if rows else 0
-
-
-def last_words(console: Path) -> str:
-    """The error in a run's output, or its last line."""
-    lines = [line.strip() for line in console.read_text(errors="replace").splitlines() if line.strip()]
-    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return (errors or lines or [""])[-1]
-
-
-def train_all(runs: Sequence[Run], runner: Runner, after_each) -> None:
-    """Train what is not finished; `after_each` is called when a run ends."""
-    waiting = [run for run in runs if run.result is None]
-    kept = len(runs) - len(waiting)
-    if kept:
-        print(f"{kept} of {len(runs)} runs are finished already")
-    if not waiting:
-        return
-    begun = {run.folder: progress_of(run) for run in waiting}
-    total = sum(run.max_iter for run in waiting)
-    begin = time.monotonic()
-
-    def done() -> int:
-        return sum(run.max_iter if run.error else progress_of(run) for run in waiting)
-
-    def say(text: str) -> None:
-        bar.write(text)
-        sys.stdout.flush()
-
-    with (
-        tqdm(total=total, initial=sum(begun.values()), unit="it", smoothing=0, disable=None) as bar,
-        ThreadPoolExecutor(runner.jobs) as pool,
-    ):
-        queue, active, places = list(waiting), dict[Future, tuple[Run, int]](), list(range(runner.jobs))
-        try:
-            while queue or active:
-                while queue and places:
-                    run, place = queue.pop(0), places.pop(0)
-                    active[pool.submit(runner.run, run, place)] = run, place
-                ended, _ = wait(active, POLL_SECONDS, FIRST_COMPLETED)
-                iterations = done()
-                bar.n = iterations
-                bar.set_postfix_str(", ".join(run.title for run, _ in active.values()), refresh=True)
-                for future in ended:
-                    run, place = active.pop(future)
-                    places.append(place)
-                    future.result()
-                    after_each()
-                    if run.error and not progress_of(run) and all(other.result is None for other in runs):
-                        queue.clear()  # it did not even start, so the others would not either
-                    left = sum(run.result is None and not run.error for run in waiting)
-                    gained = iterations - sum(begun.values())
-                    seconds = (time.monotonic() - begin) / max(1, gained) * (total - iterations)
-                    eta = f"; {left} to go, about {timedelta(seconds=round(seconds))}" if left and queue else ""
-                    say(f"{run.title}: {outcome(run)}{eta}")
-        except KeyboardInterrupt:
-            say("stopping the trainings, with checkpoints")
-            runner.interrupt()
-            raise
-
-
-def outcome(run: Run) -> str:
-    if run.result is None:
-        return f"failed: {run.error}"
-    return f"AP {run.result[METRIC]:.2f} in {timedelta(seconds=run.result['seconds'])}"
+    of_others = [word for word in args.opts if not word.lstrip("+~").startswith(CRITERION)]
+    return [
+        make_run(args.output, setting, seed, of_others if setting.name == PLAIN else args.opts, args.max_iter)
+        for seed, setting in itertools.product(args.seeds, settings)
+    ]
 
 
 def summarize(runs: Sequence[Run]) -> dict:
-    """Mean and deviation of every setting, and its difference from the default with a confidence interval.
-
-    The deviation between seeds is pooled over all settings: a few seeds of one setting say little of it. The interval
-    is Student's, for the difference of two means with that deviation. It is taken to be the same in all settings.
-    """
-    values: dict[str, list[dict]] = {}
-    settings: dict[str, Setting] = {}
-    for run in runs:
-        settings[run.setting.name] = run.setting
-        values.setdefault(run.setting.name, []).extend([run.result] if run.result else [])
-    scores = {name: [result[METRIC] for result in results] for name, results in values.items()}
-    pooled, freedom = pooled_deviation(list(scores.values()))
-    rows = []
-    for name, setting in settings.items():
-        means = {}
-        for metric in METRICS:
-            found = [result[metric] for result in values[name] if result.get(metric) is not None]
-            if found:
-                means[metric] = {"mean": fmean(found), "deviation": stdev(found) if len(found) > 1 else None}
-        rows.append(
-            {
-                "name": name,
-                "config": relative(setting.config),
-                "changes": dict(setting.changes),
-                "n": len(values[name]),
-                "metrics": means,
-                "difference": None
-                if name == DEFAULT
-                else difference(scores[name], scores.get(DEFAULT, []), pooled, freedom),
-                "runs": values[name],
-            }
-        )
-    return {"metric": METRIC, "pooled_deviation": pooled, "degrees_of_freedom": freedom, "settings": rows}
-
-
-def pooled_deviation(groups: Sequence[Sequence[float]]) -> tuple[float | None, int]:
-    """The standard deviation within groups, and its degrees of freedom; None where no group has two values."""
-    freedom = sum(len(group) - 1 for group in groups if group)
-    if not freedom:
-        return None, 0
-    squares = sum((value - fmean(group)) ** 2 for group in groups if group for value in group)
-    return math.sqrt(squares / freedom), freedom
-
-
-def difference(
-    values: Sequence[float], default: Sequence[float], deviation: float | None, freedom: int
-) -> dict[str, float | bool | None] | None:
-    """Of the means, with the half-width of its interval; None where one of them is missing."""
-    if not values or not default:
-        return None
-    mean = fmean(values) - fmean(default)
-    if deviation is None:
-        return {"mean": mean, "half_width": None, "within_noise": None}
-    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
-    half_width = quantile * deviation * math.sqrt(1 / len(values) + 1 / len(default))
-    return {"mean": mean, "half_width": half_width, "within_noise": abs(mean) <= half_width}
+    """`seeds.summarize` of all settings against the default, and what each setting is."""
+    settings = {run.setting.name: run.setting for run in runs}
+    results = {name: [run.result for run in runs if run.setting.name == name and run.result] for name in settings}
+    summary = seeds.summarize(results, DEFAULT, list(METRICS), METRIC)
+    for row in summary["settings"]:
+        setting = settings[row["name"]]
+        row |= {"config": relative(setting.config), "changes": dict(setting.changes)}
+    return summary
 
 
 def make_table(summary: Mapping) -> str:
     """Markdown, with what one needs to know to read it."""
     rows = summary["settings"]
-    metrics = [metric for metric in METRICS if any(metric in row["metrics"] for row in rows)]
-    lines = [
-        [title_of(row), *(cell(row, metric) for metric in metrics), row["n"], verdict(row["difference"])]
-        for row in rows
-    ]
-    heads = ["setting", *(METRICS[metric] for metric in metrics), "n", "AP − default"]
-    align = ("left", *["right"] * (len(metrics) + 1), "left")
-    table = tabulate(lines, heads, tablefmt="github", colalign=align, disable_numparse=True)
-    return f"{table}\n\n{note(summary)}\n"
+    return f"{seeds.table(rows, [title_of(row) for row in rows], METRICS, 'AP − default')}\n\n{note(summary)}\n"
 
 
 def title_of(row: Mapping) -> str:
@@ -461,24 +170,6 @@ def symbol(key: str) -> str:
     return SYMBOLS.get(name, name)
 
 
-def cell(row: Mapping, metric: str) -> str:
-    values = row["metrics"].get(metric)
-    if values is None:
-        return "–"
-    digits = DIGITS.get(metric, 3)
-    around = "" if values["deviation"] is None else f" ± {values['deviation']:.{digits}f}"
-    return f"{values['mean']:.{digits}f}{around}".replace("-", "−")
-
-
-def verdict(compared: Mapping | None) -> str:
-    if compared is None:
-        return ""
-    mean = f"{round(compared['mean'], 2) + 0.0:+.2f}".replace("-", "−")  # adding zero makes 0.0 of -0.0
-    if compared["half_width"] is None:
-        return mean
-    return f"{mean} ± {compared['half_width']:.2f}{', within noise' if compared['within_noise'] else ''}"
-
-
 def note(summary: Mapping) -> str:
     text = "Mean ± standard deviation over n seeds, of the last evaluation; AP in %."
     if summary["pooled_deviation"] is None:
@@ -487,12 +178,12 @@ def note(summary: Mapping) -> str:
         text += " Where n is smaller, runs failed or are still to come."
     compared = sum(row["difference"] is not None for row in summary["settings"])
     text += (
-        f" The last column has the difference of mean AP from the default and its {CONFIDENCE:.0%} interval"
+        f" The last column has the difference of mean AP from the default and its {seeds.CONFIDENCE:.0%} interval"
         f" (Student's t; deviation between seeds pooled over all settings: {summary['pooled_deviation']:.2f},"
         f" {summary['degrees_of_freedom']} degrees of freedom); within noise: the interval contains 0."
     )
     if compared > 1:
-        text += f" Of {compared} intervals, {compared * (1 - CONFIDENCE):.1g} would miss by chance alone."
+        text += f" Of {compared} intervals, {compared * (1 - seeds.CONFIDENCE):.1g} would miss by chance alone."
     return text
 
 
@@ -507,15 +198,9 @@ def draw(summary: Mapping, defaults: Mapping[str, object], grid: Mapping[str, Se
     reference, plain = by_name[DEFAULT], by_name.get(PLAIN)
     with rc_context(STYLE):
         if full:
-            figure = Figure(figsize=(7, 1.5 + 0.28 * len(by_name)))
-            axes = figure.add_subplot()
-            rows = [row for row in reversed(summary["settings"]) if row["n"]]
-            for y, row in enumerate(rows):
-                draw_point(axes, y, row, upright=False)
-            axes.set_yticks(range(len(rows)), [title_of(row) for row in rows])
-            axes.set(xlabel="box AP (%)", title="All combinations")
-            axes.grid(axis="y", visible=False)
-            return figure
+            rows = summary["settings"]
+            titles = [title_of(row) for row in rows]
+            return seeds.draw_rows(rows, titles, METRIC, "box AP (%)", "All combinations")
         columns = min(3, len(grid)) or 1
         lines = -(-len(grid) // columns) or 1
         figure = Figure(figsize=(0.4 + 2.7 * columns, 0.7 + 2.5 * lines))
@@ -530,7 +215,7 @@ def draw(summary: Mapping, defaults: Mapping[str, object], grid: Mapping[str, Se
             draw_reference(axes, summary, reference, plain)
             for x, (_, row) in enumerate(entries):
                 if row["n"]:
-                    draw_point(axes, x, row, upright=True)
+                    seeds.draw_point(axes, x, row, METRIC, upright=True)
             means = [(x, row["metrics"][METRIC]["mean"]) for x, (_, row) in enumerate(entries) if row["n"]]
             axes.plot(*zip(*means, strict=True), "-", color="#123c69", linewidth=1) if means else None
             axes.set_xticks(range(len(entries)), [value.removesuffix("_loss").replace("_", "\n") for value in values])
@@ -558,51 +243,9 @@ def draw_reference(axes, summary: Mapping, reference: Mapping, plain: Mapping | 
         )
 
 
-def draw_point(axes, place: float, row: Mapping, upright: bool) -> None:
-    """A dot per run, and their mean and deviation; the default's is hollow."""
-    values = row["metrics"][METRIC]
-    runs = [result[METRIC] for result in row["runs"]]
-    places = [place - 0.14] * len(runs)
-    style = dict(marker="o", color="none", markeredgecolor="#777777", markersize=3.5, linestyle="none", zorder=3)
-    axes.plot(*((places, runs) if upright else (runs, places)), **style, label="runs" if place == 0 else None)
-    error = {"yerr" if upright else "xerr": values["deviation"] or 0}
-    position = (place, values["mean"]) if upright else (values["mean"], place)
-    face = "white" if row["name"] == DEFAULT else "#123c69"
-    axes.errorbar(
-        *position,
-        **error,
-        fmt="s",
-        color="#123c69",
-        markerfacecolor=face,
-        markersize=5.5,
-        capsize=3,
-        zorder=4,
-        label="mean ± deviation" if place == 0 else None,
-    )
-
-
-def relative(path: Path) -> str:
-    path = path.resolve()
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
-
-
-def write(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(text + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
-
-
-def choose_runner(jobs: int | None, runs: int, device: str) -> Runner:
-    """As many trainings at a time as there are cores, or GPUs to train on, and no more than there are runs."""
-    gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs = max(1, min(jobs or gpus or cores, runs))
-    return Runner(jobs, max(1, cores // jobs), gpus)
-
-
 def ablate(args: argparse.Namespace) -> bool:
     """Trains and reports; returns whether all runs succeeded."""
-    check(args)
+    check_counts(args.seeds, args.jobs, args.max_iter)
     grid = parse_grid(args.grid)
     cfg = load_config(str(args.config_file), args.opts)
     load_config(str(args.config_file), [f"{key}={value}" for key, values in grid.items() for value in values])
@@ -612,46 +255,23 @@ def ablate(args: argparse.Namespace) -> bool:
     trained = f"{len(settings)} settings x {len(args.seeds)} seeds of {runs[0].max_iter} iterations"
     print(f"{trained}, {runner.jobs} at a time with {runner.threads} threads each, in {args.output}")
     if args.dry_run:
-        print("\n".join(f"{'finished' if run.result else 'to do':9} {run.title}" for run in runs))
+        print(list_runs(runs))
         return True
     args.output.mkdir(parents=True, exist_ok=True)
-    environment = {
-        "command": shlex.join(["python", relative(Path(__file__)), *args.words]),
-        "platform": describe().removeprefix("platform: "),
-        "PyTorch": torch.__version__,
-        "device": str(cfg.train.device),
-        "threads": runner.threads,
-        "jobs": runner.jobs,
-        "max_iter": runs[0].max_iter,
-    }
+    facts = environment(args.words, __file__, runner, cfg.train.device) | {"max_iter": runs[0].max_iter}
 
     def save() -> dict:
-        summary = summarize(runs) | {"environment": environment}
+        summary = summarize(runs) | {"environment": facts}
         write(args.output / "results.json", json.dumps(summary, indent=1))
         write(args.output / "table.md", make_table(summary))
         return summary
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job scheduler's way to say Ctrl-C
-    try:
-        train_all(runs, runner, save)
-    finally:
-        summary = save()
+    summary = carry_out(runs, runner, save)
     figure = draw(summary, {key: default_of(cfg, key) for key in grid}, grid, args.full)
     figure.savefig(args.output / "ablation.png", dpi=160)
     print(f"\n{make_table(summary)}")
     print(f"Wrote results.json, table.md and ablation.png in {args.output}")
-    failed = [run for run in runs if run.result is None]
-    for run in failed:
-        reason = f"failed: {run.error}; see {run.folder / 'console.txt'}" if run.error else "not run"
-        print(f"{run.title}: {reason}", file=sys.stderr)
-    return not failed
-
-
-def check(args: argparse.Namespace) -> None:
-    if len(set(args.seeds)) < len(args.seeds) or min(args.seeds) < 0:
-        raise ValueError("--seeds are different numbers from 0")
-    if args.jobs is not None and args.jobs < 1 or args.max_iter is not None and args.max_iter < 1:
-        raise ValueError("--jobs and --max-iter are at least 1")
+    return tell_failures(runs)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

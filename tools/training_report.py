@@ -159,9 +159,11 @@ class TrainingReport(HookBase):
 
     def _measure(self, images: Sequence[dict], detections: Mapping[int, Instances]) -> None:
         matcher = matcher_of(self._cfg)
-        tables = []
+        tables, boxes, objects = [], 0, 0
         for number, image in enumerate(images):
             found, target = detections[image["image_id"]], target_of(image)
+            boxes += int((found.scores >= SCORE).sum())
+            objects += len(target["labels"])
             if len(found):
                 classes = 1 + max([found.pred_classes.max().item(), *target["labels"].tolist()])
                 size = number, image["height"], image["width"]
@@ -169,6 +171,7 @@ class TrainingReport(HookBase):
         if not sum(map(len, tables)):
             return
         self._figures, self._seen = summarize(AlignmentTable.cat(tables)), len(tables)
+        self.trainer.storage.put_scalar("alignment/boxes_per_object", boxes / objects, smoothing_hint=False)
         for name in FIGURES:
             if self._figures[name] is not None:
                 self.trainer.storage.put_scalar(f"alignment/{name}", self._figures[name], smoothing_hint=False)

@@ -7,11 +7,15 @@ import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from omegaconf import OmegaConf
+
+from align_detr.config import get_project_config
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "projects/align_detr/configs"
 CONTRACT = Path(__file__).parents[1] / "contract"
 ROWS = sorted(path.stem for path in CONFIGS.glob("*.py"))
+PUBLISHED = [row for row in ROWS if row.endswith("ep")]  # at full size, with a schedule in epochs of COCO
 MODELS = {  # config: recorded state dict
     "align_detr_r50_4scale_12ep": "align_detr_r50_4scale",
     "align_detr_r101_4scale_24ep": "align_detr_r101_4scale",
@@ -52,18 +56,18 @@ def test_every_row_takes_the_papers_options_as_overrides(name):
         "model.criterion.gamma=1.5",
         "model.criterion.loss_class_type=align_loss",
     )
-    if "tiny" not in name:
+    if name in PUBLISHED:
         cfg.model.backbone.stages.depth = 101
     with torch.device("meta"):
         model = instantiate(cfg.model)
     criterion = model.criterion
     assert (criterion.alpha, criterion.k, criterion.tau, criterion.gamma) == (0.5, 3, 3, 1.5)
     assert criterion.classification_loss.matched.__name__ == "align_loss"
-    if "tiny" not in name:
+    if name in PUBLISHED:
         assert len(model.backbone.res4) == 23
 
 
-@pytest.mark.parametrize("name", [row for row in ROWS if "tiny" not in row])
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_schedule_ends_where_training_ends(name):
     """Protects the published schedules: batch 16, and a learning rate that has dropped to a tenth by the end."""
     cfg = load(name)
@@ -94,6 +98,23 @@ def test_published_settings():
         cfg.optimizer.params.model = instantiate(model)
     rates = {group["lr"] for group in instantiate(cfg.optimizer).param_groups}
     assert rates == {1e-4, 1e-5}
+
+
+@pytest.mark.parametrize(
+    "name, baseline",
+    [
+        ("align_detr_tiny", "dino/configs/dino_tiny.py"),
+        ("align_h_deformable_detr_tiny", "h_deformable_detr/configs/h_deformable_detr_tiny.py"),
+        ("align_dab_detr_tiny", "dab_detr/configs/dab_detr_tiny.py"),
+        ("align_detr_bccd", "dino/configs/dino_bccd.py"),
+    ],
+)
+def test_pairs_differ_in_the_supervision_alone(name, baseline):
+    """Protects the comparisons: with the same data, model, rate and budget, a gain is the supervision's."""
+    ours, theirs = load(name), get_project_config(baseline)
+    for cfg in (ours, theirs):
+        cfg.train.device = cfg.train.output_dir = cfg.model.criterion = cfg.model._target_ = ""
+    assert OmegaConf.to_container(ours, resolve=False) == OmegaConf.to_container(theirs, resolve=False)
 
 
 def test_configs_share_no_state():

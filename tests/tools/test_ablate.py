@@ -9,9 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy import stats
 
 ROOT = Path(__file__).resolve().parents[2]
 TOY = Path(__file__).with_name("toy_config.py")
@@ -44,11 +41,12 @@ with (folder / "metrics.json").open("a") as file:
 def tool(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     import ablate
+    import training_runs
 
     handler = signal.getsignal(signal.SIGTERM)
     trainer = tmp_path / "trainer.py"
     trainer.write_text(TRAINER)
-    monkeypatch.setattr(ablate, "TRAIN", trainer)
+    monkeypatch.setattr(training_runs, "TRAIN", trainer)
     yield ablate
     signal.signal(signal.SIGTERM, handler)
 
@@ -157,8 +155,9 @@ def test_interrupted_trainings_are_told_and_resume(tmp_path):
     (tmp_path / "trainer.py").write_text(TRAINER)
     script = tmp_path / "script.py"
     script.write_text(
-        f"import sys; sys.path.insert(0, {str(ROOT / 'tools')!r}); import ablate; from pathlib import Path\n"
-        f"ablate.TRAIN = Path({str(tmp_path / 'trainer.py')!r})\nablate.main()\n"
+        f"import sys; sys.path.insert(0, {str(ROOT / 'tools')!r}); from pathlib import Path\n"
+        "import ablate, training_runs\n"
+        f"training_runs.TRAIN = Path({str(tmp_path / 'trainer.py')!r})\nablate.main()\n"
     )
     command = [sys.executable, str(script), "--grid", "k=2", "--seeds", "7", "--no-baseline"]
     command += ["--output", str(tmp_path / "out")]
@@ -170,15 +169,15 @@ def test_interrupted_trainings_are_told_and_resume(tmp_path):
     time.sleep(0.3)
     os.kill(process.pid, signal.SIGINT)
     process.communicate(timeout=30)
-    assert process.returncode != 0 and not (folder / "ablation_result.json").exists()
+    assert process.returncode != 0 and not (folder / "run_result.json").exists()
     assert subprocess.run(command, capture_output=True, timeout=60).returncode == 0
     assert len(calls(folder)) == 2
-    assert json.loads((folder / "ablation_result.json").read_text())["bbox/AP"] == 37
+    assert json.loads((folder / "run_result.json").read_text())["bbox/AP"] == 37
 
 
-def test_real_trainings(run, tool, monkeypatch, tmp_path):
+def test_real_trainings(run, monkeypatch, tmp_path):
     """tools/train_net.py takes what it is given, and its metrics are found."""
-    monkeypatch.setattr(tool, "TRAIN", ROOT / "tools/train_net.py")
+    monkeypatch.setattr("training_runs.TRAIN", ROOT / "tools/train_net.py")
     out = tmp_path / "it's = out"
     arguments = ["--config-file", TOY, "--no-baseline", "--grid", "model.scale=1,3", "--seeds", 5, "--max-iter", 4]
     assert run(*arguments, "--output", out) == 0
@@ -187,30 +186,3 @@ def test_real_trainings(run, tool, monkeypatch, tmp_path):
     assert default != scaled
     left = {path.name for path in (out / "default/seed_5").glob("*.pth")}
     assert left == {"model_final.pth", "model_best.pth"}
-
-
-numbers = st.lists(st.integers(0, 1000).map(lambda n: n / 10), min_size=2, max_size=6)
-
-
-@given(numbers, numbers)
-def test_noise_of_two_groups_is_students(values, default):
-    """With two settings the interval is the textbook's two-sample one with equal variances."""
-    sys.path.insert(0, str(ROOT / "tools"))
-    import ablate
-
-    deviation, freedom = ablate.pooled_deviation([values, default])
-    result = ablate.difference(values, default, deviation, freedom)
-    expected = stats.ttest_ind(values, default, equal_var=True)
-    if deviation > 1e-6:
-        low, high = expected.confidence_interval(0.95)
-        assert result["mean"] - result["half_width"] == pytest.approx(low, abs=1e-8)
-        assert result["mean"] + result["half_width"] == pytest.approx(high, abs=1e-8)
-        if abs(expected.pvalue - 0.05) > 1e-9:
-            assert result["within_noise"] == (expected.pvalue > 0.05)
-
-
-def test_no_noise_without_repetition(tool):
-    """One seed each gives a difference and no verdict; a missing default gives none at all."""
-    assert tool.pooled_deviation([[1.0], [2.0], []]) == (None, 0)
-    assert tool.difference([1.0], [3.0], None, 0) == {"mean": -2.0, "half_width": None, "within_noise": None}
-    assert tool.difference([1.0], [], 1.0, 3) is None

@@ -111,6 +111,8 @@ def test_measures_and_shows_the_detections_of_an_evaluation(evaluated, shapes):
         assert latest["alignment/matched_iou"] == pytest.approx(1, abs=1e-5)
         assert latest["alignment/matched_score"] == pytest.approx(score, abs=1e-5)
         assert latest["alignment/expected_error"] == pytest.approx(1 - score, abs=1e-5)
+        drawn = len(shapes) + objects * (score > 0.3)  # in every image a false one too
+        assert latest["alignment/boxes_per_object"] == pytest.approx(drawn / objects)
         if recall:
             assert latest["alignment/best_in_top_n"] == 1
         else:  # scores are equal: the false one pushes all of them down by one

@@ -1,19 +1,20 @@
-"""Multi-scale deformable attention on the CPU, a few heads of one image at a time.
+"""Multi-scale deformable attention on the CPU, block by block: a few heads of one image, or several small images.
 
 Memory traffic is what costs here, so no sampled value is ever stored. To read the four cells around every
 sampling point with bilinear weights is to multiply by a sparse matrix, (queries × cells) with 4·L·P entries a row.
 `embedding_bag` multiplies the values by it, SciPy multiplies the output's gradient by its transpose (which gives
 the gradient of the values), and `sampled_addmm` takes the dot products of output gradient and value at its
-entries, all that the gradients of locations and weights need. Heads are taken in blocks that stay in the cache,
-each by a single thread: threads that met after every one of the many small steps would mostly wait for each other.
+entries, all that the gradients of locations and weights need. Blocks stay in the cache, and each is
+computed by a single thread: threads that met after every one of the many small steps would mostly wait for each other.
 
 Around its map every level gets a frame of zero cells, so that points outside need no masks.
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ FRAME = 2
 """Zero cells on each side: points beyond one cell outside are moved where all their four cells are zero."""
 
 BLOCK_SAMPLES = 1 << 17
-"""Sampling points in a block of heads, at most: few enough for the cache, many enough to hide what calls cost."""
+"""Sampling points in a block, at most: few enough for the cache, many enough to hide what calls cost."""
 
 with warnings.catch_warnings():
     # the first CSR tensor of a process warns that their support is in beta
@@ -34,8 +35,8 @@ with warnings.catch_warnings():
     torch.sparse_csr_tensor([0, 0], [], [], (1, 1), device="cpu")
 
 
-Block = tuple[int, slice, slice]
-"""Index of a block, an image and a range of heads, in (B, N, H, …) tensors."""
+Block = tuple[slice, slice, slice]
+"""Index of a block, a range of images and one of heads, in (B, N, H, …) tensors."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,12 @@ class _Frames:
     Rows of a level are width + FRAME cells apart: the frame to the right of a row is the one left of the next.
     """
 
-    sizes: list[tuple[int, int]]
+    sizes: Sequence[tuple[int, int]]
     starts: list[int]
     length: int
 
     @classmethod
-    def around(cls, sizes: list[tuple[int, int]]) -> "_Frames":
+    def around(cls, sizes: Sequence[tuple[int, int]]) -> "_Frames":
         starts, length = [], 0
         for height, width in sizes:
             stride = width + FRAME
@@ -59,42 +60,65 @@ class _Frames:
         return cls(sizes, starts, length)
 
     def pairs(self, framed: Tensor, values: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Level by level, views (heads, h, w, D) of `framed` without its frame and of `values` (Σ h·w, heads, D)."""
-        levels = values.transpose(0, 1).split([h * w for h, w in self.sizes], dim=1)
+        """Level by level, views (images, heads, h, w, D) of `framed` (images · heads, length, D) without its frame and
+        of `values` (images, Σ h·w, heads, D)."""
+        framed = framed.unflatten(0, (-1, values.shape[2]))
+        levels = values.transpose(1, 2).split([h * w for h, w in self.sizes], dim=2)
         for (height, width), start, level in zip(self.sizes, self.starts, levels, strict=True):
-            rows = framed[:, start : start + height * (width + FRAME)].unflatten(1, (height, width + FRAME))
-            yield rows[:, :, :width], level.unflatten(1, (height, width))
+            rows = framed[:, :, start : start + height * (width + FRAME)].unflatten(2, (height, width + FRAME))
+            yield rows[:, :, :, :width], level.unflatten(2, (height, width))
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    return next(n for n in range(max(1, min(number, limit)), 0, -1) if number % n == 0)
 
 
 class _Blocks:
-    """The blocks of heads of a call, and the constants they share, each written out per sampling point.
+    """The blocks of a call, and the constants they share, each written out per sampling point.
 
-    Written out because rows as short as L·P make broadcasting slow. `rows` are (query, head) pairs.
+    A block is some heads of an image or, where all of them are not enough to hide what calls cost, several images.
+    Written out because rows as short as L·P make broadcasting slow. `rows` are (image, query, head) triples.
+
+    Args:
+        sizes: (height, width) of each level.
+        shape: of the sampling locations, (B, Lq, H, L, P, 2).
+        channels: of a head, D.
+        threads: that take blocks side by side.
+        limit: sampling points in a block, at most.
     """
 
-    def __init__(self, value: Tensor, shapes: Tensor, locations: Tensor):
-        sizes = [(height, width) for height, width in shapes.tolist()]
-        check_cells(value, sizes)
-        self.images, self.queries, self.heads, levels, points, _ = locations.shape
-        self.dtype = torch.promote_types(value.dtype, torch.float32)
+    def __init__(
+        self,
+        sizes: tuple[tuple[int, int], ...],
+        shape: tuple[int, ...],
+        channels: int,
+        dtype: torch.dtype,
+        threads: int,
+        limit: int,
+    ):
+        self.images, queries, self.heads, levels, points, _ = shape
+        self.dtype = dtype
         self.frames = _Frames.around(sizes)
         samples = levels * points
-        even = self.images * self.heads // torch.get_num_threads()
-        most = max(1, min(even, BLOCK_SAMPLES // max(1, self.queries * samples)))
-        self.width = next(n for n in range(min(most, self.heads), 0, -1) if self.heads % n == 0)
-        self.rows = self.queries * self.width
-        self.framed_shape = (self.width, self.frames.length, value.shape[-1])
+        most = min(self.images * self.heads // threads, limit // max(1, queries * samples))
+        self.width = _largest_divisor(self.heads, most)
+        # The framed values of several images have to stay in the cache as well.
+        together = min(most, limit // self.frames.length) // self.heads
+        self.together = _largest_divisor(self.images, together)
+        self.rows = self.together * queries * self.width
+        self.framed_shape = (self.together * self.width, self.frames.length, channels)
 
         def per_point(levels: list[int], dtype: torch.dtype = torch.int32) -> Tensor:
-            constant = torch.tensor(levels, dtype=dtype)[:, None].expand(self.queries, self.width, -1, points)
+            constant = torch.tensor(levels, dtype=dtype)[:, None].expand(self.rows, -1, points)
             return constant.reshape(self.rows, samples)
 
         heights, widths = zip(*sizes, strict=True)
         self.size = torch.stack([per_point(widths, self.dtype), per_point(heights, self.dtype)])
         strides = [width + FRAME for width in widths]
         self.stride = per_point(strides)
-        head = torch.arange(self.width, dtype=torch.int32).repeat(self.queries) * self.frames.length
-        self.start = per_point(self.frames.starts) + head[:, None]
+        head = torch.arange(self.together * self.width, dtype=torch.int32).view(self.together, 1, self.width)
+        head = head.expand(-1, queries, -1).reshape(self.rows, 1) * self.frames.length
+        self.start = per_point(self.frames.starts) + head
         self.corners = torch.tensor([[0] * levels, [1] * levels, strides, [s + 1 for s in strides]])
         self.corners = self.corners.to(torch.int32).repeat_interleave(points, dim=-1)
         self.bags = torch.arange(self.rows + 1, dtype=torch.int32) * self.corners.numel()
@@ -102,8 +126,8 @@ class _Blocks:
     def run(self, work: Callable[[Block], None]) -> None:
         """Calls `work` with the index of every block, in as many threads as PyTorch uses."""
         blocks = [
-            (image, slice(None), slice(head, head + self.width))
-            for image in range(self.images)
+            (slice(image, image + self.together), slice(None), slice(head, head + self.width))
+            for image in range(0, self.images, self.together)
             for head in range(0, self.heads, self.width)
         ]
         work = torch.no_grad()(work)
@@ -121,24 +145,24 @@ class _Blocks:
             torch.set_num_threads(threads)
 
     def frame(self, values: Tensor) -> Tensor:
-        """`values` (Σ h·w, heads, D) with their frames: (heads · length, D)."""
+        """`values` (images, Σ h·w, heads, D) with their frames: (images · heads · length, D)."""
         framed = torch.zeros(self.framed_shape, dtype=self.dtype)
         for inside, level in self.frames.pairs(framed, values):
             inside.copy_(level)
         return framed.flatten(0, 1)
 
     def unframe(self, framed: Tensor, values: Tensor) -> None:
-        """The way back, from `framed` (heads · length, D) into `values`."""
+        """The way back, from `framed` (images · heads · length, D) into `values`."""
         for inside, level in self.frames.pairs(framed.view(self.framed_shape), values):
             level.copy_(inside)
 
     def samples(self, locations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(Lq, heads, L, P, 2) -> the cells (rows, 4, L·P), int32, and the fractions (rows, L·P) in x and y.
+        """(images, Lq, heads, L, P, 2) -> the cells (rows, 4, L·P), int32, and the fractions (rows, L·P) in x and y.
 
         The four cells are the ones left above, right above, left below and right below of the point.
         """
         pixel = torch.empty_like(self.size)
-        pixel.view(2, *locations.shape[:4]).copy_(locations.permute(4, 0, 1, 2, 3))
+        pixel.view(2, *locations.shape[:-1]).copy_(locations.movedim(-1, 0))
         pixel.mul_(self.size).sub_(0.5)
         floor = pixel.floor()
         fraction = pixel.sub_(floor)
@@ -146,6 +170,17 @@ class _Blocks:
         x, y = floor.minimum(self.size).int().clamp_(min=-FRAME)
         cell = y.mul_(self.stride).add_(x).add_(self.start)
         return cell[:, None] + self.corners, fraction[0], fraction[1]
+
+
+# The layers of a decoder, there and back, share theirs.
+_cached_blocks = lru_cache(maxsize=8)(_Blocks)
+
+
+def _blocks_of(value: Tensor, shapes: Tensor, locations: Tensor) -> _Blocks:
+    sizes = tuple((height, width) for height, width in shapes.tolist())
+    check_cells(value, sizes)
+    dtype = torch.promote_types(value.dtype, torch.float32)
+    return _cached_blocks(sizes, tuple(locations.shape), value.shape[-1], dtype, torch.get_num_threads(), BLOCK_SAMPLES)
 
 
 def _bilinear(weights: Tensor, fx: Tensor, fy: Tensor) -> Tensor:
@@ -159,7 +194,7 @@ def _bilinear(weights: Tensor, fx: Tensor, fy: Tensor) -> Tensor:
 
 def forward(value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
     """See `multi_scale_deformable_attn`."""
-    blocks = _Blocks(value, shapes, locations)
+    blocks = _blocks_of(value, shapes, locations)
     output = value.new_empty(*locations.shape[:3], value.shape[-1])
 
     def work(block: Block) -> None:
@@ -172,7 +207,7 @@ def forward(value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor) -
             mode="sum",
             per_sample_weights=shares.flatten(),
             include_last_offset=True,
-        ).unflatten(0, (-1, blocks.width))
+        ).view(output[block].shape)
 
     blocks.run(work)
     return output.flatten(2)
@@ -182,13 +217,13 @@ def backward(
     grad_output: Tensor, value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of value, locations and weights."""
-    blocks = _Blocks(value, shapes, locations)
+    blocks = _blocks_of(value, shapes, locations)
     grad_output = grad_output.unflatten(2, value.shape[2:])
     grad_value, grad_locations, grad_weights = (x.new_empty(x.shape) for x in (value, locations, weights))
 
     def work(block: Block) -> None:
         framed = blocks.frame(value[block])
-        grad = grad_output[block].to(blocks.dtype).flatten(0, 1).contiguous()
+        grad = grad_output[block].to(blocks.dtype).flatten(0, 2).contiguous()
         cells, fx, fy = blocks.samples(locations[block])
         weight = weights[block].to(blocks.dtype).reshape_as(fx)
 

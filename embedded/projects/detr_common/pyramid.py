@@ -52,7 +52,7 @@ def flatten_pyramid(
     one embedding (L, D) per level."""
     levels = zip(positions, level_embeds, strict=True)
     return TokenPyramid(
-        features=torch.cat([x.flatten(2) for x in maps], dim=2).transpose(1, 2),
+        features=torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1),
         positions=torch.cat([x.flatten(2).transpose(1, 2) + level for x, level in levels], dim=1).to(maps[0].dtype),
         padding=torch.cat([mask.flatten(1) for mask in masks], dim=1),
         shapes=[tuple(mask.shape[-2:]) for mask in masks],

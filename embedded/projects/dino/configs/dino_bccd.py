@@ -1,0 +1,8 @@
+from .....configs.common.data.bccd import dataloader
+from .dino_tiny import lr_multiplier, model, optimizer, train
+
+# About 13 cells a photograph, at most 30.
+model.num_queries = 100
+
+train.max_iter = 1500
+train.output_dir = "./output/dino_bccd"
