@@ -49,7 +49,8 @@ def train_net(platform, name, folder, *arguments):
 
 def precision(out):
     """AP of the averaged and of the plain weights, from the table that ends the output."""
-    return {task: float(ap) for task, ap in re.findall(r"copypaste: Task: (\w+)\n.*AP,AP50.*\n.*copypaste: ([\d.]+)", out)}
+    found = re.findall(r"copypaste: Task: (\w+)\n.*AP,AP50.*\n.*copypaste: ([\d.]+)", out)
+    return {task: float(ap) for task, ap in found}
 
 
 @pytest.fixture(scope="module")

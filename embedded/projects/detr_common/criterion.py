@@ -29,9 +29,9 @@ def loss_weights(
     return {name + suffix: weight for suffix in suffixes for name, weight in base.items()}
 
 
-def box_normalizer(targets: Targets, device: torch.device) -> float | Tensor:
-    """Ground truths per process, averaged over all processes, at least 1. A tensor only when processes talk."""
-    count = sum(len(target["labels"]) for target in targets)
+def box_normalizer(count: int, device: torch.device) -> float | Tensor:
+    """What sums over matched pairs are divided by: `count` ground truths of this process, averaged over all processes,
+    at least 1. A tensor only where there are several; all of them have to call it."""
     if not is_dist_avail_and_initialized():
         return float(max(count, 1))
     total = torch.tensor(float(count), device=device)
@@ -63,6 +63,11 @@ class TwoStageCriterion(SetCriterion):
         super().__init__(num_classes, matcher, weight_dict, list(losses), eos_coef, loss_class_type, alpha, gamma)
         self.two_stage_binary_cls = two_stage_binary_cls
 
+    @staticmethod
+    def normalizer(outputs: Mapping, targets: Targets) -> float | Tensor:
+        """`box_normalizer` of the ground truths of all images."""
+        return box_normalizer(sum(len(target["labels"]) for target in targets), outputs["pred_logits"].device)
+
     def losses_given(
         self, outputs: Mapping, targets: Targets, indices: list, num_boxes: float | Tensor, suffix: str
     ) -> dict[str, Tensor]:
@@ -92,4 +97,4 @@ class TwoStageCriterion(SetCriterion):
                 list of the same two, and `enc_outputs`, the same two.
             targets: per image `labels` (G,) and `boxes` (G, 4), cxcywh in [0, 1].
         """
-        return self.matched_losses(outputs, targets, box_normalizer(targets, outputs["pred_logits"].device))
+        return self.matched_losses(outputs, targets, self.normalizer(outputs, targets))

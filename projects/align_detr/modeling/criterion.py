@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from detrex.modeling import SetCriterion
-from detrex.utils import get_world_size, is_dist_avail_and_initialized
+from projects.detr_common import box_normalizer
 from projects.dino.modeling import DINOCriterion
 from projects.h_deformable_detr.modeling import DeformableCriterion
 from torch import Tensor
@@ -181,7 +180,7 @@ class AlignSetCriterion(AlignLosses, SetCriterion):
     def forward(self, outputs: Outputs, targets: Targets) -> Losses:
         """Losses `loss_{class,bbox,giou}` of the last layer and `..._0` to `..._{L-2}` of those before."""
         objects = Objects.from_targets(targets)
-        return self._matched_losses(self._layers(outputs), objects, average_num_boxes(objects))
+        return self._matched_losses(self._layers(outputs), objects, objects_per_process(objects))
 
 
 class AlignDINOCriterion(AlignLosses, DINOCriterion):
@@ -199,7 +198,7 @@ class AlignDINOCriterion(AlignLosses, DINOCriterion):
                 zero, so that all processes return the same keys.
         """
         objects = Objects.from_targets(targets)
-        num_boxes = average_num_boxes(objects)
+        num_boxes = objects_per_process(objects)
         losses = self._matched_losses(self._layers(outputs), objects, num_boxes)
         return losses | self._denoising_losses(outputs, dn_metas, objects, num_boxes)
 
@@ -239,10 +238,15 @@ class AlignHDETRCriterion(AlignLosses, DeformableCriterion):
                 for suffix, layer in decoder_layers(hybrid).items()
             }
         objects = Objects.from_targets(targets)
-        losses = self._matched_losses(layers, objects, average_num_boxes(objects))
+        losses = self._matched_losses(layers, objects, objects_per_process(objects))
         return {
             key: loss * lambda_one2many if key.endswith("_one2many") else loss for key, loss in losses.items()
         }
+
+
+def objects_per_process(objects: Objects) -> float | Tensor:
+    """What every sum is divided by: see `box_normalizer`."""
+    return box_normalizer(len(objects.labels), objects.labels.device)
 
 
 def decoder_layers(outputs: Outputs) -> dict[str, Outputs]:
@@ -282,12 +286,3 @@ def denoising_pairs(num_layers: int, groups: int, single_padding: int, objects: 
     )
     query = group * single_padding + objects.position[index]
     return Pairs(layer, objects.image[index], query, index)
-
-
-def average_num_boxes(objects: Objects) -> float | Tensor:
-    """max(1, ground truths of all processes / number of processes); a tensor where there are several."""
-    if not is_dist_avail_and_initialized():
-        return max(1.0, len(objects.labels))
-    total = torch.tensor(float(len(objects.labels)), device=objects.labels.device)
-    dist.all_reduce(total)
-    return (total / get_world_size()).clamp(min=1)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import torch
-from projects.detr_common import TwoStageCriterion, box_normalizer
+from projects.detr_common import TwoStageCriterion
 from projects.detr_common.criterion import Targets
 from torch import Tensor
 
@@ -15,7 +15,7 @@ class DINOCriterion(TwoStageCriterion):
 
     def forward(self, outputs: Mapping, targets: Targets, dn_metas: Mapping | None = None) -> dict[str, Tensor]:
         """Losses of `TwoStageCriterion.matched_losses`, and those of `compute_dn_loss`."""
-        num_boxes = box_normalizer(targets, outputs["pred_logits"].device)
+        num_boxes = self.normalizer(outputs, targets)
         losses = self.matched_losses(outputs, targets, num_boxes)
         return losses | self.compute_dn_loss(dn_metas, targets, len(outputs.get("aux_outputs", ())), num_boxes)
 
