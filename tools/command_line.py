@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -266,6 +267,7 @@ def errors_in_one_line() -> Iterator[None]:
     """
     # detectron2's trainer prints the traceback of whatever ends a training.
     logging.getLogger("detectron2.engine.train_loop").addFilter(_has_no_traceback)
+    threading.excepthook = _log_thread
     try:
         yield
     except USER_ERRORS as error:
@@ -282,6 +284,9 @@ def errors_in_one_line() -> Iterator[None]:
     except Exception as error:
         _log_traceback()
         explanation = next((text for said, text in EXPLAINED.items() if said in str(error)), None)
+        if "DataLoader worker" in str(error):  # PyTorch has no class of its own for one that is gone
+            advice = "if memory ran out: fewer dataloader.train.num_workers, or smaller batches"
+            explanation = f"{_one_line(error)} ({advice})"
         if explanation is None:
             raise
         print(f"error: {explanation}", file=sys.stderr, flush=True)
@@ -299,10 +304,14 @@ def _one_line(error: BaseException) -> str:
     return " ".join(" ".join(lines).split())
 
 
-def _log_traceback() -> None:
-    record = logging.LogRecord(
-        __name__, logging.ERROR, __file__, 0, "stopped by an error\n%s", (traceback.format_exc(),), None
-    )
+def _log_thread(problem: threading.ExceptHookArgs) -> None:
+    """What ends a thread, such as one that writes for TensorBoard, the main thread will come to as well."""
+    _log_traceback(problem.exc_value)
+
+
+def _log_traceback(error: BaseException | None = None) -> None:
+    lines = "".join(traceback.format_exception(error or sys.exc_info()[1]))
+    record = logging.LogRecord(__name__, logging.ERROR, __file__, 0, "stopped by an error\n%s", (lines,), None)
     for handler in logging.getLogger("detectron2").handlers:
         if getattr(handler, "stream", None) not in (None, sys.stdout, sys.stderr):
             handler.handle(record)
