@@ -37,12 +37,15 @@ from hydra.errors import HydraException  # noqa: E402
 from hydra.utils import get_object  # noqa: E402
 from omegaconf import DictConfig, ListConfig, OmegaConf  # noqa: E402
 from omegaconf.errors import OmegaConfBaseException  # noqa: E402
+from PIL import Image  # noqa: E402
 from torch.multiprocessing import ProcessExitedException  # noqa: E402
 
 from align_detr.config import available_devices  # noqa: E402
+from align_detr.safe_yaml import load_yaml  # noqa: E402
 
 CONFIG_ERRORS = (OmegaConfBaseException, HydraException)
-USER_ERRORS = (ValueError, OSError, FloatingPointError, torch.cuda.OutOfMemoryError, *CONFIG_ERRORS)
+INPUT_ERRORS = (ValueError, OSError, FloatingPointError, Image.DecompressionBombError)
+USER_ERRORS = (*INPUT_ERRORS, torch.cuda.OutOfMemoryError, *CONFIG_ERRORS)
 # What PyTorch and detrex say of them does not help the person who could mend them.
 EXPLAINED = {
     "selected index k out of range": "this image has fewer feature positions than the model has queries, or the model "
@@ -87,7 +90,17 @@ def _load_file(path: str) -> DictConfig:
         there = sorted(str(file) for file in folder.glob("*.py")) if folder.is_dir() else []
         near = get_close_matches(path, there, n=3)
         raise FileNotFoundError(f"no such config: {path}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
-    return LazyConfig.load(path)
+    if Path(path).suffix in (".yaml", ".yml"):
+        return load_yaml(path)
+    try:
+        return LazyConfig.load(path)
+    except USER_ERRORS:
+        raise
+    except Exception as error:  # a config file is a program
+        frames = traceback.extract_tb(error.__traceback__)
+        ours = [frame for frame in frames if Path(frame.filename).resolve() == Path(path).resolve()]
+        line = f":{ours[-1].lineno}" if ours else ""
+        raise ValueError(f"{path}{line}: {type(error).__name__}: {_one_line(error)}") from error
 
 
 def _overridden(cfg: DictConfig, overrides: list[str]) -> DictConfig:

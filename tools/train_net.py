@@ -58,6 +58,7 @@ from trained_model import WholeModelCheckpointer
 from training_report import DetectionSample, TrainingReport, is_wanted
 
 from align_detr._platform import describe
+from align_detr.data.annotations import annotations_explained
 from align_detr.training import (
     BestCheckpointer,
     ResumePoint,
@@ -198,8 +199,9 @@ def build_loader(cfg: DictConfig, split: str) -> Iterable[Any]:
     node = cfg.dataloader[split]
     source = node.get("dataset")
     if isinstance(source, DictConfig) and "names" in source:
-        dataset = instantiate(source)
         names = [source.names] if isinstance(source.names, str) else list(source.names)
+        with annotations_explained(names):
+            dataset = instantiate(source)
         logger.info("%s data: %s, %d images", split, " + ".join(names), len(dataset))
         check_classes(cfg, names)
         if split == "train" and (loader := resumable_loader(node, dataset)):
@@ -228,13 +230,16 @@ def evaluator_of(
     if "evaluator" not in cfg.dataloader:
         return dict
     loader = build_loader(cfg, "test")
-    evaluators = [instantiate(cfg.dataloader.evaluator), *watchers]
+    names = cfg.dataloader.test.get("dataset", {}).get("names", [])
+    with annotations_explained(names):
+        evaluators = [instantiate(cfg.dataloader.evaluator), *watchers]
 
     def run(weights: str) -> dict[str, Any]:
         logger.info("Evaluating the %s weights", weights)
         device_type = torch.device(cfg.train.device).type
         with torch.autocast(device_type, amp_type(cfg), enabled=cfg.train.amp.enabled):
-            return dict(inference_on_dataset(model, loader, evaluators))
+            with annotations_explained(names):
+                return dict(inference_on_dataset(model, loader, evaluators))
 
     def evaluate() -> dict[str, Any]:
         if not cfg.train.model_ema.enabled:

@@ -145,7 +145,7 @@ class MixedMatcher(HungarianMatcher):
         costs = [self.cost(stack, objects) for stack in stacks]
         on_host = torch.cat([cost.flatten() for cost in costs]).cpu()
         if not torch.isfinite(on_host).all():
-            if self.training:  # any assignment will do for a loss that cannot be finite, of which the trainer knows more
+            if self.training:  # any assignment will do for a loss that cannot be finite; the trainer knows more of it
                 on_host = on_host.nan_to_num(0, 0, 0)
             else:
                 raise ValueError(
