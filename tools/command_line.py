@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -36,12 +37,15 @@ from hydra.errors import HydraException  # noqa: E402
 from hydra.utils import get_object  # noqa: E402
 from omegaconf import DictConfig, ListConfig, OmegaConf  # noqa: E402
 from omegaconf.errors import OmegaConfBaseException  # noqa: E402
+from PIL import Image  # noqa: E402
 from torch.multiprocessing import ProcessExitedException  # noqa: E402
 
 from align_detr.config import available_devices  # noqa: E402
+from align_detr.safe_yaml import load_yaml  # noqa: E402
 
 CONFIG_ERRORS = (OmegaConfBaseException, HydraException)
-USER_ERRORS = (ValueError, OSError, FloatingPointError, torch.cuda.OutOfMemoryError, *CONFIG_ERRORS)
+INPUT_ERRORS = (ValueError, OSError, FloatingPointError, Image.DecompressionBombError)
+USER_ERRORS = (*INPUT_ERRORS, torch.cuda.OutOfMemoryError, *CONFIG_ERRORS)
 # What PyTorch and detrex say of them does not help the person who could mend them.
 EXPLAINED = {
     "selected index k out of range": "this image has fewer feature positions than the model has queries, or the model "
@@ -86,7 +90,17 @@ def _load_file(path: str) -> DictConfig:
         there = sorted(str(file) for file in folder.glob("*.py")) if folder.is_dir() else []
         near = get_close_matches(path, there, n=3)
         raise FileNotFoundError(f"no such config: {path}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
-    return LazyConfig.load(path)
+    if Path(path).suffix in (".yaml", ".yml"):
+        return load_yaml(path)
+    try:
+        return LazyConfig.load(path)
+    except USER_ERRORS:
+        raise
+    except Exception as error:  # a config file is a program
+        frames = traceback.extract_tb(error.__traceback__)
+        ours = [frame for frame in frames if Path(frame.filename).resolve() == Path(path).resolve()]
+        line = f":{ours[-1].lineno}" if ours else ""
+        raise ValueError(f"{path}{line}: {type(error).__name__}: {_one_line(error)}") from error
 
 
 def _overridden(cfg: DictConfig, overrides: list[str]) -> DictConfig:
@@ -266,6 +280,7 @@ def errors_in_one_line() -> Iterator[None]:
     """
     # detectron2's trainer prints the traceback of whatever ends a training.
     logging.getLogger("detectron2.engine.train_loop").addFilter(_has_no_traceback)
+    threading.excepthook = _log_thread
     try:
         yield
     except USER_ERRORS as error:
@@ -282,6 +297,9 @@ def errors_in_one_line() -> Iterator[None]:
     except Exception as error:
         _log_traceback()
         explanation = next((text for said, text in EXPLAINED.items() if said in str(error)), None)
+        if "DataLoader worker" in str(error):  # PyTorch has no class of its own for one that is gone
+            advice = "if memory ran out: fewer dataloader.train.num_workers, or smaller batches"
+            explanation = f"{_one_line(error)} ({advice})"
         if explanation is None:
             raise
         print(f"error: {explanation}", file=sys.stderr, flush=True)
@@ -299,10 +317,14 @@ def _one_line(error: BaseException) -> str:
     return " ".join(" ".join(lines).split())
 
 
-def _log_traceback() -> None:
-    record = logging.LogRecord(
-        __name__, logging.ERROR, __file__, 0, "stopped by an error\n%s", (traceback.format_exc(),), None
-    )
+def _log_thread(problem: threading.ExceptHookArgs) -> None:
+    """What ends a thread, such as one that writes for TensorBoard, the main thread will come to as well."""
+    _log_traceback(problem.exc_value)
+
+
+def _log_traceback(error: BaseException | None = None) -> None:
+    lines = "".join(traceback.format_exception(error or sys.exc_info()[1]))
+    record = logging.LogRecord(__name__, logging.ERROR, __file__, 0, "stopped by an error\n%s", (lines,), None)
     for handler in logging.getLogger("detectron2").handlers:
         if getattr(handler, "stream", None) not in (None, sys.stdout, sys.stderr):
             handler.handle(record)

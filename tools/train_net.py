@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import multiprocessing
 import os
 import shlex
@@ -57,12 +58,14 @@ from trained_model import WholeModelCheckpointer
 from training_report import DetectionSample, TrainingReport, is_wanted
 
 from align_detr._platform import describe
+from align_detr.data.annotations import annotations_explained
 from align_detr.training import (
     BestCheckpointer,
     ResumePoint,
     RunState,
     SafeCheckpointer,
     Trainer,
+    Watchdog,
     changes,
     cut_metrics,
     described,
@@ -75,6 +78,7 @@ logger = logging.getLogger("detectron2.train_net")
 BEST_METRIC = "bbox/AP"
 FAST_DEV_RUN = dict(max_iter=20, eval_period=10, log_period=1)
 SAME_SIGNAL = 1.0  # seconds
+NO_CLIPPING = dict(max_norm=math.inf)  # but for a look at the norm
 AMP_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -195,8 +199,9 @@ def build_loader(cfg: DictConfig, split: str) -> Iterable[Any]:
     node = cfg.dataloader[split]
     source = node.get("dataset")
     if isinstance(source, DictConfig) and "names" in source:
-        dataset = instantiate(source)
         names = [source.names] if isinstance(source.names, str) else list(source.names)
+        with annotations_explained(names):
+            dataset = instantiate(source)
         logger.info("%s data: %s, %d images", split, " + ".join(names), len(dataset))
         check_classes(cfg, names)
         if split == "train" and (loader := resumable_loader(node, dataset)):
@@ -225,13 +230,16 @@ def evaluator_of(
     if "evaluator" not in cfg.dataloader:
         return dict
     loader = build_loader(cfg, "test")
-    evaluators = [instantiate(cfg.dataloader.evaluator), *watchers]
+    names = cfg.dataloader.test.get("dataset", {}).get("names", [])
+    with annotations_explained(names):
+        evaluators = [instantiate(cfg.dataloader.evaluator), *watchers]
 
     def run(weights: str) -> dict[str, Any]:
         logger.info("Evaluating the %s weights", weights)
         device_type = torch.device(cfg.train.device).type
         with torch.autocast(device_type, amp_type(cfg), enabled=cfg.train.amp.enabled):
-            return dict(inference_on_dataset(model, loader, evaluators))
+            with annotations_explained(names):
+                return dict(inference_on_dataset(model, loader, evaluators))
 
     def evaluate() -> dict[str, Any]:
         if not cfg.train.model_ema.enabled:
@@ -276,7 +284,8 @@ def train(
     sample = DetectionSample() if is_wanted(cfg) else None
     evaluate = evaluator_of(cfg, model, [sample] if sample else [])
     loader = build_loader(cfg, "train")
-    trainer = build_trainer(cfg, model, loader, optimizer)
+    watchdog = Watchdog(cfg.train.get("hang_seconds", 0))
+    trainer = build_trainer(cfg, model, loader, optimizer, watchdog.mark)
     checkpointer = SafeCheckpointer(
         model,
         cfg.train.output_dir,
@@ -310,7 +319,7 @@ def train(
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
-            ClipGradients(optimizer, **cfg.train.clip_grad.params) if cfg.train.clip_grad.enabled else None,
+            ClipGradients(optimizer, **(cfg.train.clip_grad.params if cfg.train.clip_grad.enabled else NO_CLIPPING)),
             ema.EMAHook(cfg, model) if cfg.train.model_ema.enabled else None,
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
             state.before_checkpoint(),
@@ -326,7 +335,7 @@ def train(
     if args.resume and point is None:
         logger.warning("There is no checkpoint in %s to resume from: starting anew", cfg.train.output_dir)
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=point is not None)
-    with stop.listening():
+    with watchdog.watching(), stop.listening():
         trainer.train(point.iteration + 1 if point else 0, cfg.train.max_iter)
     return results
 
@@ -348,12 +357,24 @@ def on_main(build: Callable[[], HookBase | None]) -> HookBase | None:
 
 
 def build_trainer(
-    cfg: DictConfig, model: nn.Module, loader: Iterable[Any], optimizer: torch.optim.Optimizer
+    cfg: DictConfig,
+    model: nn.Module,
+    loader: Iterable[Any],
+    optimizer: torch.optim.Optimizer,
+    mark: Callable[[str], None] = lambda doing: None,
 ) -> Trainer:
     on_gpu = torch.device(cfg.train.device).type == "cuda"
     device_ids = [torch.cuda.current_device()] if on_gpu else None
     model = create_ddp_model(model, device_ids=device_ids, **cfg.train.ddp)
-    return Trainer(model, loader, optimizer, amp_type(cfg) if cfg.train.amp.enabled else None)
+    return Trainer(
+        model,
+        loader,
+        optimizer,
+        amp_type(cfg) if cfg.train.amp.enabled else None,
+        skip_nonfinite=cfg.train.get("skip_nonfinite", 0),
+        folder=cfg.train.output_dir,
+        mark=mark,
+    )
 
 
 def periodic_checkpointer(cfg: DictConfig, checkpointer: SafeCheckpointer) -> HookBase:
@@ -399,10 +420,7 @@ class WandbWriter(EventWriter):
 
 
 class ClipGradients(HookBase):
-    """`torch.nn.utils.clip_grad_norm_` over all parameters before each step; records the norm as `grad_norm`.
-
-    A norm that is not finite ends the training, unless a gradient scaler is there to skip the step.
-    """
+    """`torch.nn.utils.clip_grad_norm_` over all parameters before each step; records the norm as `grad_norm`."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, **params: float):
         self._optimizer = optimizer
@@ -412,16 +430,13 @@ class ClipGradients(HookBase):
         scaler = getattr(self.trainer, "grad_scaler", None)
         if scaler is not None:
             scaler.unscale_(self._optimizer)
-        self._scaled = scaler is not None and scaler.is_enabled()
         weights = [p for group in self._optimizer.param_groups for p in group["params"]]
-        self._norm = nn.utils.clip_grad_norm_(weights, **self._params)
+        self._norm = self.trainer.grad_norm = nn.utils.clip_grad_norm_(weights, **self._params)
 
-    def after_step(self) -> None:  # not before: the losses are checked between, and say more
+    def after_step(self) -> None:  # not before: it would wait for the device
         norm = self._norm.item()
-        if norm - norm == 0:
+        if math.isfinite(norm):
             self.trainer.storage.put_scalar("grad_norm", norm)
-        elif not self._scaled:
-            raise FloatingPointError(f"the norm of the gradients is {norm} at iteration {self.trainer.iter}")
 
 
 class StopOnInterrupt(HookBase):

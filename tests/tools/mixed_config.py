@@ -19,6 +19,7 @@ dataloader.test.dataset.names = "mixed_val"
 dataloader.train.total_batch_size = 2
 dataloader.train.num_workers = 0
 dataloader.test.num_workers = 0
+dataloader.train.mapper._target_ = mixed_data.Mapper
 dataloader.train.mapper.augmentation[1].short_edge_length = [64, 80]
 dataloader.train.mapper.augmentation_with_crop = [
     L(T.RandomFlip)(),
@@ -27,14 +28,9 @@ dataloader.train.mapper.augmentation_with_crop = [
 ]
 dataloader.test.mapper.augmentation[0].short_edge_length = 64
 
-model.embed_dim = 32
-model.neck.out_channels = 32
 model.num_queries = 8
 model.dn_number = 4
 model.select_box_nums_for_evaluation = 8
-model.position_embedding.num_pos_feats = 16
-model.transformer.encoder.embed_dim = 32
-model.transformer.decoder.embed_dim = 32
 model.transformer.decoder.num_layers = 2
 model.transformer.encoder.num_heads = 2
 model.transformer.decoder.num_heads = 2

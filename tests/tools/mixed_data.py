@@ -1,10 +1,20 @@
-"""A dataset of noise in wide, high and square images, registered as `mixed_train` and `mixed_val` in $MIXED_DATA."""
+"""A dataset of noise in wide, high and square images, registered as `mixed_train` and `mixed_val` in $MIXED_DATA.
 
+And what may go wrong with a training, where the environment asks for it:
+$HANG_RANK: this process does not come back from reading its tenth image.
+$POISON: "loss" or "gradient": from the fourth step on (once, if $POISON_ONCE) the encoder makes it nan.
+"""
+
+import itertools
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
+import torch
+from detectron2.utils import comm
+from detrex.data import DetrDatasetMapper
 from PIL import Image
 
 from align_detr.data import register_coco
@@ -36,7 +46,45 @@ def write(root: Path, train: int = 26, val: int = 4) -> None:
         (root / "annotations" / f"{split}.json").write_text(json.dumps(content))
 
 
+class Mapper(DetrDatasetMapper):
+    """One that may hang."""
+
+    calls = 0
+
+    def __call__(self, image):
+        self.calls += 1
+        if self.calls == 10 and os.environ.get("HANG_RANK") == str(comm.get_rank()):
+            time.sleep(3600)
+        return super().__call__(image)
+
+
+class NanGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(context, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient * float("nan")
+
+
+def poison(what: str) -> None:
+    steps = itertools.count()
+
+    def hook(module, inputs, output):
+        if type(module).__name__ != "DINOTransformerEncoder" or not module.training:
+            return None
+        step = next(steps)
+        if step < 3 or step > 3 and "POISON_ONCE" in os.environ:
+            return None
+        return output * float("nan") if what == "loss" else NanGradient.apply(output)
+
+    torch.nn.modules.module.register_module_forward_hook(hook)
+
+
 def register() -> None:
     root = Path(os.environ["MIXED_DATA"])
     for split in ("train", "val"):
         register_coco(f"mixed_{split}", root / "annotations" / f"{split}.json", root / split)
+    if "POISON" in os.environ:
+        poison(os.environ["POISON"])

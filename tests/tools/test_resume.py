@@ -131,6 +131,7 @@ def test_the_newest_whole_checkpoint_is_found(folder, harm, said):
     assert last.read_text() == point.name
 
 
+@pytest.mark.slow
 def test_a_damaged_run_is_resumed_to_the_same_end(folder):
     out = copy_of(folder, "damaged")
     (out / "model_0000007.pth").write_bytes(b"PK\x03\x04")
@@ -164,6 +165,7 @@ def test_another_config_is_not_resumed_unasked(folder):
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
 def test_another_batch_size_and_number_of_processes_go_on(folder):
     """And say what is not as it was."""
     out = copy_of(folder, "batch")

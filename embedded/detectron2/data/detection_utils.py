@@ -46,7 +46,7 @@ def read_image(file_name: str, format: str | None = None) -> np.ndarray:
     except FileNotFoundError as err:
         raise FileNotFoundError(f"no such image file: {file_name}") from err
     # Broken PNGs make PIL raise SyntaxError.
-    except (OSError, SyntaxError, ValueError) as err:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as err:
         reason = "not an image" if isinstance(err, Image.UnidentifiedImageError) else err
         raise OSError(f"cannot read image file {file_name}: {reason}") from err
 

@@ -9,6 +9,7 @@ from .randomness import random_states_kept
 from .run_state import RunState, cut_metrics
 from .stream import ResumableLoader, resumable_loader
 from .trainer import Trainer
+from .watchdog import Watchdog
 
 __all__ = [
     "BestCheckpointer",
@@ -17,6 +18,8 @@ __all__ = [
     "RunState",
     "SafeCheckpointer",
     "Trainer",
+    "Watchdog",
+    "Watchdog",
     "changes",
     "cut_metrics",
     "described",

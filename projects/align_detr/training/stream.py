@@ -17,6 +17,7 @@ from detectron2.config import instantiate
 from detectron2.data import DatasetFromList, build_detection_train_loader
 from detectron2.utils import comm
 from omegaconf import DictConfig
+from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from .randomness import random_states_kept, seed_cpu
@@ -63,13 +64,20 @@ class SampleStream(IterableDataset):
         """The one at a position; the same on every call. Leaves the CPU's generators seeded with it."""
         epoch, place = divmod(position, len(self._dataset))
         seed_cpu(self._seed, position, AUGMENTATION)
-        example = self._mapper(self._dataset[self._order(epoch)[place]])
+        example = self._map(self._order(epoch)[place])
         while example is None:
-            substitute = int(torch.randint(len(self._dataset), ()))
-            example = self._mapper(self._dataset[substitute])
+            example = self._map(int(torch.randint(len(self._dataset), ())))
         if not isinstance(example, dict):
             raise ValueError(f"the mapper of dataloader.train made a {type(example).__name__}, not a dict")
         return {**example, POSITION: position}
+
+    def _map(self, number: int) -> dict | None:
+        item = self._dataset[number]
+        try:
+            return self._mapper(item)
+        except (Image.DecompressionBombError, SyntaxError) as error:  # the other of which is of broken PNGs
+            name = item.get("file_name") if isinstance(item, Mapping) else number
+            raise OSError(f"cannot read image file {name}: {error}") from error
 
     def _shuffled(self, epoch: int) -> list[int]:
         with random_states_kept():

@@ -1,9 +1,12 @@
 """One training step, the same on every platform and device."""
 
+import logging
 import math
+import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,12 +14,17 @@ from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from .nonfinite import first_bad_layer, image_names, save_batch
+from .randomness import random_states
+
+logger = logging.getLogger(__name__)
+
 
 class Trainer(SimpleTrainer):
     """detectron2's `SimpleTrainer` and `AMPTrainer` in one, whose mixed precision does not ask for CUDA.
 
-    Losses are read before the optimizer steps, in one transfer from the device, so that one that is not finite never
-    reaches the parameters.
+    Losses and the norm of the gradients are read before the optimizer steps, in one transfer from the device, so that
+    what is not finite never reaches the parameters. It ends the training, with the batch saved and the layer named.
 
     Args:
         model: from a batch to a mapping of losses, of which the sum is minimised, or to that sum itself.
@@ -24,6 +32,12 @@ class Trainer(SimpleTrainer):
         optimizer: over the model's parameters.
         precision: torch.float16 (with loss scaling) or torch.bfloat16 puts the forward pass under autocast on the
             device of the parameters; None leaves it as it is.
+        skip_nonfinite: pass over so many steps in a row, at most, instead.
+        folder: where the batch is saved.
+        mark: is told what begins: "reading data", "the forward pass", … and "" behind the step.
+
+    Attributes:
+        grad_norm: of this step, set by a hook's `after_backward` that knows it; None if there is none.
     """
 
     def __init__(
@@ -32,15 +46,24 @@ class Trainer(SimpleTrainer):
         data_loader: Iterable[Any],
         optimizer: torch.optim.Optimizer,
         precision: torch.dtype | None = None,
+        skip_nonfinite: int = 0,
+        folder: str | os.PathLike = ".",
+        mark: Callable[[str], None] = lambda doing: None,
     ):
         super().__init__(model, data_loader, optimizer)
         self.precision = precision
         self.device_type = next(model.parameters()).device.type
         self.grad_scaler = grad_scaler(self.device_type) if precision == torch.float16 else None
+        self.skip_nonfinite = skip_nonfinite
+        self.grad_norm: Tensor | None = None
+        self.mark = mark
+        self._folder = Path(folder)
+        self._skipped = 0
         self._batches: Iterator[Any] | None = None
 
     def run_step(self) -> None:
         start = time.perf_counter()
+        self.mark("reading data")
         if self._batches is None:
             self._batches = iter(self.data_loader)
         data = next(self._batches)
@@ -48,41 +71,99 @@ class Trainer(SimpleTrainer):
 
         # Before the forward pass, or the last step's gradients would be there still when memory is short.
         self.optimizer.zero_grad()
-        with self._autocast():
-            losses = self.model(data)
-        losses = {"total_loss": losses} if isinstance(losses, Tensor) else losses
+        before = random_states()
+        self.grad_norm = None
+        self.mark("the forward pass")
+        try:
+            losses = self._losses(self.model, data)
+        except ValueError as error:  # a matcher's, say, of costs that are not finite
+            self._explain_error(error, data, before)
+            raise
+        self.mark("the backward pass")
         loss = sum(losses.values())
         (self.grad_scaler.scale(loss) if self.grad_scaler else loss).backward()
         self.after_backward()
-        self._record(losses, data_time)
-        if self.grad_scaler:
+        self.mark("the update")
+        if bad := self._record(losses, data_time):
+            self._pass_over(bad, data, before)
+        elif self.grad_scaler:
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
         else:
             self.optimizer.step()
+        self.mark("")
+
+    def _losses(self, model: nn.Module, data: Any) -> Mapping[str, Tensor]:
+        with self._autocast():
+            losses = model(data)
+        return {"total_loss": losses} if isinstance(losses, Tensor) else losses
 
     def _autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device_type, self.precision) if self.precision else nullcontext()
 
-    def _record(self, losses: Mapping[str, Tensor], data_time: float) -> None:
+    def _record(self, losses: Mapping[str, Tensor], data_time: float) -> str:
         """Losses, their mean over the processes, and their sum; the data's time, the slowest process's.
 
-        Raises:
-            FloatingPointError: on every process, if the sum is not finite on any of them.
+        Returns:
+            What is not finite in any process, the same in all of them; empty, and only then all is recorded.
         """
-        values = torch.stack([loss.detach().float().reshape(()) for loss in losses.values()]).tolist()
-        gathered = comm.all_gather((values, data_time))
+        # Non-finite gradients are for the scaler to deal with, which steps over them.
+        norm = [self.grad_norm] if self.grad_norm is not None and not self.grad_scaler else []
+        values = [value.detach().float().reshape(()) for value in [*losses.values(), *norm]]
+        gathered = comm.all_gather((torch.stack(values).tolist(), data_time))
         means = [sum(rank) / len(gathered) for rank in zip(*(values for values, _ in gathered), strict=True)]
-        by_name = dict(zip(losses, means, strict=True))
-        total = sum(means)
+        by_name = dict(zip(losses, means, strict=False))
+        total = sum(by_name.values())
         if not math.isfinite(total):
             bad = ", ".join(f"{name}={value}" for name, value in by_name.items() if not math.isfinite(value))
-            raise FloatingPointError(
-                f"the loss is not finite at iteration {self.iter}: {bad or total}; "
-                "a lower learning rate, gradient clipping or full precision may help"
-            )
+            return f"the loss is not finite at iteration {self.iter}: {bad or total}"
+        if norm and not math.isfinite(means[-1]):
+            return f"the norm of the gradients is not finite at iteration {self.iter}: {means[-1]}"
+        self._skipped = 0
         self.storage.put_scalar("data_time", max(seconds for _, seconds in gathered))
         self.storage.put_scalars(**{"total_loss": total, **by_name})
+        return ""
+
+    def _pass_over(self, bad: str, data: Any, before: dict[str, Any]) -> None:
+        """Leave out this step, or end the training if there were too many.
+
+        Raises:
+            FloatingPointError: on every process.
+        """
+        self._skipped += 1
+        names = [name for rank in comm.all_gather(image_names(data)) for name in rank]
+        images = f"; images {', '.join(names)}" if names else ""
+        if self._skipped <= self.skip_nonfinite:
+            logger.warning("Passed over, %d in a row: %s%s", self._skipped, bad, images)
+            if self.grad_scaler and self.grad_norm is not None:  # it counts on an update behind each unscaling
+                self.grad_scaler.update()
+            return
+        layer = self._bad_layer(data, before)
+        layer = next(filter(None, comm.all_gather(layer)), "")
+        raise FloatingPointError(self._told(f"{bad}{f', first in {layer}' if layer else ''}{images}", data, before))
+
+    def _explain_error(self, error: ValueError, data: Any, before: dict[str, Any]) -> None:
+        """Raise FloatingPointError in place of an error in the forward pass that numbers that are not finite led to."""
+        if layer := self._bad_layer(data, before):
+            images = ", ".join(image_names(data))
+            said = f"{layer} is not finite at iteration {self.iter}, so that {error}; images {images}"
+            raise FloatingPointError(self._told(said, data, before)) from error
+
+    def _bad_layer(self, data: Any, before: dict[str, Any]) -> str:
+        return first_bad_layer(self.model, lambda model: sum(self._losses(model, data).values()), before)
+
+    def _told(self, what: str, data: Any, before: dict[str, Any]) -> str:
+        """`what` happened, where its batch was saved just now, and what to do."""
+        path = self._folder / f"nonfinite_{self.iter:07d}_process_{comm.get_rank()}.pth"
+        saved = f"the batch is in {path}"
+        try:
+            save_batch(data, path, iteration=self.iter, images=image_names(data), random_states=before)
+        except OSError as error:
+            saved = f"the batch is lost: {error}"
+        return (
+            f"{what}; {saved}; a lower learning rate, gradient clipping or full precision may help, and "
+            "train.skip_nonfinite=N passes over up to N such steps in a row"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         scale = {"grad_scaler": self.grad_scaler.state_dict()} if self.grad_scaler else {}

@@ -1,0 +1,111 @@
+"""What there is to know of a training step whose losses or gradients are not finite."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .checkpoints import replacing
+from .randomness import random_states_kept, set_random_states
+
+logger = logging.getLogger(__name__)
+
+
+def image_names(batch: Any) -> list[str]:
+    """The file names of a batch's images, where it has any."""
+    items = batch if isinstance(batch, Sequence) else []
+    return [str(item["file_name"]) for item in items if isinstance(item, Mapping) and "file_name" in item]
+
+
+def first_bad_layer(model: nn.Module, step: Callable[[nn.Module], Tensor], random_states: dict[str, Any]) -> str:
+    """Repeat a step and say where a number first is not finite, such as "the output of backbone.stem". Every process of
+    a run calls it, as the losses are agreed on between them.
+
+    Args:
+        model: its weights are left as they are, its gradients are dropped.
+        step: the forward pass of a model, to the sum of the losses.
+        random_states: those of before the step.
+
+    Returns:
+        "" if nothing is found.
+    """
+    # In DistributedDataParallel, processes that find something would wait for the gradients of those that do not.
+    bare = model.module if isinstance(model, DistributedDataParallel) else model
+    weights = (name for name, parameter in bare.named_parameters() if not parameter.isfinite().all())
+    if (name := next(weights, None)) is not None:
+        return f"the weights of {name}"
+    backward: list[str] = []
+
+    def look(name: str) -> Callable:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            for tensor in _tensors(output):
+                if not tensor.isfinite().all():
+                    raise _FoundError(name)
+                if tensor.requires_grad and tensor.grad_fn is not None:
+                    tensor.register_hook(lambda gradient: _note(gradient, name, backward))
+
+        return hook
+
+    handles = [module.register_forward_hook(look(name)) for name, module in bare.named_modules() if name]
+    try:
+        with random_states_kept():
+            set_random_states(random_states)
+            loss = step(bare)
+            if loss.requires_grad:
+                loss.backward()
+    except _FoundError as found:  # before the losses, which processes may not be alone in
+        return f"the output of {found}"
+    except ValueError:
+        logger.debug("The step does not come to its losses", exc_info=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+        bare.zero_grad(set_to_none=True)
+    return f"the gradient of the output of {backward[0]}" if backward else ""
+
+
+class _FoundError(Exception):
+    """Its message is the layer's name."""
+
+
+def _note(gradient: Tensor, name: str, found: list[str]) -> None:
+    if not found and not gradient.isfinite().all():
+        found.append(name)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The floating-point tensors in an output, or losses."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+
+
+def save_batch(batch: Any, path: Path, **facts: Any) -> None:
+    """Write a batch and `facts` to a file that `torch.load` reads without running anything: tensors and plain data,
+    `Instances` as a dict of their fields."""
+    with replacing(path) as file:
+        torch.save({"batch": _plain(batch), **facts}, file)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor | str | int | float | bool | type(None)):
+        return value.detach().cpu() if isinstance(value, Tensor) else value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "get_fields"):  # Instances
+        return {"image_size": list(value.image_size), **_plain(value.get_fields())}
+    return _plain(value.tensor) if isinstance(getattr(value, "tensor", None), Tensor) else repr(value)

@@ -1,0 +1,89 @@
+"""Files of strangers: they run nothing, write nowhere else, and end in one line if they cannot be used."""
+
+import json
+from pathlib import Path
+
+import mixed_data
+import pytest
+from PIL import Image
+
+HERE = Path(__file__).resolve().parent
+
+
+def test_mutated_files_work_or_end_in_one_line(monkeypatch):
+    """A hundred of the ten thousand that `python tests/tools/fuzz.py` makes."""
+    import fuzz
+
+    monkeypatch.setenv("MIXED_DATA", "")
+    counts, wrong = fuzz.run(100, seed=1)
+    assert not wrong, wrong[0]
+    assert sum(count["works"] for count in counts.values()) > 5
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("model: !!python/object/apply:os.system ['touch ran']", "could not determine a constructor"),
+        ("model: !!python/name:os.system", "it wants to call os.system: refused"),
+        ("model: {_target_: os.system, command: touch ran}", "it wants to call os.system: refused"),
+        ("model: {_target_: detectron2.data.build.logging.os.system, command: x}", "refused"),
+        ("\n".join(f"k{n}: &k{n} [{', '.join([f'*k{n - 1}' if n else '1'] * 9)}]" for n in range(8)), "more values"),
+        ("x: " + "[" * 5000, "nested more deeply"),
+        ("x: [1,", "not a config in YAML"),
+    ],
+)
+def test_a_yaml_config_runs_nothing(tmp_path, monkeypatch, text, said):
+    """detectron2 itself reads such files by yaml.unsafe_load, and instantiates any target."""
+    from command_line import load_config
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=said) as error:
+        load_config("config.yaml", [])
+    assert "config.yaml" in str(error.value) and not (tmp_path / "ran").exists()
+
+
+def test_a_saved_config_is_read(tmp_path):
+    """The config.yaml of a training can be trained from again."""
+    from command_line import load_config
+    from detectron2.config import LazyConfig, instantiate
+
+    tiny = load_config(str(HERE.parents[1] / "projects/align_detr/configs/align_detr_tiny.py"), [])
+    LazyConfig.save(tiny, str(tmp_path / "config.yaml"))
+    again = load_config(str(tmp_path / "config.yaml"), ["train.device=cpu", "model.num_queries=5"])
+    assert type(instantiate(again.model)).__name__ == "DINO"
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda all: all["annotations"][0].update(area=[1]), "annotations[0] has area [1], not a number of pixels"),
+        (lambda all: all["annotations"][1].pop("id"), "annotations[1] has no id"),
+        (lambda all: all["categories"][0].update(name=["a"]), "categories[0] has name ['a'], not a text"),
+    ],
+)
+def test_the_mistake_in_an_annotation_file_is_named(tmp_path, change, said):
+    """The three that mutation found behind reading, in the evaluation: the entry, its value, and what it should be."""
+    from align_detr.data.annotations import annotation_problem
+
+    mixed_data.write(tmp_path / "data", train=2, val=2)
+    path = tmp_path / "data/annotations/val.json"
+    assert annotation_problem(path) is None
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    assert said in annotation_problem(path)
+
+
+def test_a_decompression_bomb_is_not_unpacked(tmp_path, monkeypatch):
+    """A file of a few kilobytes that would take gigabytes of memory: the image is named instead."""
+    from detrex.data import DetrDatasetMapper
+
+    from align_detr.training.stream import SampleStream
+
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    Image.new("RGB", (100, 100)).save(tmp_path / "bomb.png")
+    image = {"file_name": str(tmp_path / "bomb.png"), "width": 100, "height": 100, "annotations": []}
+    stream = SampleStream([image], DetrDatasetMapper([], None), seed=0)
+    with pytest.raises(OSError, match="bomb.png: .*exceeds limit"):
+        next(iter(stream))
