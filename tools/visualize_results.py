@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from command_line import errors_in_one_line  # isort: skip (sets sys.path)
+from command_line import errors_in_one_line, load_config  # isort: skip (sets sys.path)
 
 import numpy as np
 import torch
@@ -182,6 +182,8 @@ def visualize(args: argparse.Namespace) -> str:
         raise ValueError(f"--num must be at least 1, not {args.num}")
     detections = read_results(args.input)
     register_tiny_coco()
+    if args.config_file:  # which registers its datasets
+        load_config(args.config_file, [])
     if args.dataset not in DatasetCatalog.list():
         raise ValueError(f"no dataset is registered as {args.dataset!r}; try one of {', '.join(DatasetCatalog.list())}")
     images = DatasetCatalog.get(args.dataset)
@@ -215,6 +217,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--input", type=Path, help="coco_instances_results.json of an evaluation", **required)
     parser.add_argument("--output", type=Path, help="the picture to write, .png or .jpg", **required)
     parser.add_argument("--dataset", default="tiny_coco_val", help="name under which the dataset is registered")
+    parser.add_argument("--config-file", default="", help="a config that registers it, as those for own datasets do")
     parser.add_argument("--num", type=int, default=12, help="images on the sheet")
     parser.add_argument("--score-threshold", type=float, default=0.3, help="leave out predictions that score less")
     return parser.parse_args(argv)

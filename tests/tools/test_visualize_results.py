@@ -6,6 +6,7 @@ import make_tiny_coco
 import numpy as np
 import pytest
 import visualize_results as tool
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 
@@ -55,6 +56,22 @@ def test_sheet_grows_with_num(dataset, tmp_path):
     assert two[1] == three[1] == all_of_them[1] == 2 * tool.MARGIN + 4 * tool.CELL + 5 * tool.GAP
     assert three[0] - two[0] > tool.CELL
     assert all_of_them[0] > 7 * tool.CELL
+
+
+def test_the_dataset_of_a_config(dataset, tmp_path):
+    """A dataset that only a config registers is found by naming the config."""
+    root, path, _ = dataset
+    config = tmp_path / "mine.py"
+    annotations, images = root / "annotations/instances_val2017.json", root / "val2017"
+    config.write_text(
+        "from align_detr.data import register_coco\n"
+        f"register_coco('of_a_config', {str(annotations)!r}, {str(images)!r})\n"
+    )
+    try:
+        assert run(tmp_path, path, "--config-file", config, "--dataset", "of_a_config", "--num", 1).size
+    finally:
+        DatasetCatalog.remove("of_a_config")
+        MetadataCatalog.remove("of_a_config")
 
 
 def test_selection_is_a_mix(dataset):

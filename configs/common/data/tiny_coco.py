@@ -1,4 +1,4 @@
-"""The small dataset of `tools/make_tiny_coco.py`, in the folder $TINY_COCO_ROOT; flips and resizes at its scale."""
+"""The small dataset of `tools/make_tiny_coco.py`, in the folder $TINY_COCO_ROOT, at its own scale."""
 
 from align_detr.data import register_tiny_coco
 
@@ -7,11 +7,11 @@ from .coco_detr import dataloader
 register_tiny_coco()
 
 dataloader.train.dataset.names = "tiny_coco_train"
-dataloader.train.total_batch_size = 4
+dataloader.train.total_batch_size = 2
 dataloader.train.num_workers = 2
-dataloader.train.mapper.augmentation[1].short_edge_length = [112, 128, 144]
+dataloader.train.mapper.augmentation[1].short_edge_length = [128]
 dataloader.train.mapper.augmentation[1].max_size = 256
-# A dozen epochs are too few to profit from crops.
+# A dozen or two epochs are too few to profit from crops and other sizes, and images of one size need no padding.
 dataloader.train.mapper.augmentation_with_crop = None
 
 dataloader.test.dataset.names = "tiny_coco_val"

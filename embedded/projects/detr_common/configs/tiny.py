@@ -40,9 +40,9 @@ lr_multiplier = L(WarmupParamScheduler)(
 )
 
 train.seed = 1
-train.max_iter = 1300
+train.max_iter = 3600
 train.eval_period = 0
-train.checkpointer.period = 650
+train.checkpointer.period = 900
 train.log_period = 50
 train.clip_grad.enabled = True
 train.clip_grad.params.max_norm = 0.5

@@ -114,6 +114,7 @@ def test_overrides_carry_through_the_config():
         cfg,
         [
             "model.transformer.decoder.num_layers=1",
+            "model.criterion.weight_dict.loss_class=1",
             "model.criterion.weight_dict.loss_bbox=3",
             "model.num_classes=7",
             "model.num_queries=11",
