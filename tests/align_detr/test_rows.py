@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
+from detectron2.data import MetadataCatalog
 from PIL import Image
 
 from align_detr._platform import is_upstream
@@ -87,7 +88,10 @@ def photographs(tmp_path_factory):
             box = [40 + 60 * j, 50, 80 + 10 * j, 120]
             about = {"id": 10 * i + j, "image_id": i, "category_id": 1 + j, "iscrowd": 0}
             objects.append({**about, "bbox": box, "area": box[2] * box[3]})
-    categories = [{"id": i, "name": f"class {i}"} for i in range(1, 91) if i not in NO_COCO_CLASS]
+    numbers = [i for i in range(1, 91) if i not in NO_COCO_CLASS]
+    # detectron2 knows COCO's names, and takes no others under its names for the datasets.
+    names = MetadataCatalog.get("coco_2017_train").get("thing_classes") or [f"class {i}" for i in numbers]
+    categories = [{"id": i, "name": name} for i, name in zip(numbers, names, strict=True)]
     content = {"images": images, "annotations": objects, "categories": categories}
     for split in ("train2017", "val2017"):
         (root / f"coco/annotations/instances_{split}.json").write_text(json.dumps(content))
