@@ -53,6 +53,14 @@ def test_a_config_has_the_five_keys_and_no_other(path):
     assert set(LazyConfig.load(str(path))) == KEYS
 
 
+@pytest.mark.parametrize("path", CONFIGS, ids=name_of)
+def test_there_are_as_many_scores_as_detections(path):
+    """Else the first evaluation stops the training, here as in detrex."""
+    model = LazyConfig.load(str(path)).model
+    queries = model.get("num_queries", model.get("num_queries_one2one"))
+    assert model.select_box_nums_for_evaluation <= queries * model.num_classes
+
+
 @pytest.mark.parametrize("path", ROWS, ids=name_of)
 def test_a_saved_config_is_the_config(path, tmp_path):
     """The YAML in a run's folder repeats the run: loaded, it saves as the same text again and builds the same model."""

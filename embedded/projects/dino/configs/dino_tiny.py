@@ -16,7 +16,7 @@ model.transformer.decoder.feedforward_dim = 256
 model.num_classes = 3
 model.num_queries = 30
 model.dn_number = 20
-model.select_box_nums_for_evaluation = 100
+model.select_box_nums_for_evaluation = 90
 model.device = "${train.device}"
 # From scratch, boxes fit long before classes are told apart.
 model.criterion.weight_dict.loss_class = 3.0
