@@ -10,14 +10,15 @@ from typing import Any
 from command_line import call_parameters, resolve_device  # isort: skip (sets sys.path)
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import instantiate
 from detrex.modeling import ema
 from omegaconf import DictConfig
 from torch import nn
 
+from align_detr.training import SafeCheckpointer
 
-class WholeModelCheckpointer(DetectionCheckpointer):
+
+class WholeModelCheckpointer(SafeCheckpointer):
     """Refuses weights that leave a part of the model at its initial value, and averaged weights that are not the
     model's: the figures would be of nothing that was trained."""
 

@@ -1,10 +1,13 @@
 """Files of strangers: they run nothing, write nowhere else, and end in one line if they cannot be used."""
 
 import json
+import pickle
 from pathlib import Path
 
 import mixed_data
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
@@ -41,6 +44,25 @@ def test_a_yaml_config_runs_nothing(tmp_path, monkeypatch, text, said):
     with pytest.raises(ValueError, match=said) as error:
         load_config("config.yaml", [])
     assert "config.yaml" in str(error.value) and not (tmp_path / "ran").exists()
+
+
+def test_a_pickle_runs_nothing(tmp_path):
+    """detectron2 itself unpickles what ends in .pkl as it comes. One of arrays is read."""
+    from align_detr.training import SafeCheckpointer
+
+    class Program:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "ran",)
+
+    model = torch.nn.Linear(2, 1)
+    (tmp_path / "bad.pkl").write_bytes(pickle.dumps({"model": Program()}))
+    with pytest.raises(ValueError, match="bad.pkl wants to run"):
+        SafeCheckpointer(model).load(str(tmp_path / "bad.pkl"))
+    assert not (tmp_path / "ran").exists()
+    arrays = {"weight": np.ones((1, 2), np.float32), "bias": np.zeros(1, np.float32)}
+    (tmp_path / "good.pkl").write_bytes(pickle.dumps({"model": arrays, "__author__": "me"}))
+    SafeCheckpointer(model).load(str(tmp_path / "good.pkl"))
+    assert model.weight.tolist() == [[1, 1]]
 
 
 def test_a_saved_config_is_read(tmp_path):

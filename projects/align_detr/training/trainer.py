@@ -6,18 +6,22 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
+from fvcore.common.history_buffer import HistoryBuffer
 from torch import Tensor, nn
 
 from .nonfinite import first_bad_layer, image_names, save_batch
 from .randomness import random_states
 
 logger = logging.getLogger(__name__)
+
+HISTORY = 1000  # values of a metric: the longest window that a writer looks at
 
 
 class Trainer(SimpleTrainer):
@@ -60,6 +64,15 @@ class Trainer(SimpleTrainer):
         self._folder = Path(folder)
         self._skipped = 0
         self._batches: Iterator[Any] | None = None
+
+    def before_train(self) -> None:
+        # Every value of every metric would be kept, hundreds of megabytes in a long run.
+        self.storage.histories().default_factory = partial(HistoryBuffer, max_length=HISTORY)
+        super().before_train()
+
+    def after_train(self) -> None:
+        self.iter = min(self.iter, self.max_iter)  # detectron2 counts one more where nothing was left to do
+        super().after_train()
 
     def run_step(self) -> None:
         start = time.perf_counter()
