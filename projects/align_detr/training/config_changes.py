@@ -40,7 +40,11 @@ HARMLESS = (
 
 
 def described(cfg: DictConfig) -> dict[str, str]:
-    """Every value of a config by its dotted key, as text. References are not followed: what they lead to has a key."""
+    """Every value of a config by its dotted key, as text. References are not followed: what they lead to has a key.
+
+    Classes and functions go by their names alone: the engine's lie in other modules than detectron2's and detrex's, and a
+    training may move between the two.
+    """
     return dict(_values(OmegaConf.to_container(cfg, resolve=False), ""))
 
 
@@ -52,9 +56,9 @@ def _values(node: Any, key: str) -> Iterator[tuple[str, str]]:
         for number, child in enumerate(node):
             yield from _values(child, f"{key}.{number}")
     elif isinstance(node, str | int | float | bool | type(None)):
-        yield key, str(node)
+        yield key, str(node).rpartition(".")[2] if key.endswith("_target_") else str(node)
     elif callable(node):
-        yield key, f"{node.__module__}.{node.__qualname__}" if hasattr(node, "__qualname__") else type(node).__name__
+        yield key, getattr(node, "__name__", type(node).__name__)
     else:
         yield key, type(node).__name__
 
