@@ -42,8 +42,8 @@ HARMLESS = (
 def described(cfg: DictConfig) -> dict[str, str]:
     """Every value of a config by its dotted key, as text. References are not followed: what they lead to has a key.
 
-    Classes and functions go by their names alone: the engine's lie in other modules than detectron2's and detrex's, and a
-    training may move between the two.
+    Classes and functions go by their names alone: the engine's lie in other modules than detectron2's and detrex's, and
+    a training may move between the two.
     """
     return dict(_values(OmegaConf.to_container(cfg, resolve=False), ""))
 
