@@ -293,6 +293,7 @@ def train(
         optimizer=optimizer,  # for other readers of the file; its tensors are stored once
         **ema.may_get_ema_checkpointer(cfg, model),
     )
+    checkpointer.last_iteration = cfg.train.max_iter - 1
     results: dict[str, Any] = {}
 
     def evaluate_and_keep() -> Mapping[str, Any]:

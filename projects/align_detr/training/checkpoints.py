@@ -45,7 +45,13 @@ class SafeCheckpointer(DetectionCheckpointer):
     nothing that is in a file: detectron2's unpickles a `.pkl` as it comes.
 
     Only the main process writes. What a killed run left unfinished in `save_dir` is deleted at the next save.
+
+    Attributes:
+        last_iteration: of the training, once known. detectron2 dates the best model of the evaluation at the end one
+            later, and a resumed, longer training would leave out an iteration.
     """
+
+    last_iteration: int | None = None
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As DetectionCheckpointer's.
@@ -70,6 +76,8 @@ class SafeCheckpointer(DetectionCheckpointer):
         """
         if not self.save_dir or not self.save_to_disk:
             return
+        if self.last_iteration is not None and "iteration" in kwargs:
+            kwargs["iteration"] = min(kwargs["iteration"], self.last_iteration)
         states = {key: part.state_dict() for key, part in self.checkpointables.items()}
         path = Path(self.save_dir, f"{name}.pth")
         for leftover in path.parent.glob(f"*{UNFINISHED}"):
