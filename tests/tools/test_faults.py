@@ -14,6 +14,8 @@ import mixed_data
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow  # each starts trainings of several processes, or waits for one that hangs
+
 CONFIG = str(Path(__file__).with_name("mixed_config.py"))
 TOOL = str(Path(__file__).resolve().parents[2] / "tools" / "train_net.py")
 ENDLESS = ["train.max_iter=1000000", "train.eval_period=0", "train.log_period=1", "train.checkpointer.period=0"]
