@@ -29,8 +29,9 @@ class AnchorBoxes(nn.Module):
         """(N, 4), `weight` with the gradient that it is to have."""
         if not self.freeze_centers:
             return self.weight
-        with torch.no_grad():  # for those who average the parameter
-            self.weight[:, :2] = self.centers
+        if self.training:
+            with torch.no_grad():  # for those who average the parameter
+                self.weight[:, :2] = self.centers
         return torch.cat((self.centers, self.weight[:, 2:]), dim=1)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
