@@ -36,7 +36,7 @@ class AnchorBoxes(nn.Module):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.freeze_centers:
+        if self.freeze_centers and not keep_vars:  # who keeps them wants the parameter itself, as tracing does
             weight = destination[f"{prefix}weight"]
             destination[f"{prefix}weight"] = torch.cat((self.centers, weight[:, 2:]), dim=1)
 
