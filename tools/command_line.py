@@ -106,7 +106,10 @@ def _load_file(path: str) -> DictConfig:
 def _overridden(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     for override in overrides:
         _check_override(cfg, override)
-    return LazyConfig.apply_overrides(cfg, overrides)
+    try:
+        return LazyConfig.apply_overrides(cfg, overrides)
+    except KeyError as error:  # detectron2's, of a key beneath a value
+        raise ValueError(error.args[0]) from error
 
 
 def _fits(cfg: DictConfig, text: str) -> bool:

@@ -62,7 +62,7 @@ def first_bad_layer(model: nn.Module, step: Callable[[nn.Module], Tensor], rando
     except _FoundError as found:  # before the losses, which processes may not be alone in
         return f"the output of {found}"
     except ValueError:
-        logger.debug("The step does not come to its losses", exc_info=True)
+        logger.debug("The step does not come to its losses")
     finally:
         for handle in handles:
             handle.remove()
