@@ -50,6 +50,8 @@ USER_ERRORS = (*INPUT_ERRORS, torch.cuda.OutOfMemoryError, *CONFIG_ERRORS)
 EXPLAINED = {
     "selected index k out of range": "this image has fewer feature positions than the model has queries, or the model "
     "fewer scores (queries times classes) than model.select_box_nums_for_evaluation: larger images, or fewer of them",
+    "this id does not exist in 'categories'": "an annotation of this dataset names a category that its file does not "
+    "list: mend the file's categories or that annotation",
     "Cannot import 'detrex._C'": "the installed detrex lacks its compiled operators: build them as its documentation "
     "says, or set ALIGN_DETR_PLATFORM=embedded to run without it",
 }
