@@ -4,15 +4,14 @@ import importlib
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
+pytestmark = pytest.mark.engine("the engine's own kernels")
+
 pytest.importorskip("triton", reason="Triton is not installed")
-if find_spec("detrex.layers._deform_attn_triton") is None:
-    pytest.skip("the installed detrex has its own operator", allow_module_level=True)
 
 
 def test_kernels():
