@@ -1,7 +1,10 @@
 """Files of strangers: they run nothing, write nowhere else, and end in one line if they cannot be used."""
 
+import html
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import mixed_data
@@ -109,3 +112,44 @@ def test_a_decompression_bomb_is_not_unpacked(tmp_path, monkeypatch):
     stream = SampleStream([image], DetrDatasetMapper([], None), seed=0)
     with pytest.raises(OSError, match="bomb.png: .*exceeds limit"):
         next(iter(stream))
+
+
+@pytest.mark.slow
+def test_names_in_a_dataset_stay_names(tmp_path, monkeypatch):
+    """Tags, formulas and `..` in the names of classes and images: shown as they are in the report of a training, the
+    sheet of predictions and the pictures of the demo, and nothing is written outside of the run's folder."""
+    hostile = ["<script>alert(1)</script>", "$\\frac{a}$ & <b>", "../../up"]
+    mixed_data.write(tmp_path / "data", train=4, val=2)
+    for split in ("train", "val"):
+        path = tmp_path / f"data/annotations/{split}.json"
+        content = json.loads(path.read_text())
+        for category, name in zip(content["categories"], hostile, strict=True):
+            category["name"] = name
+        picture = content["images"][0]
+        renamed = f"<img src=x onerror=alert(1)> $^$ {split}.png"
+        (tmp_path / "data" / split / picture["file_name"]).rename(tmp_path / "data" / renamed)
+        picture["file_name"] = f"../{renamed}"
+        path.write_text(json.dumps(content))
+    monkeypatch.setenv("MIXED_DATA", str(tmp_path / "data"))
+    before = set(tmp_path.rglob("*"))
+    run = tmp_path / "run"
+    config = ["--config-file", str(HERE / "mixed_config.py")]
+
+    def tool(name, *arguments):
+        command = [sys.executable, str(HERE.parents[1] / f"tools/{name}.py"), *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, result.stderr
+
+    short = ["train.max_iter=2", "train.eval_period=2", "train.report.enabled=True", f"train.output_dir={run}"]
+    tool("train_net", *config, *short)
+    results = ["--input", f"{run}/coco_instances_results.json", "--output", f"{run}/sheet.png"]
+    tool("visualize_results", *config, "--dataset", "mixed_val", "--score-threshold", "0", *results)
+    pictures = sorted((tmp_path / "data").glob("*val.png"))
+    weights = ["--checkpoint", f"{run}/model_final.pth", "--output", f"{run}/demo"]
+    tool("demo", *config, *weights, "--score-threshold", "0", "--input", *map(str, pictures))
+    page = (run / "report.html").read_text()
+    assert "alert(1)" in html.unescape(page), "the report does not show these names, so it proves nothing"
+    assert "<script>alert" not in page and "<img src=x" not in page
+    assert [path.name for path in (run / "demo").iterdir()] == [pictures[0].name]
+    outside = {path for path in tmp_path.rglob("*") if not path.is_relative_to(run)}
+    assert outside == before
