@@ -47,8 +47,10 @@ TEST_PYTHON := $(BIN)/python
 test test-all: $(TESTABLE)
 endif
 
+# One process a core and one thread each: most tests are small, and many wait for a process that they started.
+test: export OMP_NUM_THREADS := 1
 test:  ## the tests that take minutes
-	$(TEST_PYTHON) -m pytest -q -m "not slow"
+	$(TEST_PYTHON) -m pytest -q -m "not slow" -n auto --maxprocesses 8 --dist worksteal
 
 test-all:  ## full-size models too
 	$(TEST_PYTHON) -m pytest -q

@@ -46,5 +46,7 @@ setup(
         "tqdm",
     ],
     # Triton comes with PyTorch's CUDA builds; without a GPU its interpreter runs the kernels' tests.
-    extras_require={"dev": ["hypothesis", "pytest", "ruff", "triton>=3.0 ; sys_platform == 'linux'"]},
+    extras_require={
+        "dev": ["hypothesis", "pytest", "pytest-xdist", "ruff", "triton>=3.0 ; sys_platform == 'linux'"],
+    },
 )
