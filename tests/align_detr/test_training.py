@@ -9,6 +9,7 @@ from torch import nn
 
 from align_detr.training import ResumableLoader, Trainer
 from align_detr.training.stream import SampleStream
+from align_detr.training.trainer import stride_gradients_as_parameters
 
 
 class Loss(nn.Module):
@@ -37,6 +38,28 @@ def test_a_run_with_nothing_left_to_do_ends_at_its_last_iteration():
     run = trainer()
     run.train(5, 5)
     assert run.iter == run.storage.iter == 5
+
+
+class ChannelsLast(torch.autograd.Function):
+    """Gives gradients the strides that oneDNN gives those of large 1×1 convolutions."""
+
+    @staticmethod
+    def forward(context, weight):
+        return weight.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        channels = gradient.shape[1]
+        return gradient.as_strided(gradient.shape, (channels, 1, channels, channels))
+
+
+def test_gradients_lie_as_the_buckets_of_two_processes_do():
+    """DistributedDataParallel warned of 1×1 convolutions at the start of every run, and took a slower way."""
+    layer = nn.Conv2d(3, 5, 1)
+    stride_gradients_as_parameters(layer)
+    ChannelsLast.apply(layer.weight).square().sum().backward()
+    assert layer.weight.grad.stride() == layer.weight.stride()
+    assert torch.equal(layer.weight.grad, 2 * layer.weight.detach())
 
 
 IMAGES = [{"width": 2 + number % 3, "height": 3, "number": number} for number in range(7)]

@@ -19,7 +19,6 @@ __all__ = [
     "SafeCheckpointer",
     "Trainer",
     "Watchdog",
-    "Watchdog",
     "changes",
     "cut_metrics",
     "described",

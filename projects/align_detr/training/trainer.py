@@ -55,6 +55,8 @@ class Trainer(SimpleTrainer):
         mark: Callable[[str], None] = lambda doing: None,
     ):
         super().__init__(model, data_loader, optimizer)
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            stride_gradients_as_parameters(model)
         self.precision = precision
         self.device_type = next(model.parameters()).device.type
         self.grad_scaler = grad_scaler(self.device_type) if precision == torch.float16 else None
@@ -193,3 +195,19 @@ def grad_scaler(device_type: str) -> "torch.amp.GradScaler":
     if hasattr(torch.amp, "GradScaler"):
         return torch.amp.GradScaler(device_type)
     return torch.cuda.amp.GradScaler(enabled=device_type == "cuda")  # torch < 2.3
+
+
+def stride_gradients_as_parameters(model: nn.Module) -> None:
+    """Give gradients that lie in memory as their parameters do the same strides, too.
+
+    Those of a 1×1 convolution may come "channels last", which is the same memory; but DistributedDataParallel compares
+    the strides, warns, and copies them in a slower way.
+    """
+
+    def hook(shape: torch.Size, strides: tuple[int, ...], gradient: Tensor) -> Tensor | None:
+        differs = gradient.stride() != strides
+        return gradient.as_strided(shape, strides) if differs and gradient.is_contiguous() else None
+
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.is_contiguous():
+            parameter.register_hook(partial(hook, parameter.shape, parameter.stride()))
