@@ -339,13 +339,19 @@ with subnormals_flushed():
 
 
 @pytest.mark.slow
-def test_torchrun_starts_what_num_gpus_does(tmp_path):
-    """Two processes under torchrun come to the weights of two by --num-gpus, with one of them writing."""
+@pytest.mark.parametrize("machines", [1, 2])
+def test_torchrun_starts_what_num_gpus_does(tmp_path, machines):
+    """Two processes under torchrun, on one machine or on two, come to the weights of two by --num-gpus, one writing."""
     process = start("--num-gpus", "2", f"train.output_dir={tmp_path}/launch")
     assert process.wait(timeout=120) == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(machines)]
+    command += ["--nproc-per-node", str(2 // machines), "--rdzv-backend", "c10d", "--rdzv-id", "test"]
+    command += ["--rdzv-endpoint", f"localhost:{kills.free_port()}"]
     command += [str(TOOLS / "train_net.py"), "--config-file", CONFIG, f"train.output_dir={tmp_path}/torchrun"]
-    subprocess.run(command, check=True, capture_output=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    started = [subprocess.Popen(command, env=environment, **quiet) for _ in range(machines)]
+    assert [process.wait(timeout=120) for process in started] == [0] * machines
     by_launch, by_torchrun = (load(tmp_path / name / "model_final.pth")["model"] for name in ("launch", "torchrun"))
     torch.testing.assert_close(by_torchrun, by_launch, rtol=0, atol=0)
     assert len(metrics(tmp_path / "torchrun")) == 7
