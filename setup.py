@@ -18,12 +18,14 @@ setup(
     python_requires=">=3.10",
     package_dir={
         "align_detr": "projects/align_detr",
+        "co_detr": "projects/co_detr",
         "sd_detr": "projects/sd_detr",
         "align_detr.embedded": "embedded",
         "align_detr.configs.common": "configs/common",
     },
     packages=[
         *packages("projects/align_detr", "align_detr"),
+        *packages("projects/co_detr", "co_detr"),
         *packages("projects/sd_detr", "sd_detr"),
         *packages("embedded", "align_detr.embedded"),
         *packages("configs/common", "align_detr.configs.common"),

@@ -1,0 +1,21 @@
+from align_detr.config import get_project_config
+from co_detr.modeling import CoDINO
+
+from .models.co_dino import collaboration as _collaboration
+from .models.co_dino import criterion as _criterion
+
+_baseline = get_project_config("dino/configs/dino_r50_4scale_12ep.py")
+
+dataloader = _baseline.dataloader
+lr_multiplier = _baseline.lr_multiplier
+model = _baseline.model
+optimizer = _baseline.optimizer
+train = _baseline.train
+
+_criterion.weight_dict = model.criterion.weight_dict
+model.criterion = _criterion
+model._target_ = CoDINO
+model.collaboration = _collaboration
+model.collaboration.strides = [8, 16, 32, 64, 128]
+
+train.output_dir = "./output/co_dino_r50_4scale_12ep"

@@ -1,0 +1,30 @@
+from align_detr.config import get_project_config
+from co_detr.modeling import CoDINO
+
+from .models.co_dino import collaboration as _collaboration
+from .models.co_dino import criterion as _criterion
+
+_baseline = get_project_config("dino/configs/dino_tiny.py")
+
+dataloader = _baseline.dataloader
+lr_multiplier = _baseline.lr_multiplier
+model = _baseline.model
+optimizer = _baseline.optimizer
+train = _baseline.train
+
+_criterion.weight_dict = model.criterion.weight_dict
+model.criterion = _criterion
+model._target_ = CoDINO
+model.collaboration = _collaboration
+
+# Anchors as large as those of stride 4 at full size, and heads as small as the rest.
+model.collaboration.strides = [8, 16, 32, 64]
+model.collaboration.heads.atss.anchor_scale = 4.0
+model.collaboration.heads.faster_rcnn.hidden_dim = 128
+model.collaboration.heads.faster_rcnn.num_samples = 64
+model.collaboration.heads.faster_rcnn.proposals.anchor_scale = 2.0
+model.collaboration.heads.faster_rcnn.proposals.num_before = 400
+model.collaboration.heads.faster_rcnn.proposals.num_after = 100
+model.collaboration.heads.faster_rcnn.proposals.num_samples = 64
+
+train.output_dir = "./output/co_dino_tiny"

@@ -1,0 +1,97 @@
+"""DINO with collaborative hybrid assignments."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from detectron2.structures import Instances
+from projects.detr_common import predict_layers, prediction_dict
+from projects.dino.modeling import DINO
+from torch import Tensor, nn
+
+from .collaboration import Collaboration
+
+
+class CoDINO(DINO):
+    """DINO, whose encoder and decoder also learn from auxiliary heads in training; at inference it is DINO.
+
+    All that is added lies in the module `collaboration`.
+
+    Args:
+        collaboration: None leaves DINO with this criterion.
+        options: `DINO`'s; the criterion is a `CoDINOCriterion`.
+    """
+
+    def __init__(self, collaboration: Collaboration | None, **options):
+        super().__init__(**options)
+        if collaboration is not None and not hasattr(self.criterion, "positive_losses"):
+            raise ValueError(f"criterion: Co-DINO needs a CoDINOCriterion, not {type(self.criterion).__name__}")
+        self.collaboration = collaboration
+
+    def forward(self, batched_inputs: Sequence[Mapping]) -> dict[str, Tensor] | list[dict[str, Instances]]:
+        """As DINO's; in training the weighted losses of the heads and of the positive queries too."""
+        if self.collaboration is None or not self.training:
+            return super().forward(batched_inputs)
+        with listening(self) as seen:
+            losses = super().forward(batched_inputs)
+        instances = [x["instances"].to(self.device) for x in batched_inputs]
+        return losses | self.collaborate(instances, **seen)
+
+    def collaborate(
+        self, instances: Sequence[Instances], sizes: list[tuple[int, int]], memory: Tensor, decoder: dict
+    ) -> dict[str, Tensor]:
+        """Losses of what the pass heard by `listening` has left behind."""
+        targets = self.prepare_targets(instances)
+        extent = torch.tensor([x.image_size[::-1] for x in instances], dtype=torch.float32)
+        extent = extent.to(memory.device, non_blocking=True)
+        pyramid = self.collaboration.pyramid(memory, sizes, decoder["key_padding_mask"], extent)
+
+        def decode(content: Tensor, boxes: Tensor, mask: Tensor | None) -> dict:
+            arguments = {"query": content, "reference_points": boxes, "attn_masks": [mask, None]}
+            decoded = self.transformer.decoder(**{**decoder, **arguments})
+            states, starts = decoded[0], starting_boxes(decoded, boxes)
+            return prediction_dict(*predict_layers(states, starts, self.class_embed, self.bbox_embed))
+
+        def losses_of(outputs: dict, assigned: Tensor, suffix: str) -> dict[str, Tensor]:
+            losses = self.criterion.positive_losses(outputs, assigned, targets, suffix)
+            weights = self.criterion.weight_dict
+            return {key: loss * weights.get(key.replace(suffix, "", 1), 1.0) for key, loss in losses.items()}
+
+        return self.collaboration(pyramid, targets, decode, losses_of)
+
+
+def starting_boxes(decoded: tuple, first: Tensor) -> Sequence[Tensor]:
+    """The boxes (B, Q, 4) that each decoder layer's box head refines.
+
+    The engine's decoder returns them; detrex's those that the heads made of them, of which the last is of no use.
+    """
+    if hasattr(decoded, "starts"):
+        return decoded.starts
+    return [first, *decoded[1][:-1]]
+
+
+@contextmanager
+def listening(model: nn.Module) -> Iterator[dict]:
+    """What goes through a two-stage detector in the meantime: `sizes` (rows, columns) of the feature levels, `memory`
+    (B, S, D), the encoder's tokens, and `decoder`, the arguments its decoder is called with."""
+    seen: dict = {}
+
+    def on_neck(module: nn.Module, args: tuple, maps: Sequence[Tensor]) -> None:
+        seen["sizes"] = [tuple(level.shape[-2:]) for level in maps]
+
+    def on_encoder(module: nn.Module, args: tuple, memory: Tensor) -> None:
+        seen["memory"] = memory
+
+    def on_decoder(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        seen["decoder"] = kwargs
+
+    handles = (
+        model.neck.register_forward_hook(on_neck),
+        model.transformer.encoder.register_forward_hook(on_encoder),
+        model.transformer.decoder.register_forward_pre_hook(on_decoder, with_kwargs=True),
+    )
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

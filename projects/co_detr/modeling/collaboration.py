@@ -1,0 +1,144 @@
+"""What Co-DETR adds to a detector in training: auxiliary heads on the encoder's features, and queries of their
+positives."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from detrex.layers import get_sine_pos_embed
+from torch import Tensor, nn
+
+from ..heads import AuxiliaryHead, Objects, Pyramid
+from .queries import PositiveQueries, draw_queries
+
+Decode = Callable[[Tensor, Tensor, Tensor | None], dict]
+PositiveLosses = Callable[[dict, Tensor, str], dict[str, Tensor]]
+
+
+def auxiliary_heads(number: int | None = None, **heads: AuxiliaryHead | None) -> nn.ModuleDict:
+    """The first `number` (K in the paper; None: all) of the `heads` that are on, by name; None turns one off.
+
+    Raises:
+        ValueError: there are not so many.
+    """
+    on = {name: head for name, head in heads.items() if head is not None}
+    if number is not None and not 0 <= number <= len(on):
+        raise ValueError(f"heads.number={number}: {len(on)} heads are on ({', '.join(on) or 'none'})")
+    return nn.ModuleDict(dict(list(on.items())[:number]))
+
+
+class Collaboration(nn.Module):
+    """The heads, the pyramid they see, and the content of positive queries.
+
+    Args:
+        embed_dim: D, channels of queries and tokens, a multiple of 32.
+        heads: see `auxiliary_heads`. All of them see all levels.
+        strides: pixels between the cells of the encoder's levels, finest first, and of the one that is added to them.
+        num_decoder_layers: the losses of the heads count once for each.
+        lambda_heads: times this (λ₂ in the paper).
+        lambda_queries: factor of the losses of positive queries (λ₁); 0: there are none.
+        max_positives, min_queries: see `draw_queries`.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        heads: nn.ModuleDict,
+        strides: Sequence[int],
+        num_decoder_layers: int,
+        lambda_heads: float = 2.0,
+        lambda_queries: float = 1.0,
+        max_positives: int = 300,
+        min_queries: int = 9,
+    ):
+        super().__init__()
+        if not (1 <= min_queries and 1 <= max_positives):
+            raise ValueError(f"max_positives={max_positives}, min_queries={min_queries}: at least 1, please")
+        if lambda_heads < 0 or lambda_queries < 0:
+            raise ValueError(f"lambda_heads={lambda_heads}, lambda_queries={lambda_queries}: at least 0, please")
+        self.embed_dim, self.strides = embed_dim, list(strides)
+        self.head_weight, self.query_weight = lambda_heads * num_decoder_layers, lambda_queries
+        self.max_positives, self.min_queries = max_positives, min_queries
+        self.heads = heads
+        self.coarser = nn.Sequential(
+            nn.Conv2d(embed_dim, embed_dim, 3, stride=2, padding=1), nn.GroupNorm(32, embed_dim)
+        )
+        nn.init.xavier_uniform_(self.coarser[0].weight)
+        nn.init.zeros_(self.coarser[0].bias)
+        contents = heads if lambda_queries else ()
+        self.contents = nn.ModuleDict(
+            {name: nn.Sequential(nn.Linear(2 * embed_dim, embed_dim), nn.LayerNorm(embed_dim)) for name in contents}
+        )
+
+    def pyramid(self, memory: Tensor, sizes: Sequence[tuple[int, int]], padding: Tensor, extent: Tensor) -> Pyramid:
+        """The encoder's tokens (B, S, D) as maps, zero in `padding` (B, S), and a coarser one of them.
+
+        Raises:
+            ValueError: there is another number of levels than of strides.
+        """
+        if len(sizes) + 1 != len(self.strides):
+            raise ValueError(
+                f"collaboration.strides={self.strides} are of {len(self.strides)} levels, but the encoder has "
+                f"{len(sizes)}, to which one is added"
+            )
+        tokens = memory.masked_fill(padding[..., None], 0).transpose(1, 2)
+        levels = tokens.split([height * width for height, width in sizes], dim=2)
+        maps = [level.unflatten(2, size) for level, size in zip(levels, sizes, strict=True)]
+        return Pyramid([*maps, self.coarser(maps[-1])], self.strides, extent)
+
+    def forward(
+        self,
+        pyramid: Pyramid,
+        targets: Sequence[Mapping[str, Tensor]],
+        decode: Decode,
+        positive_losses: PositiveLosses,
+    ) -> dict[str, Tensor]:
+        """The heads' losses `loss_HEAD_…`, weighted, and those of the positive queries, times λ₁.
+
+        Args:
+            targets: per image `labels` (G,) and `boxes` (G, 4), cxcywh in [0, 1].
+            decode: content (B, Q, D), boxes (B, Q, 4) and a self-attention mask to the outputs of all layers.
+            positive_losses: outputs, what the queries are assigned, and the head's suffix to weighted losses.
+        """
+        objects = Objects.from_targets(targets, pyramid.extent)
+        losses, queries = {}, {}
+        for name, head in self.heads.items():
+            found, candidates = head(pyramid, objects)
+            losses |= {f"loss_{name}_{key}": self.head_weight * loss for key, loss in found.items()}
+            if name in self.contents:
+                queries[name] = draw_queries(candidates, pyramid.extent, self.max_positives, self.min_queries)
+        if queries:
+            for name, outputs in self.decode_all(queries, decode).items():
+                of_queries = positive_losses(outputs, queries[name].assigned, f"_{name}")
+                losses |= {key: self.query_weight * loss for key, loss in of_queries.items()}
+        return losses
+
+    def decode_all(self, queries: Mapping[str, PositiveQueries], decode: Decode) -> dict[str, dict]:
+        """Outputs of each head's queries, which see none of another head's: together, so that every layer projects the
+        tokens once."""
+        embeds = [
+            content(get_sine_pos_embed(queries[name].boxes, self.embed_dim // 2))
+            for name, content in self.contents.items()
+        ]
+        boxes = torch.cat([queries[name].boxes for name in self.contents], dim=1)
+        counts = [embed.shape[1] for embed in embeds]
+        mask = None
+        if len(counts) > 1:
+            owner = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(boxes.device)
+            mask = owner[:, None] != owner
+        outputs = decode(torch.cat(embeds, dim=1), boxes, mask)
+        return dict(zip(self.contents, split_outputs(outputs, counts), strict=True))
+
+
+def split_outputs(outputs: dict, counts: Sequence[int]) -> list[dict]:
+    """A detector's outputs for queries side by side as the outputs of each part, of `counts` queries."""
+    layers = [*outputs["aux_outputs"], outputs]
+    by_layer = [
+        [
+            {"pred_logits": logits, "pred_boxes": boxes}
+            for logits, boxes in zip(
+                layer["pred_logits"].split(counts, dim=1), layer["pred_boxes"].split(counts, dim=1), strict=True
+            )
+        ]
+        for layer in layers
+    ]
+    return [{**part[-1], "aux_outputs": list(part[:-1])} for part in zip(*by_layer, strict=True)]

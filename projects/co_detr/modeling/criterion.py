@@ -1,0 +1,51 @@
+"""The query head's losses, of its own queries and of the positive ones."""
+
+from projects.detr_common import box_normalizer
+from torch import Tensor
+
+from align_detr.modeling import AlignDINOCriterion
+from align_detr.modeling.criterion import Layer, Losses, Outputs, Targets, decoder_layers, stack_layers
+from align_detr.modeling.matcher import Objects, Pairs
+
+from ..ops import IGNORED
+
+ALIGN_DETRS = ("ia_bce_loss", "align_loss")
+NEVER = -1e4  # a logit that leaves neither a loss nor a gradient
+
+
+class CoDINOCriterion(AlignDINOCriterion):
+    """`AlignDINOCriterion` that also knows the losses of positive queries.
+
+    Args:
+        loss_class_type: "quality_focal_loss" as published, or any other of Align-DETR's.
+        k: queries matched to each ground truth in the encoder's proposals and the intermediate layers. None: 1, as
+            published; 2 with one of Align-DETR's own losses, so that one option makes it Co-Align-DETR.
+        options: `AlignDINOCriterion`'s.
+    """
+
+    def __init__(self, loss_class_type: str = "quality_focal_loss", k: int | None = None, **options):
+        if k is None:
+            k = 2 if loss_class_type in ALIGN_DETRS else 1
+        super().__init__(loss_class_type=loss_class_type, k=k, **options)
+
+    def positive_losses(self, outputs: Outputs, assigned: Tensor, targets: Targets, suffix: str) -> Losses:
+        """`loss_{class,bbox,giou}` of queries that know their objects, so that nothing is matched, and each weighs the
+        same; keys end in `suffix`, then in that of the layer. Sums over queries are divided by the number of those that
+        have an object (the mean over the processes, at least 1).
+
+        Args:
+            outputs: `pred_logits` (B, Q, C), `pred_boxes` (B, Q, 4), `aux_outputs`.
+            assigned: (B, Q), as `PositiveQueries` has it.
+        """
+        objects = Objects.from_targets(targets)
+        layers = {f"{suffix}{layer}": Layer(output) for layer, output in decoder_layers(outputs).items()}
+        (stack,) = stack_layers(layers)
+        stack.logits = stack.logits.masked_fill((assigned == IGNORED)[..., None], NEVER)
+        image, query = (assigned >= 0).nonzero(as_tuple=True)
+        number = len(image)
+        sizes = assigned.new_tensor(objects.sizes)
+        index = (sizes.cumsum(0) - sizes)[image] + assigned[image, query]
+        count = len(stack.logits)
+        layer = assigned.new_tensor(range(count)).repeat_interleave(number)
+        pairs = Pairs(layer, image.repeat(count), query.repeat(count), index.repeat(count))
+        return self._stack_losses(stack, pairs, objects, box_normalizer(number, assigned.device))
