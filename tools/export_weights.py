@@ -4,7 +4,8 @@
     python tools/export_weights.py --checkpoint output/model_final.pth --output weights.safetensors [--ema] [--half]
 
 A `.pth` file holds `{"model": state dict}`, which detectron2, detrex and this project load; a `.safetensors` file the
-state dict. Both names of a shared parameter are kept. What was written is read again and compared.
+state dict. Both names of a shared parameter are kept; Co-DETR's auxiliary heads, which only training needs, are not.
+What was written is read again and compared.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import torch
 from detectron2.config import instantiate
 from tabulate import tabulate
 from torch import Tensor
+
+from align_detr.training_parts import without_training_parts
 
 FORMATS = (".pth", ".safetensors")
 AVERAGES = ("ema_state", "ema_model")
@@ -98,7 +101,8 @@ def check_against(config: str, overrides: list[str], state: State, source: Path)
     """Raise ValueError unless these are the weights of the config's model."""
     cfg = load_config(config, overrides)
     cfg.train.device = "cpu"
-    ours = {name: tuple(tensor.shape) for name, tensor in instantiate(cfg.model).state_dict().items()}
+    model = without_training_parts(instantiate(cfg.model).state_dict())
+    ours = {name: tuple(tensor.shape) for name, tensor in model.items()}
     theirs = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if different := sorted({name for name, _ in ours.items() ^ theirs.items()}):
         name = different[0]
@@ -164,7 +168,7 @@ def export(args: argparse.Namespace) -> str:
         raise ValueError(f"--output {args.output} is the checkpoint itself: give another name")
     if args.overrides and not args.config_file:
         raise ValueError(f"{args.overrides[0]} overrides a config, but none is given: add --config-file")
-    state = weights_of(read_checkpoint(args.checkpoint), args.ema, args.checkpoint)
+    state = without_training_parts(weights_of(read_checkpoint(args.checkpoint), args.ema, args.checkpoint))
     if args.config_file:
         check_against(args.config_file, args.overrides, state, args.checkpoint)
     if args.half:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from align_detr.training import SafeCheckpointer
+from align_detr.training_parts import drop_training_parts, is_training_part
 
 
 class WholeModelCheckpointer(SafeCheckpointer):
@@ -42,7 +43,11 @@ class WholeModelCheckpointer(SafeCheckpointer):
         ours = self.model.state_dict()
         absent = set(incompatible.missing_keys)
         loaded = {tensor.data_ptr() for name, tensor in ours.items() if name not in absent}
-        missing = [name for name in incompatible.missing_keys if ours[name].data_ptr() not in loaded]
+        missing = [
+            name
+            for name in incompatible.missing_keys
+            if ours[name].data_ptr() not in loaded and not is_training_part(name)
+        ]
         if missing:
             more = ", ..." if len(missing) > 3 else ""
             raise ValueError(
@@ -62,7 +67,8 @@ def _size(shape: Sequence[int]) -> str:
 
 
 def load_detector(cfg: DictConfig, checkpoint: str) -> nn.Module:
-    """The model of `cfg` on `cfg.train.device`, in evaluation mode; averaged weights where the checkpoint has them.
+    """The model of `cfg` on `cfg.train.device`, in evaluation mode and without what only training needs; averaged weights
+    where the checkpoint has them.
 
     Args:
         cfg: as `load_config` gives it; its device is resolved in place.
@@ -88,7 +94,7 @@ def load_detector(cfg: DictConfig, checkpoint: str) -> nn.Module:
         checkpointer.load(checkpoint)
         if cfg.train.model_ema.enabled and ema.get_model_ema_state(model).has_inited():
             ema.apply_model_ema(model)
-    return model.eval()
+    return drop_training_parts(model).eval()
 
 
 def _load_safetensors(model: nn.Module, path: str) -> None:

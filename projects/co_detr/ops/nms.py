@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .assignment import pairwise_iou
-from .torchvision import OPERATORS
+from .torchvision import operators
 
 CHUNK = 256  # boxes that are compared with each other, and then at once with all that follow
 
@@ -23,11 +23,11 @@ def nms(
     Returns:
         (K,) int64, best first.
     """
-    if OPERATORS is None:
+    torchvision = operators(boxes.device)
+    if torchvision is None:
         return suppress(boxes, scores, threshold, group, limit)
-    if group is None:
-        return OPERATORS.nms(boxes.float(), scores.float(), threshold)[:limit]
-    return OPERATORS.batched_nms(boxes.float(), scores.float(), group, threshold)[:limit]
+    group = torch.zeros_like(scores, dtype=torch.int64) if group is None else group
+    return torchvision.batched_nms(boxes.float(), scores.float(), group, threshold)[:limit]
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import torch
 from detrex.layers import multi_scale_deform_attn
 from torch import Tensor
 
-from .torchvision import OPERATORS
+from .torchvision import operators
 
 # The engine's operator, which has kernels for CPU and CUDA; detrex's plain formula where there is none.
 _read = getattr(
@@ -33,10 +33,11 @@ def roi_align(features: Tensor, boxes: Tensor, image: Tensor, size: int, scale: 
         (R, C, size, size).
     """
     features, boxes = features.float(), boxes.detach().float()
-    if OPERATORS is not None:
-        rois = torch.cat([image[:, None].to(boxes), boxes], dim=1)
-        return OPERATORS.roi_align(features, rois, size, scale, samples, aligned=True)
-    return read_bins(features, boxes, image, size, scale, samples)
+    torchvision = operators(features.device)
+    if torchvision is None:
+        return read_bins(features, boxes, image, size, scale, samples)
+    rois = torch.cat([image[:, None].to(boxes), boxes], dim=1)
+    return torchvision.roi_align(features, rois, size, scale, samples, aligned=True)
 
 
 def read_bins(features: Tensor, boxes: Tensor, image: Tensor, size: int, scale: float, samples: int) -> Tensor:
