@@ -67,8 +67,8 @@ def _size(shape: Sequence[int]) -> str:
 
 
 def load_detector(cfg: DictConfig, checkpoint: str) -> nn.Module:
-    """The model of `cfg` on `cfg.train.device`, in evaluation mode and without what only training needs; averaged weights
-    where the checkpoint has them.
+    """The model of `cfg` on `cfg.train.device`, in evaluation mode, without what only training needs; with averaged
+    weights where the checkpoint has them.
 
     Args:
         cfg: as `load_config` gives it; its device is resolved in place.

@@ -9,8 +9,8 @@ from detectron2.modeling import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-# What a detector adds in training and inference does without: denoising, the hybrid branch, pictures of training, heads.
-# Auxiliary outputs are what this is about.
+# What a detector adds in training and inference does without: denoising, the hybrid branch, pictures of training,
+# auxiliary heads. Auxiliary outputs are what this is about.
 RECORDED_WITH = {"dn_number": 0, "k_one2many": 0, "vis_period": 0, "aux_loss": True, "collaboration": None}
 WAITING_BATCHES = 16
 
