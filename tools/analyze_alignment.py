@@ -24,6 +24,7 @@ from pathlib import Path
 
 from command_line import errors_in_one_line, load_configs, take_overrides  # isort: skip (sets sys.path)
 
+import numpy as np
 import torch
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog, build_detection_test_loader
@@ -40,14 +41,20 @@ from align_detr.analysis import (
     AlignmentTable,
     aligned_logits,
     batches_of_one_size,
+    count_places,
+    curve,
     detections,
+    discriminability,
+    encoder_maps,
     examine,
     page,
+    place_scores,
     plots,
     predict_layers,
     summarize,
 )
-from align_detr.analysis.figures import bootstrap, interval
+from align_detr.analysis.discriminability import BINS
+from align_detr.analysis.figures import bootstrap, draw_images, interval
 from align_detr.modeling import MixedMatcher
 
 REPEATS = 200  # of the bootstrap
@@ -81,12 +88,8 @@ def analyze(args: argparse.Namespace) -> str:
     for candidate in candidates:
         check_classes(candidate, data)
 
-    tables, precisions = [], []
-    for candidate in candidates:
-        table, ap = run(candidate, data, matcher, args.batch_size)
-        tables.append(table)
-        precisions.append(ap)
-    report = make_report(candidates, data, tables, precisions)
+    seen = [run(candidate, data, matcher, args.batch_size) for candidate in candidates]
+    report = make_report(candidates, data, *zip(*seen, strict=True))
     args.output.mkdir(parents=True, exist_ok=True)
     write_json(args.output / "alignment.json", report)
     write_page(args.output, report)
@@ -177,8 +180,11 @@ def check_classes(candidate: Candidate, data: Data) -> None:
         raise ValueError(f"{candidate.config} has model.num_classes={have}, but {data.name} has {need} classes")
 
 
-def run(candidate: Candidate, data: Data, matcher: MixedMatcher, batch_size: int) -> tuple[AlignmentTable, dict]:
-    """One pass of a model over the data: a row per object, and AP of its own and of aligned scores."""
+def run(
+    candidate: Candidate, data: Data, matcher: MixedMatcher, batch_size: int
+) -> tuple[AlignmentTable, dict, np.ndarray]:
+    """One pass of a model over the data: a row per object, AP of its own and of aligned scores, and how many places of
+    objects and background (images, 2, …) the encoder's features score how high."""
     model = load_detector(candidate.cfg, candidate.checkpoint)
     evaluators = {name: COCOEvaluator(data.name, distributed=False) for name in ("plain", "aligned")}
     for evaluator in evaluators.values():
@@ -187,13 +193,17 @@ def run(candidate: Candidate, data: Data, matcher: MixedMatcher, batch_size: int
     loader = build_detection_test_loader(
         dataset=data.images, mapper=instantiate(test.mapper), num_workers=test.get("num_workers", 0)
     )
-    tables = []
+    tables, places = [], np.zeros((len(data.images), 2, BINS), int)
     with tqdm(total=len(data.images), desc=candidate.name, unit="image", disable=None) as progress:
         for batch in batches_of_one_size(each(loader), batch_size):
             numbers = [x["number"] for x in batch]
-            predictions = predict_layers(model, batch)
+            with encoder_maps(model) as maps:
+                predictions = predict_layers(model, batch)
+            targets = [data.targets[number] for number in numbers]
+            if maps:
+                places[numbers] = count_places(place_scores(maps, batch[0]["image"].shape[-2:]), targets)
             images = [(x["number"], x["height"], x["width"]) for x in batch]
-            table = examine(predictions, [data.targets[number] for number in numbers], images, matcher)
+            table = examine(predictions, targets, images, matcher)
             logits, boxes = predictions.logits[-1], predictions.boxes[-1]
             for name, scores in (("plain", logits), ("aligned", aligned_logits(logits, table, numbers))):
                 found = detections(model, scores, boxes, batch)
@@ -203,7 +213,7 @@ def run(candidate: Candidate, data: Data, matcher: MixedMatcher, batch_size: int
     ids = [image["image_id"] for image in data.images]
     ap = {name: average_precision(evaluator, ids) for name, evaluator in evaluators.items()}
     both = [ap[name].get("AP") for name in ("aligned", "plain")]
-    return AlignmentTable.cat(tables), ap | {"cost": None if None in both else both[0] - both[1]}
+    return AlignmentTable.cat(tables), ap | {"cost": None if None in both else both[0] - both[1]}, places
 
 
 def each(loader: Iterator[list[dict]]) -> Iterator[dict]:
@@ -225,13 +235,28 @@ def average_precision(evaluator: COCOEvaluator, image_ids: list[int]) -> dict[st
     return {name: None if value != value else value for name, value in values.items()}
 
 
+def figures_of_places(places: np.ndarray) -> dict:
+    """Discriminability and its curve, of counts (images, 2, …); None where there is nothing to tell apart."""
+    counts = places.sum(0)
+    if not counts.any(-1).all():
+        return {"discriminability": None, "iof_iob": None}
+    iof, iob = curve(counts)
+    return {"discriminability": discriminability(counts), "iof_iob": {"iof": iof.tolist(), "iob": iob.tolist()}}
+
+
 def make_report(
-    candidates: Sequence[Candidate], data: Data, tables: Sequence[AlignmentTable], precisions: Sequence[dict]
+    candidates: Sequence[Candidate],
+    data: Data,
+    tables: Sequence[AlignmentTable],
+    precisions: Sequence[dict],
+    places: Sequence[np.ndarray],
 ) -> dict:
     drawings = bootstrap(tables, len(data.images), REPEATS)
+    draws = draw_images(len(data.images), REPEATS)
     models = []
-    for candidate, table, ap, drawn in zip(candidates, tables, precisions, drawings, strict=True):
-        figures = summarize(table)
+    for candidate, table, ap, drawn, counts in zip(candidates, tables, precisions, drawings, places, strict=True):
+        drawn["discriminability"] = np.array([discriminability(np.tensordot(times, counts, 1)) for times in draws])
+        figures = summarize(table) | figures_of_places(counts)
         first = models[0]["figures"] if models else figures
         differences = {
             name: {"value": figures[name] - first[name], "interval": interval(drawn[name] - drawings[0][name])}

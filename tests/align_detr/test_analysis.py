@@ -301,13 +301,14 @@ def test_plots_and_page_of_odd_reports(by_hand):
     """One model, many, and one without any figures: a page each, self-contained and with every name escaped."""
     table = by_hand[2]
     empty = table[np.zeros(0, dtype=int)]
+    lines = {"discriminability": 0.7, "iof_iob": {"iof": [0, 0.9, 1], "iob": [0, 0.5, 1]}}
     for tables in ([table], [empty], [table, empty] * 3):
         models = [
             {
                 "name": f"<model> {i} with a name that is long",
                 "config": "a.py",
                 "checkpoint": "",
-                "figures": (figures := summarize(one)),
+                "figures": (figures := summarize(one) | (lines if len(one) else dict.fromkeys(lines))),
                 "intervals": dict.fromkeys(figures),
                 "differences": dict.fromkeys(figures),
                 "ap": {"plain": {"AP": None}, "aligned": {"AP": 3.0}, "cost": None},

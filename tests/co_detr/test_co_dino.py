@@ -50,9 +50,9 @@ def tiny(*overrides):
 def images(*sizes, objects=3):
     generator = torch.Generator().manual_seed(0)
     batch = []
-    for height, width in sizes or ((96, 128), (128, 72)):
-        corner = torch.rand(objects, 2, generator=generator) * 40
-        boxes = torch.cat([corner, corner + 12 + 18 * torch.rand(objects, 2, generator=generator)], dim=1)
+    for height, width in sizes or ((48, 64), (64, 40)):
+        corner = torch.rand(objects, 2, generator=generator) * 20
+        boxes = torch.cat([corner, corner + 8 + 10 * torch.rand(objects, 2, generator=generator)], dim=1)
         instances = Instances((height, width), gt_boxes=Boxes(boxes), gt_classes=torch.arange(objects) % 3)
         picture = torch.rand(3, height, width, generator=generator) * 255
         batch.append({"image": picture, "instances": instances, "height": height, "width": width})
@@ -73,9 +73,9 @@ def test_at_inference_it_is_dino():
     assert list(weights) == list(dino.state_dict()) and len(weights) < len(model.state_dict())
     dino.load_state_dict(weights)
     with torch.no_grad():
-        expected = dino.eval()(images((96, 128)))[0]["instances"]
+        expected = dino.eval()(images((48, 64)))[0]["instances"]
         for ours in (model.eval(), drop_training_parts(copy.deepcopy(model))):
-            found = ours(images((96, 128)))[0]["instances"]
+            found = ours(images((48, 64)))[0]["instances"]
             assert torch.equal(found.scores, expected.scores)
             assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
     assert list(drop_training_parts(model).state_dict()) == list(dino.state_dict())
@@ -113,7 +113,7 @@ def test_everything_learns():
             assert any(p.grad.any() for p in part.parameters())
 
 
-@pytest.mark.parametrize("objects", [0, 1, 40])
+@pytest.mark.parametrize("objects", [0, 40])
 def test_no_parameter_is_left_out(objects):
     """A parameter without a gradient would make DDP wait for ever: with objects, without, with more than queries."""
     model = tiny()
@@ -131,7 +131,6 @@ def test_no_parameter_is_left_out(objects):
         (f"{HEADS}faster_rcnn=null", {"atss"}, {"atss"}),
         (f"{HEADS}number=1", {"atss"}, {"atss"}),
         (f"{HEADS}number=0", set(), set()),
-        ("model.collaboration=null", set(), set()),
         ("model.collaboration.lambda_queries=0", {"atss", "faster_rcnn"}, set()),
     ],
 )
@@ -143,6 +142,7 @@ def test_switches(override, on, queries):
     assert {name for name in ("atss", "faster_rcnn") if f"loss_giou_{name}" in losses} == queries
     kept = {name.split(".")[2] for name in model.state_dict() if name.startswith("collaboration.heads.")}
     assert kept == on
+    assert bool(on) == any(name.startswith("collaboration") for name in model.state_dict())
     if on:
         sum(losses.values()).backward()
         assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
@@ -215,6 +215,7 @@ def test_heads_queries_do_not_see_each_other():
     torch.testing.assert_close(logits, seen[0][1]["pred_logits"], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_autocast_trains():
     """Mixed precision: finite float32 losses, finite gradients."""
     model = tiny()
@@ -230,7 +231,7 @@ def test_the_reports_see_dino():
     model = tiny()
     heads = model.collaboration
     heads.forward = None  # would raise
-    batch = images((96, 128))
+    batch = images((48, 64))
     predictions = predict_layers(model, batch)
     assert predictions.logits.shape == (2, 1, 20, 3) and model.collaboration is heads
 

@@ -112,6 +112,7 @@ def test_two_models_side_by_side(run, tmp_path):
         assert figures["expected_error"] == pytest.approx(abs(score - 0.78), abs=1e-5)
         assert (figures["best_in_top_n"], figures["best_in_top_2n"]) == (first, 1)  # one object, two predictions
         assert figures["same_query"] == 1 and figures["spearman"] is None
+        assert figures["discriminability"] is None  # these have no encoder
         assert model["ap"]["plain"]["AP"] == pytest.approx(ap, abs=1e-3)
         assert model["ap"]["aligned"]["AP"] == pytest.approx(60, abs=1e-3)
         assert model["ap"]["cost"] == pytest.approx(60 - ap, abs=1e-3)
@@ -121,7 +122,7 @@ def test_two_models_side_by_side(run, tmp_path):
     html = (output / "alignment.html").read_text(encoding="utf-8")
     assert not re.search(r"""(src|href)=["'](?!data:)""", html)
     pictures = sorted(output.glob("*.png"))
-    assert len(pictures) == html.count("data:image/png;base64,") == 5 + 2 * 2
+    assert len(pictures) == html.count("data:image/png;base64,") == 6 + 2 * 2
     for picture in pictures:
         assert np.asarray(Image.open(picture).convert("L")).std() > 10  # there is something on it
 

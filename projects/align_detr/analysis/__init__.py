@@ -1,5 +1,6 @@
 """How well a detector's scores agree with its boxes: figures, plots and a page to read them on."""
 
+from .discriminability import count_places, curve, discriminability, encoder_maps, place_scores
 from .figures import AlignmentTable, aligned_logits, examine, headline, summarize
 from .predictions import LayerPredictions, batches_of_one_size, detections, predict_layers
 
@@ -8,9 +9,14 @@ __all__ = [
     "LayerPredictions",
     "aligned_logits",
     "batches_of_one_size",
+    "count_places",
+    "curve",
     "detections",
+    "discriminability",
+    "encoder_maps",
     "examine",
     "headline",
+    "place_scores",
     "predict_layers",
     "summarize",
 ]

@@ -243,14 +243,19 @@ def bootstrap(tables: Sequence[AlignmentTable], images: int, repeats: int = 200,
     Args:
         tables: with images numbered from 0 to `images` - 1.
     """
-    random = np.random.default_rng(seed)
-    draws = [np.bincount(random.integers(0, images, images), minlength=images) for _ in range(repeats)]
+    draws = draw_images(images, repeats, seed)
     results = []
     for table in tables:
         rows = np.arange(len(table))
         drawn = [headline(table[rows.repeat(times[table.image])]) for times in draws]
         results.append({name: np.array([figures[name] for figures in drawn]) for name in drawn[0]})
     return results
+
+
+def draw_images(images: int, repeats: int = 200, seed: int = 0) -> np.ndarray:
+    """(repeats, images) how often each image is drawn, of `images` drawings with replacement."""
+    random = np.random.default_rng(seed)
+    return np.stack([np.bincount(random.integers(0, images, images), minlength=images) for _ in range(repeats)])
 
 
 def interval(values: np.ndarray) -> list[float] | None:

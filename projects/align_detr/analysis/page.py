@@ -38,6 +38,9 @@ GROUPS: dict[str, tuple[Row, ...]] = {
     "Decoder layers": (
         Row("same_query", "objects that keep their query", "from one layer to the next, mean over the layers"),
     ),
+    "Encoder's features": (
+        Row("discriminability", "discriminability", "area under the IoF-IoB curve; 0.5 tells objects from nothing"),
+    ),
 }
 AP_ROWS = (
     ("AP", lambda ap: ap["plain"].get("AP"), "box AP of the model's own scores, %"),
@@ -53,6 +56,8 @@ EXPLANATIONS = {
     "wrong classes included.",
     "iou_frequency": "How well the predictions matched to objects are localised.",
     "reliability": "On the diagonal a score is the IoU it promises; below it, scores are too high.",
+    "discriminability": "Share of the objects' area (IoF) and of the background's (IoB) where the encoder's features "
+    "are longer than a threshold, for all thresholds.",
     "consistency": "Ground truths matched to the same query in a layer and the next.",
     "joint_histogram": "Matched predictions by score and IoU; near the dashed line the two agree.",
     "final_queries": "What the queries that end at an object were matched to before, their mean IoU with it, "

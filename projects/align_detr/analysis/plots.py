@@ -148,6 +148,27 @@ def reliability_diagram(models: Sequence[dict]) -> Figure:
     return figure
 
 
+def iof_iob(models: Sequence[dict]) -> Figure:
+    """Co-DETR's curve: above the diagonal, the encoder's features tell objects from background."""
+    with rc_context(STYLE):
+        figure, axes = _axes()
+        axes.plot([0, 1], [0, 1], color="#555555", linewidth=1, label="no difference")
+        for model, look in zip(models, cycle(LOOKS), strict=False):
+            line = model["figures"]["iof_iob"] or {"iob": [], "iof": []}
+            area = _number(model["figures"]["discriminability"])
+            label = f"{_short(model['name'])}: area {area}"
+            axes.plot(line["iob"], line["iof"], look.line, color=look.color, linewidth=2, label=label)
+        axes.set(
+            title="Objects and background in the encoder",
+            xlabel="background above the threshold (IoB)",
+            ylabel="objects above the threshold (IoF)",
+            xlim=(0, 1),
+            ylim=(0, 1),
+        )
+        _legend_below(figure, axes, len(models))
+    return figure
+
+
 def joint_histogram(model: dict) -> Figure:
     """Numbers of matched predictions by score and IoU."""
     counts = np.array(model["figures"]["joint_histogram"])
@@ -277,5 +298,6 @@ SHARED = {
     "iou_frequency": iou_frequency,
     "reliability": reliability_diagram,
     "consistency": consistency,
+    "discriminability": iof_iob,
 }
 BY_MODEL = {"joint_histogram": joint_histogram, "final_queries": final_queries}

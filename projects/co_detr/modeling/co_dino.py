@@ -18,7 +18,7 @@ class CoDINO(DINO):
     All that is added lies in the module `collaboration`.
 
     Args:
-        collaboration: None leaves DINO with this criterion.
+        collaboration: None, or one without heads, leaves DINO with this criterion.
         options: `DINO`'s; the criterion is a `CoDINOCriterion`.
     """
 
@@ -26,7 +26,8 @@ class CoDINO(DINO):
         super().__init__(**options)
         if collaboration is not None and not hasattr(self.criterion, "positive_losses"):
             raise ValueError(f"criterion: Co-DINO needs a CoDINOCriterion, not {type(self.criterion).__name__}")
-        self.collaboration = collaboration
+        # Without a head nothing would teach its other parts, and processes would wait for their gradients.
+        self.collaboration = collaboration if collaboration is not None and len(collaboration.heads) else None
 
     def forward(self, batched_inputs: Sequence[Mapping]) -> dict[str, Tensor] | list[dict[str, Instances]]:
         """As DINO's; in training the weighted losses of the heads and of the positive queries too."""
