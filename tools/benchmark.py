@@ -212,7 +212,7 @@ class Step(Setting):
 
     def prepare(self, plain: bool) -> Run:
         cfg = self.config()
-        model = load_detector(cfg, "").train()
+        model = load_detector(cfg, "", for_training=True)
         if cfg.train.get("compile", False):
             compile_parts(model)
         batch = synthetic_batch(self.batch, self.size, self.objects, model.num_classes)
@@ -358,7 +358,7 @@ class Benchmark:
     def __init__(self, args: argparse.Namespace):
         self.args = args
         self.cfg = load_config(args.config_file, args.opts)
-        self.model = load_detector(self.cfg, "").train()
+        self.model = load_detector(self.cfg, "", for_training=True)
         self.device = torch.device(self.cfg.train.device)
         self.overrides = [*args.opts, f"train.device={self.device}"]
         self.on_gpu = self.device.type == "cuda"

@@ -66,13 +66,14 @@ def _size(shape: Sequence[int]) -> str:
     return "×".join(map(str, shape)) or "a number"
 
 
-def load_detector(cfg: DictConfig, checkpoint: str) -> nn.Module:
+def load_detector(cfg: DictConfig, checkpoint: str, for_training: bool = False) -> nn.Module:
     """The model of `cfg` on `cfg.train.device`, in evaluation mode, without what only training needs; with averaged
     weights where the checkpoint has them.
 
     Args:
         cfg: as `load_config` gives it; its device is resolved in place.
         checkpoint: a .pth or .safetensors file, or a URL that DetectionCheckpointer reads; "" for random weights.
+        for_training: in training mode and whole instead.
 
     Raises:
         FileNotFoundError: no such checkpoint.
@@ -94,7 +95,7 @@ def load_detector(cfg: DictConfig, checkpoint: str) -> nn.Module:
         checkpointer.load(checkpoint)
         if cfg.train.model_ema.enabled and ema.get_model_ema_state(model).has_inited():
             ema.apply_model_ema(model)
-    return drop_training_parts(model).eval()
+    return model.train() if for_training else drop_training_parts(model).eval()
 
 
 def _load_safetensors(model: nn.Module, path: str) -> None:

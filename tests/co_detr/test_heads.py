@@ -51,6 +51,7 @@ def giou_of(one, other):
     return inter / union - (hull_w * hull_h - union) / (hull_w * hull_h)
 
 
+@torch.no_grad()
 def test_atss_losses_are_the_loops():
     """Focal, GIoU by centerness, and centerness, anchor by anchor and class by class."""
     head, objects = head_of("atss"), SOME
