@@ -39,7 +39,7 @@ GROUPS: dict[str, tuple[Row, ...]] = {
         Row("same_query", "objects that keep their query", "from one layer to the next, mean over the layers"),
     ),
     "Encoder's features": (
-        Row("discriminability", "discriminability", "area under the IoF-IoB curve; 0.5 tells objects from nothing"),
+        Row("discriminability", "discriminability", "area under the IoF-IoB curve; 0.5 tells nothing apart"),
     ),
 }
 AP_ROWS = (
