@@ -29,12 +29,19 @@ def loss_weights(
     return {name + suffix: weight for suffix in suffixes for name, weight in base.items()}
 
 
-def box_normalizer(count: int, device: torch.device) -> float | Tensor:
+def box_normalizer(count: int | Tensor, device: torch.device) -> float | Tensor:
     """What sums over matched pairs are divided by: `count` ground truths of this process, averaged over all processes,
-    at least 1. A tensor only where there are several; all of them have to call it."""
+    at least 1. All of them have to call it.
+
+    Args:
+        count: an int, or the sum of their weights, a float32 tensor without dimensions.
+
+    Returns:
+        A float for an int where there is one process, else a tensor on `device`.
+    """
     if not is_dist_avail_and_initialized():
-        return float(max(count, 1))
-    total = torch.tensor(float(count), device=device)
+        return count.clamp(min=1.0) if isinstance(count, Tensor) else float(max(count, 1))
+    total = count.clone() if isinstance(count, Tensor) else torch.tensor(float(count), device=device)
     torch.distributed.all_reduce(total)
     return (total / get_world_size()).clamp(min=1.0)
 

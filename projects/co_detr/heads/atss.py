@@ -5,15 +5,15 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from projects.detr_common import box_normalizer
 from torch import Tensor, nn
 
 from align_detr.modeling.losses import FOCAL_ALPHA, focal_loss, split_entries
 
 from ..ops import apply_deltas, assign_by_statistics, make_anchors
-from .base import AuxiliaryHead, Candidates, Objects, Pyramid, as_rows, giou, inside_image, over_processes
+from .base import NEVER, AuxiliaryHead, Candidates, Objects, Pyramid, as_rows, giou, inside_image
 
 FOCAL_GAMMA = 2.0
-NEVER = -1e4  # a logit that leaves neither a loss nor a gradient
 
 
 class ATSSHead(AuxiliaryHead):
@@ -93,7 +93,7 @@ class ATSSHead(AuxiliaryHead):
         image, anchor = (assigned >= 0).nonzero(as_tuple=True)
         index = assigned[image, anchor]
         labels, targets = objects.labels[image, index], objects.boxes[image, index]
-        number = over_processes(logits.new_tensor(float(len(image))))
+        number = box_normalizer(len(image), logits.device)
 
         logits = logits.masked_fill(~usable[..., None], NEVER)
         layer = torch.zeros_like(image)
@@ -103,7 +103,7 @@ class ATSSHead(AuxiliaryHead):
         chosen = anchors[anchor]
         ideal = centerness_of((chosen[:, :2] + chosen[:, 2:]) / 2, targets)
         boxes = apply_deltas(chosen, deltas[image, anchor], self.delta_weights)
-        amount = over_processes(ideal.sum())
+        amount = box_normalizer(ideal.sum(), logits.device)
         centers = F.binary_cross_entropy_with_logits(centerness[image, anchor], ideal, reduction="sum")
         return {
             "class": self.class_weight * ((1 - FOCAL_ALPHA) * unmatched.sum() + hits.sum()) / number,

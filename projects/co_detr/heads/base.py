@@ -5,11 +5,12 @@ from typing import NamedTuple
 
 import torch
 from detrex.layers import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh
-from detrex.utils import get_world_size, is_dist_avail_and_initialized
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from align_detr.modeling.losses import iou_and_giou
+
+NEVER = -1e4  # a logit that leaves neither a loss nor a gradient
 
 
 class Pyramid(NamedTuple):
@@ -104,12 +105,3 @@ def clip(boxes: Tensor, extent: Tensor) -> Tensor:
 def giou(boxes: Tensor, others: Tensor) -> Tensor:
     """(P,) generalised IoU of boxes (P, 4) in pairs."""
     return iou_and_giou(box_xyxy_to_cxcywh(boxes), box_xyxy_to_cxcywh(others))[1]
-
-
-def over_processes(total: Tensor) -> Tensor:
-    """What a sum is divided by: the mean of a number, without a dimension, over all processes, at least 1."""
-    if is_dist_avail_and_initialized():
-        total = total.clone()
-        torch.distributed.all_reduce(total)
-        total = total / get_world_size()
-    return total.clamp(min=1.0)

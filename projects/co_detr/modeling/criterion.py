@@ -7,10 +7,10 @@ from align_detr.modeling import AlignDINOCriterion
 from align_detr.modeling.criterion import Layer, Losses, Outputs, Targets, decoder_layers, stack_layers
 from align_detr.modeling.matcher import Objects, Pairs
 
+from ..heads.base import NEVER
 from ..ops import IGNORED
 
 ALIGN_DETRS = ("ia_bce_loss", "align_loss")
-NEVER = -1e4  # a logit that leaves neither a loss nor a gradient
 
 
 class CoDINOCriterion(AlignDINOCriterion):
