@@ -251,8 +251,8 @@ def make_report(
     precisions: Sequence[dict],
     places: Sequence[np.ndarray],
 ) -> dict:
-    drawings = bootstrap(tables, len(data.images), REPEATS)
     draws = draw_images(len(data.images), REPEATS)
+    drawings = bootstrap(tables, draws)
     models = []
     for candidate, table, ap, drawn, counts in zip(candidates, tables, precisions, drawings, places, strict=True):
         drawn["discriminability"] = np.array([discriminability(np.tensordot(times, counts, 1)) for times in draws])

@@ -22,7 +22,7 @@ from align_detr.analysis import (
     predict_layers,
     summarize,
 )
-from align_detr.analysis.figures import NONE, OTHER, SAME, bootstrap, interval
+from align_detr.analysis.figures import NONE, OTHER, SAME, bootstrap, draw_images, interval
 from align_detr.config import get_project_config
 from align_detr.modeling import MixedMatcher
 
@@ -220,7 +220,7 @@ def test_bootstrap_sees_equal_images_in_all_models():
     widths = []
     for images in (20, 320):
         model = table(images)
-        first, second = bootstrap([model, model], images)
+        first, second = bootstrap([model, model], draw_images(images))
         for name in first:
             np.testing.assert_array_equal(first[name], second[name])
         low, high = interval(first["matched_iou"])

@@ -235,15 +235,15 @@ def expected_error(bins: Sequence[dict[str, float]]) -> float:
     return sum(b["count"] * abs(b["score"] - b["iou"]) for b in filled) / total if total else float("nan")
 
 
-def bootstrap(tables: Sequence[AlignmentTable], images: int, repeats: int = 200, seed: int = 0) -> list[dict]:
-    """`headline` of each table for `repeats` drawings of images with replacement, as arrays (repeats,).
+def bootstrap(tables: Sequence[AlignmentTable], draws: np.ndarray) -> list[dict]:
+    """`headline` of each table for the drawings of images `draws`, as arrays (repeats,).
 
     All tables see the same drawings, so differences between them are those of models on equal images.
 
     Args:
-        tables: with images numbered from 0 to `images` - 1.
+        tables: with images numbered from 0.
+        draws: (repeats, images), of `draw_images`.
     """
-    draws = draw_images(images, repeats, seed)
     results = []
     for table in tables:
         rows = np.arange(len(table))
