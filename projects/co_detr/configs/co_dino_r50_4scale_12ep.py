@@ -16,6 +16,5 @@ _criterion.weight_dict = model.criterion.weight_dict
 model.criterion = _criterion
 model._target_ = CoDINO
 model.collaboration = _collaboration
-model.collaboration.strides = [8, 16, 32, 64, 128]
 
 train.output_dir = "./output/co_dino_r50_4scale_12ep"

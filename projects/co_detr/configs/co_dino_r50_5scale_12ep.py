@@ -1,29 +1,13 @@
 from detectron2.config import LazyCall as L
 from detrex.layers import ShapeSpec
 
-from align_detr.config import get_project_config
-from co_detr.modeling import CoDINO
-
-from .models.co_dino import collaboration as _collaboration
-from .models.co_dino import criterion as _criterion
-
-_baseline = get_project_config("dino/configs/dino_r50_4scale_12ep.py")
-
-dataloader = _baseline.dataloader
-lr_multiplier = _baseline.lr_multiplier
-model = _baseline.model
-optimizer = _baseline.optimizer
-train = _baseline.train
-
-_criterion.weight_dict = model.criterion.weight_dict
-model.criterion = _criterion
-model._target_ = CoDINO
-model.collaboration = _collaboration
+from .co_dino_r50_4scale_12ep import dataloader, lr_multiplier, model, optimizer, train
 
 # Strides 4 to 64.
 model.backbone.out_features = ["res2", "res3", "res4", "res5"]
 model.neck.in_features = ["res2", "res3", "res4", "res5"]
 model.neck.input_shapes.res2 = L(ShapeSpec)(channels=256)
 model.transformer.num_feature_levels = 5
+model.collaboration.strides = [4, 8, 16, 32, 64, 128]
 
 train.output_dir = "./output/co_dino_r50_5scale_12ep"

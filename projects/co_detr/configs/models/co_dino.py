@@ -8,7 +8,7 @@ from ....align_detr.configs.models.supervision import matcher
 
 collaboration = L(Collaboration)(
     embed_dim="${..embed_dim}",
-    strides=[4, 8, 16, 32, 64, 128],
+    strides=[8, 16, 32, 64, 128],
     num_decoder_layers="${..transformer.decoder.num_layers}",
     lambda_heads=2.0,
     lambda_queries=1.0,
