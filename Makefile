@@ -9,7 +9,7 @@ export TINY_COCO_ROOT ?= datasets/tiny_coco
 TINY := $(TINY_COCO_ROOT)/annotations/instances_val2017.json
 DEMO := output/align_detr_tiny
 
-.PHONY: demo baseline comparison ablation test test-all lint smoke clean
+.PHONY: demo baseline comparison ablation test test-all lint smoke docs clean
 
 $(READY): setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
@@ -63,6 +63,10 @@ smoke: $(READY) $(TINY)  ## a few iterations, evaluation and resumption through 
 		train.output_dir=output/smoke train.max_iter=20 train.eval_period=20 train.checkpointer.period=10
 	$(BIN)/python tools/train_net.py --config-file projects/align_detr/configs/align_detr_tiny.py --resume \
 		train.output_dir=output/smoke train.max_iter=25 train.eval_period=25 train.checkpointer.period=10
+
+docs: $(READY)  ## the documentation as a site: output/site/index.html
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	$(BIN)/sphinx-build --quiet -W --keep-going --builder html docs output/site
 
 clean:
 	rm -rf $(VENV) output build dist *.egg-info

@@ -50,5 +50,6 @@ setup(
     # Triton comes with PyTorch's CUDA builds; without a GPU its interpreter runs the kernels' tests.
     extras_require={
         "dev": ["hypothesis", "pytest", "pytest-xdist", "ruff", "triton>=3.0 ; sys_platform == 'linux'"],
+        "docs": ["furo", "myst-parser", "sphinx>=7"],
     },
 )

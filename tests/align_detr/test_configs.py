@@ -123,9 +123,9 @@ def test_configs_share_no_state():
     assert load("align_detr_r50_4scale_12ep").model.backbone.stages.depth == 50
 
 
-def test_the_readmes_config_for_ones_own_data(tmp_path):
+def test_the_documented_config_for_ones_own_data(tmp_path):
     """Its five lines, as printed: loaded twice, as some tools do, they name the data and the number of classes."""
-    text = (ROOT / "projects/align_detr/README.md").read_text()
+    text = (ROOT / "docs/own_data.md").read_text()
     (lines,) = re.findall(r"```python\n(from align_detr\.data .*?)```", text, re.DOTALL)
     assert len(lines.splitlines()) == 5
     shutil.copytree(CONFIGS, tmp_path / "configs")
