@@ -32,6 +32,7 @@ setup(
     ],
     install_requires=[
         "torch>=2.1",
+        "distributed",
         "fvcore",
         "hydra-core>=1.1",
         "iopath",

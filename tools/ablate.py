@@ -251,9 +251,9 @@ def ablate(args: argparse.Namespace) -> bool:
     load_config(str(args.config_file), [f"{key}={value}" for key, values in grid.items() for value in values])
     settings = make_settings(cfg, args.config_file, grid, args.full, None if args.no_baseline else args.baseline)
     runs = plan(args, settings)
-    runner = choose_runner(args.jobs, len(runs), cfg.train.device)
+    runner = choose_runner(args.jobs, runs, args.cluster)
     trained = f"{len(settings)} settings x {len(args.seeds)} seeds of {runs[0].max_iter} iterations"
-    print(f"{trained}, {runner.jobs} at a time with {runner.threads} threads each, in {args.output}")
+    print(f"{trained}, {runner}, in {args.output}")
     if args.dry_run:
         print(list_runs(runs))
         return True
@@ -286,6 +286,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="(default: 0 1 2)")
     parser.add_argument("--max-iter", type=int, metavar="N", help="iterations of each run (default: the config's)")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one per GPU, or per core)")
+    parser.add_argument("--cluster", metavar="ADDRESS", help="Dask scheduler whose workers train: tcp://host:8786")
     parser.add_argument("--output", type=Path, default=Path("output/ablation"), help="folder (default: %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="only list the runs")
     parser.add_argument("opts", nargs="*", metavar="key=value", help="changes to the configs")

@@ -123,8 +123,8 @@ def compare(args: argparse.Namespace) -> bool:
     pairs = [parse_pair(word) for word in args.pairs] if args.pairs else list(PAIRS)
     runs = plan(args, pairs)
     device = load_config(str(pairs[0][0]), args.opts).train.device
-    runner = choose_runner(args.jobs, len(runs), device)
-    print(f"{len(runs)} runs, {runner.jobs} at a time with {runner.threads} threads each, in {args.output}")
+    runner = choose_runner(args.jobs, runs, args.cluster)
+    print(f"{len(runs)} runs, {runner}, in {args.output}")
     if args.dry_run:
         print(list_runs(runs))
         return True
@@ -152,6 +152,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="N", help="(default: 1 2 3)")
     parser.add_argument("--max-iter", type=int, metavar="N", help="iterations of each run (default: the config's)")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one per GPU, or per core)")
+    parser.add_argument("--cluster", metavar="ADDRESS", help="Dask scheduler whose workers train: tcp://host:8786")
     parser.add_argument("--output", type=Path, default=Path("output/detectors"), help="folder (default: %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="only list the runs")
     parser.add_argument("opts", nargs="*", metavar="key=value", help="changes to the configs")

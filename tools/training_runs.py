@@ -1,4 +1,4 @@
-"""Many trainings, a few at a time: what tools/ablate.py and tools/compare.py have in common.
+"""Many trainings, a few at a time, here or on a cluster: what tools/ablate.py and tools/compare.py have in common.
 
 Each is a run of tools/train_net.py in a folder of its own. Finished ones are kept, others go on from their last
 checkpoint; a folder that holds a run of another config is refused.
@@ -7,28 +7,29 @@ checkpoint; a folder that holds a run of another config is refused.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shlex
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from threading import Event
 
 from command_line import load_config  # isort: skip (sets sys.path)
 
 import torch
+import training_jobs
 from detectron2.config import LazyConfig
+from distributed import Client, Event, Future, wait
 from omegaconf import DictConfig
 from tqdm import tqdm
+from training_jobs import POLL_SECONDS, STOP, STOP_SECONDS, Job
 
 from align_detr._platform import describe
 from align_detr.config import EMBEDDED_ROOT
@@ -49,8 +50,8 @@ METRICS = {  # what is kept of a run: its name in metrics.json; its name and dig
     "layers/same_query": ("same query", 3),
 }
 LAYERS = "layers/"  # metrics of all decoder layers, which analyze_alignment.py finds
-POLL_SECONDS = 2
-STOP_SECONDS = 60  # for the iteration that is running, and its checkpoint
+RETRIES = 2
+CONNECT_SECONDS = 30
 BEGUN, DONE = "run_config.yaml", "run_result.json"
 
 
@@ -83,6 +84,7 @@ class Run:
     overrides: list[str]
     max_iter: int
     fingerprint: str
+    may_use_gpu: bool
     analyze: bool = False
     result: dict | None = None
     error: str = ""
@@ -92,73 +94,50 @@ class Run:
         return f"{self.setting.name}, seed {self.seed}"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Runner:
-    """Runs trainings side by side.
+    """Where trainings run.
 
     Attributes:
-        threads: of each training.
-        gpus: how many there are to share out; 0 leaves the choice of device to the config.
+        jobs: how many at a time on this machine.
+        gpus: of this machine, to share out; 0 leaves the choice of device to the config.
+        cluster: address of a Dask scheduler, whose workers run them instead, as many at a time as they have threads.
+            Started with `--resources GPU=N`, a worker lends N GPUs.
     """
 
     jobs: int
-    threads: int
     gpus: int
-    stop: Event = field(default_factory=Event)
-    processes: dict[int, subprocess.Popen] = field(default_factory=dict)
+    cluster: str | None = None
 
-    def run(self, run: Run, place: int) -> None:
-        """Train; fills in `run.result` or `run.error`."""
-        run.folder.mkdir(parents=True, exist_ok=True)
-        (run.folder / BEGUN).write_text(run.fingerprint, encoding="utf-8")
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": str(self.threads),
-            "MKL_NUM_THREADS": str(self.threads),
-            **({"CUDA_VISIBLE_DEVICES": visible_gpu(place % self.gpus)} if self.gpus else {}),
-        }
-        begin = time.monotonic()
-        code = self._call(run, [TRAIN, "--resume"], "w", environment)
-        if code == 0 and run.analyze:
-            seen = ["--checkpoint", run.folder / "model_final.pth", "--output", run.folder / "alignment"]
-            code = self._call(run, [ANALYZE, *seen], "a", environment)
-        if code == 0:
-            run.result = read_result(run, time.monotonic() - begin)
-        elif not self.stop.is_set():
-            run.error = last_words(run.folder / "console.txt") or f"exit status {code}"
+    def __str__(self) -> str:
+        if self.cluster:
+            return f"on the cluster at {self.cluster}"
+        return f"{self.jobs} at a time with {max(1, cores() // self.jobs)} threads each"
 
-    def _call(self, run: Run, words: Sequence[str | Path], mode: str, environment: Mapping[str, str]) -> int:
-        """The exit status of a tool with the run's config and overrides."""
-        tool, *options = map(str, words)
-        command = [sys.executable, tool, "--config-file", str(run.setting.config), *options, *run.overrides]
-        with (run.folder / "console.txt").open(mode, encoding="utf-8") as console:
-            # A session of its own: Ctrl-C is for this process, which passes it on.
-            process = subprocess.Popen(
-                command, stdout=console, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-            )
-            self.processes[process.pid] = process
-            if self.stop.is_set():
-                process.send_signal(signal.SIGINT)
-            code = process.wait()
-            del self.processes[process.pid]
-        return code
-
-    def interrupt(self) -> None:
-        """Let every training save a checkpoint and end; end those that do not."""
-        self.stop.set()
-        for process in list(self.processes.values()):
-            process.send_signal(signal.SIGINT)
-        deadline = time.monotonic() + STOP_SECONDS
-        with suppress(KeyboardInterrupt):  # again: at once
-            while self.processes and time.monotonic() < deadline:
-                time.sleep(0.1)
-        for pid in list(self.processes):
-            os.killpg(pid, signal.SIGKILL)
-
-
-def visible_gpu(place: int) -> str:
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return given.split(",")[place] if given else str(place)
+    @contextmanager
+    def client(self) -> Iterator[Client]:
+        """
+        Raises:
+            ValueError: there is no such cluster, or it has no workers.
+        """
+        if self.cluster is None:
+            where = {"n_workers": 1, "threads_per_worker": self.jobs, "processes": False}
+            where |= {name: "127.0.0.1:0" for name in ("dashboard_address", "worker_dashboard_address")}
+            where |= {"resources": {"GPU": self.gpus} if self.gpus else None, "silence_logs": logging.ERROR}
+        else:
+            where = {"address": self.cluster, "timeout": CONNECT_SECONDS}
+        try:
+            client = Client(**where)
+        except OSError as problem:
+            raise ValueError(f"no Dask scheduler answers at {self.cluster}") from problem
+        with client:
+            try:
+                client.wait_for_workers(1, timeout=CONNECT_SECONDS)
+            except TimeoutError as problem:
+                raise ValueError(f"the cluster at {self.cluster} has no workers: start some (dask worker)") from problem
+            if self.cluster:  # its workers need not import this project
+                client.upload_file(training_jobs.__file__)
+            yield client
 
 
 def make_run(
@@ -180,7 +159,8 @@ def make_run(
     overrides += [] if max_iter is None else [f"train.max_iter={max_iter}"]
     cfg = load_config(str(setting.config), overrides)
     overrides.append(f"train.output_dir={quoted(folder)}")
-    run = Run(setting, seed, folder, overrides, cfg.train.max_iter, fingerprint_of(cfg), analyze)
+    may_use_gpu = cfg.train.device in ("auto", "cuda")
+    run = Run(setting, seed, folder, overrides, cfg.train.max_iter, fingerprint_of(cfg), may_use_gpu, analyze)
     begun = folder / BEGUN
     if begun.is_file() and begun.read_text(encoding="utf-8") != run.fingerprint:
         raise ValueError(f"{folder} holds a run of another config: choose another --output, or delete it")
@@ -256,47 +236,75 @@ def train_all(runs: Sequence[Run], runner: Runner, after_each: Callable[[], obje
         print(f"{kept} of {len(runs)} runs are finished already")
     if not waiting:
         return
-    begun = {run.folder: progress_of(run) for run in waiting}
+    begun = sum(map(progress_of, waiting))
     total = sum(run.max_iter for run in waiting)
     begin = time.monotonic()
-
-    def done() -> int:
-        return sum(run.max_iter if run.error else progress_of(run) for run in waiting)
 
     def say(text: str) -> None:
         bar.write(text)
         sys.stdout.flush()
 
     with (
-        tqdm(total=total, initial=sum(begun.values()), unit="it", smoothing=0, disable=None) as bar,
-        ThreadPoolExecutor(runner.jobs) as pool,
+        runner.client() as client,
+        tqdm(total=total, initial=begun, unit="it", smoothing=0, disable=None) as bar,
     ):
-        queue, active, places = list(waiting), dict[Future, tuple[Run, int]](), list(range(runner.jobs))
+        stop, queue, active = Event(STOP, client), list(waiting), dict[Future, Run]()
+        stop.clear()
         try:
             while queue or active:
-                while queue and places:
-                    run, place = queue.pop(0), places.pop(0)
-                    active[pool.submit(runner.run, run, place)] = run, place
-                ended, _ = wait(active, POLL_SECONDS, FIRST_COMPLETED)
-                iterations = done()
+                slots = sum(client.nthreads().values())  # again each time, as workers come and go
+                while queue and len(active) < slots:
+                    run = queue.pop(0)
+                    active[submit(client, run)] = run
+                ended = [future for future in active if future.done()]
+                iterations = sum(run.max_iter if run.error else progress_of(run) for run in waiting)
                 bar.n = iterations
-                bar.set_postfix_str(", ".join(run.title for run, _ in active.values()), refresh=True)
+                bar.set_postfix_str(", ".join(run.title for run in active.values()), refresh=True)
                 for future in ended:
-                    run, place = active.pop(future)
-                    places.append(place)
-                    future.result()
+                    run = active.pop(future)
+                    finish(run, future)
                     after_each()
                     if run.error and not progress_of(run) and all(other.result is None for other in runs):
                         queue.clear()  # it did not even start, so the others would not either
                     left = sum(run.result is None and not run.error for run in waiting)
-                    gained = iterations - sum(begun.values())
-                    seconds = (time.monotonic() - begin) / max(1, gained) * (total - iterations)
+                    seconds = (time.monotonic() - begin) / max(1, iterations - begun) * (total - iterations)
                     eta = f"; {left} to go, about {timedelta(seconds=round(seconds))}" if left and queue else ""
                     say(f"{run.title}: {outcome(run)}{eta}")
+                if not ended:
+                    time.sleep(POLL_SECONDS)
         except KeyboardInterrupt:
             say("stopping the trainings, with checkpoints")
-            runner.interrupt()
+            stop.set()
+            wait(list(active), timeout=STOP_SECONDS + 2 * POLL_SECONDS)
             raise
+
+
+def submit(client: Client, run: Run) -> Future:
+    """Where a training is killed, or its worker dies, Dask tries again, and it resumes."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    (run.folder / BEGUN).write_text(run.fingerprint, encoding="utf-8")
+    config = ["--config-file", str(run.setting.config)]
+    commands = [[str(TRAIN), *config, "--resume", *run.overrides]]
+    if run.analyze:
+        seen = ["--checkpoint", str(run.folder / "model_final.pth"), "--output", str(run.folder / "alignment")]
+        commands.append([str(ANALYZE), *config, *seen, *run.overrides])
+    workers = client.scheduler_info()["workers"].values()
+    on_gpu = run.may_use_gpu and any(worker["resources"].get("GPU") for worker in workers)
+    job = Job(commands, str(run.folder.resolve()), os.getcwd(), dict(os.environ), on_gpu)
+    resources = {"GPU": 1} if on_gpu else None
+    return client.submit(training_jobs.carry_out, job, pure=False, retries=RETRIES, resources=resources)
+
+
+def finish(run: Run, future: Future) -> None:
+    """Fills in `run.result` or `run.error`."""
+    if future.status != "finished":
+        run.error = f"given up after {RETRIES + 1} tries: {future.exception() or future.status}"
+        return
+    code, seconds = future.result()
+    if code == 0:
+        run.result = read_result(run, seconds)
+    else:
+        run.error = last_words(run.folder / "console.txt") or f"exit status {code}"
 
 
 def outcome(run: Run) -> str:
@@ -316,13 +324,14 @@ def write(path: Path, text: str) -> None:
     os.replace(unfinished, path)
 
 
-def choose_runner(jobs: int | None, runs: int, device: str) -> Runner:
-    """As many trainings at a time as there are cores, or GPUs to train on, and no more than there are runs."""
-    gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs = max(1, min(jobs or gpus or cores, runs))
-    return Runner(jobs, max(1, cores // jobs), gpus)
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
+
+def choose_runner(jobs: int | None, runs: Sequence[Run], cluster: str | None) -> Runner:
+    """On this machine as many trainings at a time as there are cores, or GPUs to train on, and no more than runs."""
+    gpus = torch.cuda.device_count() if any(run.may_use_gpu for run in runs) else 0
+    return Runner(max(1, min(jobs or gpus or cores(), len(runs))), gpus, cluster)
 
 
 def carry_out(runs: Sequence[Run], runner: Runner, save: Callable[[], Mapping]) -> Mapping:
@@ -351,8 +360,7 @@ def environment(words: Sequence[str], tool: str, runner: Runner, device: str) ->
         "platform": describe().removeprefix("platform: "),
         "PyTorch": torch.__version__,
         "device": str(device),
-        "threads": runner.threads,
-        "jobs": runner.jobs,
+        "trained": str(runner),
     }
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -15,11 +16,12 @@ TOY = Path(__file__).with_name("toy_config.py")
 
 # In place of tools/train_net.py. AP is the seed, plus 10 for k=3; gamma=9 fails, and seed 7 waits for Ctrl-C once.
 TRAINER = """
-import json, re, signal, sys, time
+import json, os, re, signal, sys, time
 from pathlib import Path
 
 given = dict(word.split("=", 1) for word in sys.argv[1:] if re.match(r"[\\w.]+=", word))
 folder = Path(given["train.output_dir"].strip("'"))
+print("ppid", os.getppid(), flush=True)
 calls = folder / "calls.txt"
 calls.open("a").write(" ".join(sys.argv[1:]) + "\\n")
 if given.get("model.criterion.gamma") == "9":
@@ -29,7 +31,7 @@ with (folder / "metrics.json").open("a") as file:
     file.flush()
     if given["train.seed"] == "7" and len(calls.read_text().splitlines()) == 1:
         try:
-            time.sleep(60)
+            time.sleep(20)
         except KeyboardInterrupt:
             sys.exit(130)
     ap = 30 + int(given["train.seed"]) + 10 * (given.get("model.criterion.k") == "3")
@@ -186,3 +188,59 @@ def test_real_trainings(run, monkeypatch, tmp_path):
     assert default != scaled
     left = {path.name for path in (out / "default/seed_5").glob("*.pth")}
     assert left == {"model_final.pth", "model_best.pth"}
+
+
+def test_each_training_has_a_gpu_of_its_own(tool, monkeypatch, tmp_path):
+    """Three trainings on two GPUs, two at a time, by the numbers that the user left to this process."""
+    import training_jobs
+    from training_runs import Runner
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    say = "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); time.sleep(1)"
+    folders = [tmp_path / name for name in "abc"]
+    jobs = [training_jobs.Job([["-c", say]], str(folder), str(tmp_path), dict(os.environ), True) for folder in folders]
+    with Runner(2, 2).client() as client:
+        done = [client.submit(training_jobs.carry_out, job, pure=False, resources={"GPU": 1}) for job in jobs]
+        assert [future.result()[0] for future in done] == [0, 0, 0]
+    first, second, third = ((folder / "console.txt").read_text().strip() for folder in folders)
+    assert {first, second} == {"3", "5"} and third in ("3", "5")
+
+
+@pytest.mark.slow
+def test_two_nodes_of_which_one_dies(run, tmp_path, capfd):
+    """A cluster's workers share the runs out; the run of a node that dies goes on, from its checkpoint, on the other,
+    and is not run twice at a time; without a cluster, one line says so."""
+    assert run("--grid", "k=2", "--seeds", 7, "--no-baseline", "--cluster", "tcp://127.0.0.1:1") == 1
+    assert "error: no Dask scheduler answers at tcp://127.0.0.1:1" in capfd.readouterr().err
+
+    def dask(role, *arguments):
+        command = [sys.executable, "-m", f"distributed.cli.dask_{role}", *arguments, "--no-dashboard"]
+        return subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stderr=subprocess.DEVNULL)
+
+    file = tmp_path / "scheduler.json"
+    nodes = [dask("scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(file))]
+    try:
+        deadline = time.monotonic() + 60
+        while not file.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        address = json.loads(file.read_text())["address"]
+        nodes += [dask("worker", address, "--nthreads", "1", "--no-nanny", "--name", name) for name in ("n1", "n2")]
+        folder = tmp_path / "out/default/seed_7"
+
+        def kill_a_node():
+            while not (folder / "metrics.json").exists():
+                time.sleep(0.05)
+            line = next(line for line in (folder / "console.txt").read_text().splitlines() if line.startswith("ppid "))
+            os.kill(int(line.split()[1]), signal.SIGKILL)
+
+        killer = Thread(target=kill_a_node)
+        killer.start()
+        assert run("--grid", "k=2,3", "--seeds", 7, 8, "--no-baseline", "--cluster", address) == 0
+        killer.join()
+        assert len(calls(folder)) == 2
+        assert len(calls(tmp_path / "out/k-3/seed_8")) == 1
+        assert nodes[1].poll() != nodes[2].poll()  # one of them has an exit status
+    finally:
+        for node in nodes:
+            node.kill()
+            node.wait()
