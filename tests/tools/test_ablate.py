@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from align_detr.commands import ablate, training_runs
+
 ROOT = Path(__file__).resolve().parents[2]
 TOY = Path(__file__).with_name("toy_config.py")
+TRAIN = training_runs.TRAIN
 
-# In place of tools/train_net.py. AP is the seed, plus 10 for k=3; gamma=9 fails, and seed 7 waits for Ctrl-C once.
+# In place of `align-detr train`. AP is the seed, plus 10 for k=3; gamma=9 fails, and seed 7 waits for Ctrl-C once.
 TRAINER = """
 import json, re, signal, sys, time
 from pathlib import Path
@@ -39,14 +42,10 @@ with (folder / "metrics.json").open("a") as file:
 
 @pytest.fixture
 def tool(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    import ablate
-    import training_runs
-
     handler = signal.getsignal(signal.SIGTERM)
     trainer = tmp_path / "trainer.py"
     trainer.write_text(TRAINER)
-    monkeypatch.setattr(training_runs, "TRAIN", trainer)
+    monkeypatch.setattr(training_runs, "TRAIN", [sys.executable, str(trainer)])
     yield ablate
     signal.signal(signal.SIGTERM, handler)
 
@@ -155,9 +154,9 @@ def test_interrupted_trainings_are_told_and_resume(tmp_path):
     (tmp_path / "trainer.py").write_text(TRAINER)
     script = tmp_path / "script.py"
     script.write_text(
-        f"import sys; sys.path.insert(0, {str(ROOT / 'tools')!r}); from pathlib import Path\n"
-        "import ablate, training_runs\n"
-        f"training_runs.TRAIN = Path({str(tmp_path / 'trainer.py')!r})\nablate.main()\n"
+        f"import sys; sys.path.insert(0, {str(ROOT / 'tools')!r}); import checkout\n"
+        "from align_detr.commands import ablate, training_runs\n"
+        f"training_runs.TRAIN = {[sys.executable, str(tmp_path / 'trainer.py')]!r}\nablate.main()\n"
     )
     command = [sys.executable, str(script), "--grid", "k=2", "--seeds", "7", "--no-baseline"]
     command += ["--output", str(tmp_path / "out")]
@@ -176,8 +175,8 @@ def test_interrupted_trainings_are_told_and_resume(tmp_path):
 
 
 def test_real_trainings(run, monkeypatch, tmp_path):
-    """tools/train_net.py takes what it is given, and its metrics are found."""
-    monkeypatch.setattr("training_runs.TRAIN", ROOT / "tools/train_net.py")
+    """`align-detr train` takes what it is given, and its metrics are found."""
+    monkeypatch.setattr(training_runs, "TRAIN", TRAIN)
     out = tmp_path / "it's = out"
     arguments = ["--config-file", TOY, "--no-baseline", "--grid", "model.scale=1,3", "--seeds", 5, "--max-iter", 4]
     assert run(*arguments, "--output", out) == 0

@@ -1,6 +1,6 @@
-"""Many trainings, a few at a time: what tools/ablate.py and tools/compare.py have in common.
+"""Many trainings, a few at a time: what `align-detr ablate` and `compare` have in common.
 
-Each is a run of tools/train_net.py in a folder of its own. Finished ones are kept, others go on from their last
+Each is an `align-detr train` in a folder of its own. Finished ones are kept, others go on from their last
 checkpoint; a folder that holds a run of another config is refused.
 """
 
@@ -23,19 +23,21 @@ from datetime import timedelta
 from pathlib import Path
 from threading import Event
 
-from command_line import load_config  # isort: skip (sets sys.path)
-
 import torch
 from detectron2.config import LazyConfig
 from omegaconf import DictConfig
 from tqdm import tqdm
 
+import align_detr
 from align_detr._platform import describe
+from align_detr.commands import program
+from align_detr.commands.command_line import load_config
 from align_detr.config import EMBEDDED_ROOT
 
 ROOT = EMBEDDED_ROOT.parent
-TRAIN = Path(__file__).with_name("train_net.py")
-ANALYZE = Path(__file__).with_name("analyze_alignment.py")
+TRAIN = [sys.executable, "-m", "align_detr", "train"]
+ANALYZE = [sys.executable, "-m", "align_detr", "analyze"]
+PACKAGES = str(Path(align_detr.__file__).parents[1])
 
 METRIC = "bbox/AP"
 METRICS = {  # what is kept of a run: its name in metrics.json; its name and digits in a table
@@ -48,7 +50,7 @@ METRICS = {  # what is kept of a run: its name in metrics.json; its name and dig
     "alignment/spearman": ("Spearman", 3),
     "layers/same_query": ("same query", 3),
 }
-LAYERS = "layers/"  # metrics of all decoder layers, which analyze_alignment.py finds
+LAYERS = "layers/"  # metrics of all decoder layers, which `align-detr analyze` finds
 POLL_SECONDS = 2
 STOP_SECONDS = 60  # for the iteration that is running, and its checkpoint
 BEGUN, DONE = "run_config.yaml", "run_result.json"
@@ -113,15 +115,16 @@ class Runner:
         (run.folder / BEGUN).write_text(run.fingerprint, encoding="utf-8")
         environment = {
             **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, [PACKAGES, os.environ.get("PYTHONPATH")])),
             "OMP_NUM_THREADS": str(self.threads),
             "MKL_NUM_THREADS": str(self.threads),
             **({"CUDA_VISIBLE_DEVICES": visible_gpu(place % self.gpus)} if self.gpus else {}),
         }
         begin = time.monotonic()
-        code = self._call(run, [TRAIN, "--resume"], "w", environment)
+        code = self._call(run, [*TRAIN, "--resume"], "w", environment)
         if code == 0 and run.analyze:
             seen = ["--checkpoint", run.folder / "model_final.pth", "--output", run.folder / "alignment"]
-            code = self._call(run, [ANALYZE, *seen], "a", environment)
+            code = self._call(run, [*ANALYZE, *seen], "a", environment)
         if code == 0:
             run.result = read_result(run, time.monotonic() - begin)
         elif not self.stop.is_set():
@@ -129,8 +132,7 @@ class Runner:
 
     def _call(self, run: Run, words: Sequence[str | Path], mode: str, environment: Mapping[str, str]) -> int:
         """The exit status of a tool with the run's config and overrides."""
-        tool, *options = map(str, words)
-        command = [sys.executable, tool, "--config-file", str(run.setting.config), *options, *run.overrides]
+        command = [*map(str, words), "--config-file", str(run.setting.config), *run.overrides]
         with (run.folder / "console.txt").open(mode, encoding="utf-8") as console:
             # A session of its own: Ctrl-C is for this process, which passes it on.
             process = subprocess.Popen(
@@ -344,10 +346,10 @@ def tell_failures(runs: Sequence[Run]) -> bool:
     return not failed
 
 
-def environment(words: Sequence[str], tool: str, runner: Runner, device: str) -> dict:
+def environment(words: Sequence[str], runner: Runner, device: str) -> dict:
     """What ran where, for results.json."""
     return {
-        "command": shlex.join(["python", relative(Path(tool)), *words]),
+        "command": shlex.join([*program(), *words]),
         "platform": describe().removeprefix("platform: "),
         "PyTorch": torch.__version__,
         "device": str(device),
