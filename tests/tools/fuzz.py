@@ -87,10 +87,11 @@ class Cases:
     """Makes a case of each kind, and does with it what the tools do."""
 
     def __init__(self, folder: Path):
-        import command_line
         import mixed_data
         from detectron2.config import LazyConfig
         from PIL import Image
+
+        from align_detr.commands import command_line
 
         self.folder, self.load_config = folder, command_line.load_config
         mixed_data.write(folder / "data", train=4, val=2)
@@ -184,7 +185,7 @@ def detections(image):
 
 def outcome(case: Callable[[random.Random], None], draw: random.Random) -> str:
     """"works", "one line", or what went wrong."""
-    import command_line
+    from align_detr.commands import command_line
 
     def too_long(signum, frame):
         raise TimeoutError
@@ -249,6 +250,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     sys.path[:0] = [str(HERE), str(HERE.parents[1] / "tools")]
-    import command_line  # noqa: F401  (puts the packages on the path)
+    import checkout  # noqa: F401  (puts the packages on the path)
 
     main()

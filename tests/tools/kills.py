@@ -33,8 +33,6 @@ class Run:
     of this one, as importing everything takes longer than the training."""
 
     def __init__(self, config: str, folder: Path, processes: int, overrides: list[str]):
-        import train_net
-
         words = ["--config-file", config, "--resume", f"train.output_dir={folder}", *overrides]
         args = train_net.parse_arguments(train_net.argument_parser(), words)
         port = str(free_port())
@@ -53,7 +51,7 @@ class Run:
                 os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
             status = 1
             try:
-                train_net.launch(train_net.main, 1, args=(args,))
+                train_net.launch(train_net.run, 1, args=(args,))
                 status = 0
             except BaseException:
                 traceback.print_exc()
@@ -218,7 +216,9 @@ if __name__ == "__main__":
     os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
     sys.path[:0] = [str(HERE), str(HERE.parents[1] / "tools")]
 
-import command_line  # noqa: E402, F401  (puts the packages on the path)
+import checkout  # noqa: E402, F401, I001  (puts the packages on the path)
+from align_detr.commands import train as train_net  # noqa: E402
+
 import mixed_data  # noqa: E402
 import torch  # noqa: E402
 import torch.utils.tensorboard  # noqa: E402, F401  (so that the forks need not)

@@ -11,10 +11,13 @@ from threading import Thread
 
 import pytest
 
+from align_detr.commands import ablate, training_jobs, training_runs
+
 ROOT = Path(__file__).resolve().parents[2]
 TOY = Path(__file__).with_name("toy_config.py")
+TRAIN = training_runs.TRAIN
 
-# In place of tools/train_net.py. AP is the seed, plus 10 for k=3; gamma=9 fails, and seed 7 waits for Ctrl-C once.
+# In place of `align-detr train`. AP is the seed, plus 10 for k=3; gamma=9 fails, and seed 7 waits for Ctrl-C once.
 TRAINER = """
 import json, os, re, signal, sys, time
 from pathlib import Path
@@ -41,14 +44,10 @@ with (folder / "metrics.json").open("a") as file:
 
 @pytest.fixture
 def tool(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    import ablate
-    import training_runs
-
     handler = signal.getsignal(signal.SIGTERM)
     trainer = tmp_path / "trainer.py"
     trainer.write_text(TRAINER)
-    monkeypatch.setattr(training_runs, "TRAIN", trainer)
+    monkeypatch.setattr(training_runs, "TRAIN", [sys.executable, str(trainer)])
     yield ablate
     signal.signal(signal.SIGTERM, handler)
 
@@ -157,9 +156,9 @@ def test_interrupted_trainings_are_told_and_resume(tmp_path):
     (tmp_path / "trainer.py").write_text(TRAINER)
     script = tmp_path / "script.py"
     script.write_text(
-        f"import sys; sys.path.insert(0, {str(ROOT / 'tools')!r}); from pathlib import Path\n"
-        "import ablate, training_runs\n"
-        f"training_runs.TRAIN = Path({str(tmp_path / 'trainer.py')!r})\nablate.main()\n"
+        f"import sys; sys.path.insert(0, {str(ROOT / 'tools')!r}); import checkout\n"
+        "from align_detr.commands import ablate, training_runs\n"
+        f"training_runs.TRAIN = {[sys.executable, str(tmp_path / 'trainer.py')]!r}\nablate.main()\n"
     )
     command = [sys.executable, str(script), "--grid", "k=2", "--seeds", "7", "--no-baseline"]
     command += ["--output", str(tmp_path / "out")]
@@ -178,8 +177,8 @@ def test_interrupted_trainings_are_told_and_resume(tmp_path):
 
 
 def test_real_trainings(run, monkeypatch, tmp_path):
-    """tools/train_net.py takes what it is given, and its metrics are found."""
-    monkeypatch.setattr("training_runs.TRAIN", ROOT / "tools/train_net.py")
+    """`align-detr train` takes what it is given, and its metrics are found."""
+    monkeypatch.setattr(training_runs, "TRAIN", TRAIN)
     out = tmp_path / "it's = out"
     arguments = ["--config-file", TOY, "--no-baseline", "--grid", "model.scale=1,3", "--seeds", 5, "--max-iter", 4]
     assert run(*arguments, "--output", out) == 0
@@ -192,14 +191,11 @@ def test_real_trainings(run, monkeypatch, tmp_path):
 
 def test_each_training_has_a_gpu_of_its_own(tool, monkeypatch, tmp_path):
     """Three trainings on two GPUs, two at a time, by the numbers that the user left to this process."""
-    import training_jobs
-    from training_runs import Runner
-
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    say = "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); time.sleep(1)"
+    say = [sys.executable, "-c", "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES']); time.sleep(1)"]
     folders = [tmp_path / name for name in "abc"]
-    jobs = [training_jobs.Job([["-c", say]], str(folder), str(tmp_path), dict(os.environ), True) for folder in folders]
-    with Runner(2, 2).client() as client:
+    jobs = [training_jobs.Job([say], str(folder), str(tmp_path), dict(os.environ), True) for folder in folders]
+    with training_runs.Runner(2, 2).client() as client:
         done = [client.submit(training_jobs.carry_out, job, pure=False, resources={"GPU": 1}) for job in jobs]
         assert [future.result()[0] for future in done] == [0, 0, 0]
     first, second, third = ((folder / "console.txt").read_text().strip() for folder in folders)
@@ -215,8 +211,9 @@ def test_two_nodes_of_which_one_dies(run, tmp_path, capfd):
 
     def dask(role, *arguments):
         command = [sys.executable, "-m", f"distributed.cli.dask_{role}", *arguments, "--no-dashboard"]
-        return subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stderr=subprocess.DEVNULL)
+        return subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
 
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "projects")}
     file = tmp_path / "scheduler.json"
     nodes = [dask("scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(file))]
     try:

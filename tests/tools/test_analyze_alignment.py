@@ -52,8 +52,7 @@ class Scripted(nn.Module):
 @pytest.fixture
 def tool(monkeypatch, tmp_path):
     """The tool, where `low.pth` and `high.pth` are detectors that score the object's box 0.2 and 0.9."""
-    monkeypatch.syspath_prepend(str(TOOLS))
-    import analyze_alignment
+    from align_detr.commands import analyze as analyze_alignment
 
     for name in ("low.pth", "high.pth"):
         (tmp_path / name).touch()

@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import analyze_model as tool
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +10,8 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.structures import Boxes, Instances
 from detrex.layers import MultiScaleDeformableAttention
 from torch import nn
+
+from align_detr.commands import model as tool
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "projects" / "align_detr" / "configs"

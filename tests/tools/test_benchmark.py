@@ -3,11 +3,12 @@
 import json
 from pathlib import Path
 
-import benchmark as tool
 import pytest
-import stopwatch
 import torch
 from detectron2.config import LazyConfig, instantiate
+
+from align_detr.commands import benchmark as tool
+from align_detr.commands import stopwatch
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "projects" / "align_detr" / "configs"

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 
 import pytest
 
@@ -32,14 +33,13 @@ else:
 @pytest.fixture
 def run(monkeypatch, tmp_path):
     """`run("--seeds", 1)` runs the tool and returns its exit status; output goes to tmp_path / "out"."""
-    import compare
-    import training_runs
+    from align_detr.commands import compare, training_runs
 
     handler = signal.getsignal(signal.SIGTERM)
     for name in ("TRAIN", "ANALYZE"):
         script = tmp_path / f"{name}.py"
         script.write_text(TOOL)
-        monkeypatch.setattr(training_runs, name, script)
+        monkeypatch.setattr(training_runs, name, [sys.executable, str(script)])
 
     def run(*arguments):
         with pytest.raises(SystemExit) as stop:

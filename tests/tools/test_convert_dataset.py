@@ -8,10 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import convert_dataset as tool
 import numpy as np
 import pytest
 from PIL import Image
+
+from align_detr.commands import convert as tool
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ("square", "bar")

@@ -25,9 +25,8 @@ EVERYTHING = ("--score-threshold", "0")
 
 @pytest.fixture
 def tool(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(str(TOOLS))
     monkeypatch.setenv("TINY_COCO_ROOT", str(tmp_path / "no_data"))
-    import demo
+    from align_detr.commands import demo
 
     return demo
 

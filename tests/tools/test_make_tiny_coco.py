@@ -4,7 +4,6 @@ import json
 from collections import Counter
 from pathlib import Path
 
-import make_tiny_coco as tool
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,6 +13,8 @@ from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from scipy.ndimage import binary_fill_holes, label
+
+from align_detr.commands import make_data as tool
 
 SPLITS = ("train2017", "val2017")
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' decoder

@@ -23,10 +23,9 @@ LOGGERS = ("detectron2", "detrex", "align_detr", "projects", "fvcore")
 @pytest.fixture
 def tool(monkeypatch):
     """The tool as a module, with loggers as in a fresh process."""
-    monkeypatch.syspath_prepend(str(TOOLS))
     for name in LOGGERS:
         monkeypatch.setattr(logging.getLogger(name), "handlers", [])
-    import train_net
+    from align_detr.commands import train as train_net
 
     return train_net
 
@@ -285,7 +284,7 @@ def test_a_model_with_too_few_classes_is_refused(tool):
 
 def test_a_workers_error_is_told_by_its_last_line(tool):
     """What a data loader's worker raised is a traceback in the message; the person wants the file's name."""
-    from command_line import _one_line
+    from align_detr.commands.command_line import _one_line
 
     error = OSError("Caught OSError in DataLoader worker process 0.\nTraceback:\n  File x\nOSError: a.jpg is cut off\n")
     assert _one_line(error) == "a.jpg is cut off"
@@ -329,7 +328,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
 def test_all_threads_take_tiny_numbers_for_zero():
     """Otherwise DAB-DETR's training on a CPU slows down to half its speed as its attention sharpens."""
     program = """
-from train_net import subnormals_flushed
+import checkout
+from align_detr.commands.command_line import subnormals_flushed
 import torch
 with subnormals_flushed():
     print((torch.full((1 << 22,), 1e-20) * 1e-20).count_nonzero().item())

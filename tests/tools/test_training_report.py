@@ -30,12 +30,11 @@ LOGGERS = ("detectron2", "detrex", "align_detr", "projects", "fvcore")
 @pytest.fixture
 def tools(monkeypatch):
     """The tools' modules, with loggers as in a fresh process."""
-    monkeypatch.syspath_prepend(str(TOOLS))
     for name in LOGGERS:
         monkeypatch.setattr(logging.getLogger(name), "handlers", [])
-    import live_line
-    import train_net
-    import training_report
+    from align_detr.commands import train as train_net
+    from align_detr.commands import training_report
+    from align_detr.training import live_line
 
     return SimpleNamespace(live_line=live_line, train_net=train_net, report=training_report)
 
@@ -47,7 +46,7 @@ def train(tools, tmp_path):
     def train(*overrides, folder="toy"):
         overrides = [f"train.output_dir={tmp_path / folder}", "train.report.enabled=True", *overrides]
         parser = tools.train_net.default_argument_parser()
-        tools.train_net.main(parser.parse_args(["--config-file", TOY, *overrides]))
+        tools.train_net.run(parser.parse_args(["--config-file", TOY, *overrides]))
         return tmp_path / folder
 
     return train
@@ -56,8 +55,7 @@ def train(tools, tmp_path):
 @pytest.fixture
 def shapes(monkeypatch, tmp_path):
     """Images of a drawn dataset, with annotations."""
-    monkeypatch.syspath_prepend(str(TOOLS))
-    import make_tiny_coco
+    from align_detr.commands import make_data as make_tiny_coco
 
     make_tiny_coco.main(["--synthetic", "--train", "1", "--val", "5", "--output", str(tmp_path / "data")])
     monkeypatch.setenv("TINY_COCO_ROOT", str(tmp_path / "data"))

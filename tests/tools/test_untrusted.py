@@ -40,7 +40,7 @@ def test_mutated_files_work_or_end_in_one_line(monkeypatch):
 )
 def test_a_yaml_config_runs_nothing(tmp_path, monkeypatch, text, said):
     """detectron2 itself reads such files by yaml.unsafe_load, and instantiates any target."""
-    from command_line import load_config
+    from align_detr.commands.command_line import load_config
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.yaml").write_text(text)
@@ -70,8 +70,9 @@ def test_a_pickle_runs_nothing(tmp_path):
 
 def test_a_saved_config_is_read(tmp_path):
     """The config.yaml of a training can be trained from again."""
-    from command_line import load_config
     from detectron2.config import LazyConfig, instantiate
+
+    from align_detr.commands.command_line import load_config
 
     tiny = load_config(str(HERE.parents[1] / "projects/align_detr/configs/align_detr_tiny.py"), [])
     LazyConfig.save(tiny, str(tmp_path / "config.yaml"))

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-import visualize_attention as tool
 from detectron2.config import LazyConfig, instantiate
 from PIL import Image
 
+from align_detr.commands import visualize_attention as tool
 from align_detr.config import EMBEDDED_ROOT
 
 ROOT = EMBEDDED_ROOT.parent

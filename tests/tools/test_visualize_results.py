@@ -2,12 +2,13 @@
 
 import json
 
-import make_tiny_coco
 import numpy as np
 import pytest
-import visualize_results as tool
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
+
+from align_detr.commands import make_data as make_tiny_coco
+from align_detr.commands import visualize_results as tool
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The small dataset of `tools/make_tiny_coco.py`, in the folder $TINY_COCO_ROOT, at its own scale."""
+"""The small dataset of `align-detr make-data`, in the folder $TINY_COCO_ROOT, at its own scale."""
 
 from align_detr.data import register_tiny_coco
 

@@ -346,7 +346,7 @@ def _alignment(progress: Progress) -> str:
     note = (
         f"On the detections of {progress.seen} test images with {progress.figures['objects']} objects, as the last "
         "evaluation had them: less likely predictions, which it leaves out, are not seen here, so figures differ a "
-        "little from those of tools/analyze_alignment.py, which also looks into the decoder layers."
+        "little from those of align-detr analyze, which also looks into the decoder layers."
     )
     return f'<p class="faint">{note}</p><div class="plots">{plots}</div>'
 

@@ -30,7 +30,7 @@ def register_coco(name: str, json_file: str | Path, image_root: str | Path, **me
 
 
 def register_tiny_coco() -> None:
-    """Registers the dataset that `tools/make_tiny_coco.py` writes, in the folder $TINY_COCO_ROOT names, as
+    """Registers the dataset that `align-detr make-data` writes, in the folder $TINY_COCO_ROOT names, as
     `tiny_coco_train` and `tiny_coco_val`. The variable is read on each call."""
     root = Path(os.environ.get(ROOT_VARIABLE, DEFAULT_ROOT)).expanduser()
     for split in ("train", "val"):

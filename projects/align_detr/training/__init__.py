@@ -1,6 +1,6 @@
 """What keeps a training whole: resuming it exactly, and what to do when something breaks. For detectron2's trainers.
 
-Written against public names of detectron2 and PyTorch; `tools/train_net.py` puts the parts together.
+Written against public names of detectron2 and PyTorch; `align-detr train` puts the parts together.
 """
 
 from .checkpoints import BestCheckpointer, ResumePoint, SafeCheckpointer, newest_whole

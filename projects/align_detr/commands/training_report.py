@@ -21,8 +21,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analyze_alignment import matcher_of, target_of  # isort: skip (sets sys.path)
-
 import numpy as np
 import torch
 import yaml
@@ -33,10 +31,12 @@ from detectron2.structures import Instances
 from detectron2.utils import comm
 from detrex.layers import box_xyxy_to_cxcywh
 from omegaconf import DictConfig, OmegaConf
-from visualize_results import class_colors, draw_pair, plural, select
 
 from align_detr._platform import describe
 from align_detr.analysis import AlignmentTable, LayerPredictions, examine, summarize
+from align_detr.commands import program
+from align_detr.commands.analyze import matcher_of, target_of
+from align_detr.commands.visualize_results import class_colors, draw_pair, plural, select
 
 if TYPE_CHECKING:
     from align_detr.analysis.training import Sample
@@ -293,7 +293,7 @@ def facts(cfg: DictConfig) -> dict[str, str]:
         with suppress(metadata.PackageNotFoundError):
             versions.append(f"{package} {metadata.version(package)}")
     return {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join([*program(), *sys.argv[1:]]),
         "device": f"{device} ({name}), {comm.get_world_size()} process(es)",
         "platform": describe().removeprefix("platform: "),
         "versions": ", ".join(versions),

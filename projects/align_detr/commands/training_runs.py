@@ -1,6 +1,6 @@
-"""Many trainings, a few at a time, here or on a cluster: what tools/ablate.py and tools/compare.py have in common.
+"""Many trainings, a few at a time, here or on a cluster: what `align-detr ablate` and `compare` have in common.
 
-Each is a run of tools/train_net.py in a folder of its own. Finished ones are kept, others go on from their last
+Each is an `align-detr train` in a folder of its own. Finished ones are kept, others go on from their last
 checkpoint; a folder that holds a run of another config is refused.
 """
 
@@ -20,23 +20,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-
-from command_line import load_config  # isort: skip (sets sys.path)
+from pkgutil import resolve_name
 
 import torch
-import training_jobs
 from detectron2.config import LazyConfig
 from distributed import Client, Event, Future, wait
 from omegaconf import DictConfig
 from tqdm import tqdm
-from training_jobs import POLL_SECONDS, STOP, STOP_SECONDS, Job
 
+import align_detr
 from align_detr._platform import describe
+from align_detr.commands import program, training_jobs
+from align_detr.commands.command_line import load_config
+from align_detr.commands.training_jobs import POLL_SECONDS, STOP, STOP_SECONDS, Job
 from align_detr.config import EMBEDDED_ROOT
 
 ROOT = EMBEDDED_ROOT.parent
-TRAIN = Path(__file__).with_name("train_net.py")
-ANALYZE = Path(__file__).with_name("analyze_alignment.py")
+TRAIN = [sys.executable, "-m", "align_detr", "train"]
+ANALYZE = [sys.executable, "-m", "align_detr", "analyze"]
+PACKAGES = str(Path(align_detr.__file__).parents[1])
 
 METRIC = "bbox/AP"
 METRICS = {  # what is kept of a run: its name in metrics.json; its name and digits in a table
@@ -49,7 +51,7 @@ METRICS = {  # what is kept of a run: its name in metrics.json; its name and dig
     "alignment/spearman": ("Spearman", 3),
     "layers/same_query": ("same query", 3),
 }
-LAYERS = "layers/"  # metrics of all decoder layers, which analyze_alignment.py finds
+LAYERS = "layers/"  # metrics of all decoder layers, which `align-detr analyze` finds
 RETRIES = 2
 CONNECT_SECONDS = 30
 BEGUN, DONE = "run_config.yaml", "run_result.json"
@@ -118,7 +120,7 @@ class Runner:
     def client(self) -> Iterator[Client]:
         """
         Raises:
-            ValueError: there is no such cluster, or it has no workers.
+            ValueError: there is no such cluster, or it has no workers, or not this project.
         """
         if self.cluster is None:
             where = {"n_workers": 1, "threads_per_worker": self.jobs, "processes": False}
@@ -135,8 +137,14 @@ class Runner:
                 client.wait_for_workers(1, timeout=CONNECT_SECONDS)
             except TimeoutError as problem:
                 raise ValueError(f"the cluster at {self.cluster} has no workers: start some (dask worker)") from problem
-            if self.cluster:  # its workers need not import this project
-                client.upload_file(training_jobs.__file__)
+            try:
+                for ask in (client.run_on_scheduler, client.run):
+                    ask(resolve_name, f"{training_jobs.__name__}:STOP")
+            except ImportError as problem:
+                raise ValueError(
+                    f"the cluster at {self.cluster} cannot import {problem.name}: start scheduler and workers in an "
+                    "environment where this project is installed"
+                ) from problem
             yield client
 
 
@@ -284,13 +292,14 @@ def submit(client: Client, run: Run) -> Future:
     run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / BEGUN).write_text(run.fingerprint, encoding="utf-8")
     config = ["--config-file", str(run.setting.config)]
-    commands = [[str(TRAIN), *config, "--resume", *run.overrides]]
+    commands = [[*TRAIN, *config, "--resume", *run.overrides]]
     if run.analyze:
         seen = ["--checkpoint", str(run.folder / "model_final.pth"), "--output", str(run.folder / "alignment")]
-        commands.append([str(ANALYZE), *config, *seen, *run.overrides])
+        commands.append([*ANALYZE, *config, *seen, *run.overrides])
     workers = client.scheduler_info()["workers"].values()
     on_gpu = run.may_use_gpu and any(worker["resources"].get("GPU") for worker in workers)
-    job = Job(commands, str(run.folder.resolve()), os.getcwd(), dict(os.environ), on_gpu)
+    path = os.pathsep.join(filter(None, [PACKAGES, os.environ.get("PYTHONPATH")]))
+    job = Job(commands, str(run.folder.resolve()), os.getcwd(), {**os.environ, "PYTHONPATH": path}, on_gpu)
     resources = {"GPU": 1} if on_gpu else None
     return client.submit(training_jobs.carry_out, job, pure=False, retries=RETRIES, resources=resources)
 
@@ -353,10 +362,10 @@ def tell_failures(runs: Sequence[Run]) -> bool:
     return not failed
 
 
-def environment(words: Sequence[str], tool: str, runner: Runner, device: str) -> dict:
+def environment(words: Sequence[str], runner: Runner, device: str) -> dict:
     """What ran where, for results.json."""
     return {
-        "command": shlex.join(["python", relative(Path(tool)), *words]),
+        "command": shlex.join([*program(), *words]),
         "platform": describe().removeprefix("platform: "),
         "PyTorch": torch.__version__,
         "device": str(device),

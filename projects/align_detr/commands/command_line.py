@@ -1,4 +1,4 @@
-"""What the tools have in common: finding the packages, configs with overrides, devices, and errors in one line."""
+"""What the commands have in common: configs with overrides, devices, and errors in one line."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import inspect
 import logging
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -17,31 +18,19 @@ from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "projects"))
+import torch
+from detectron2.config import LazyConfig
+from detectron2.utils import comm
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.utils import get_object
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from PIL import Image
+from torch.multiprocessing import ProcessExitedException
 
-# Read when torch is imported. By default OpenMP's threads spin for milliseconds while they wait, and if one of them has
-# lost its core to a data loader's worker or to a neighbour, a training step takes ten times as long. This is
-# microseconds, and as fast on an idle machine.
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
-try:
-    import align_detr  # noqa: F401  (its import makes detectron2, detrex and projects.* importable)
-except (ImportError, ValueError) as problem:
-    sys.exit(f"error: {problem}")
-
-import torch  # noqa: E402
-from detectron2.config import LazyConfig  # noqa: E402
-from detectron2.utils import comm  # noqa: E402
-from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa: E402
-from hydra.errors import HydraException  # noqa: E402
-from hydra.utils import get_object  # noqa: E402
-from omegaconf import DictConfig, ListConfig, OmegaConf  # noqa: E402
-from omegaconf.errors import OmegaConfBaseException  # noqa: E402
-from PIL import Image  # noqa: E402
-from torch.multiprocessing import ProcessExitedException  # noqa: E402
-
-from align_detr.config import available_devices  # noqa: E402
-from align_detr.safe_yaml import load_yaml  # noqa: E402
+from align_detr.config import available_devices
+from align_detr.safe_yaml import load_yaml
 
 CONFIG_ERRORS = (OmegaConfBaseException, HydraException)
 INPUT_ERRORS = (ValueError, OSError, FloatingPointError, Image.DecompressionBombError)
@@ -275,6 +264,17 @@ def subnormals_flushed() -> Iterator[None]:
         yield
     finally:
         torch.set_flush_denormal(False)
+
+
+@contextmanager
+def interrupts_end(advice: str = "") -> Iterator[None]:
+    """Ctrl-C inside the block ends the program with the exit status that shells know it by, after a line of advice."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if advice:
+            print(advice, file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 @contextmanager

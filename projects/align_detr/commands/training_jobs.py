@@ -1,6 +1,6 @@
 """One training as a job, carried out on whichever machine Dask puts it.
 
-This module is sent there as it is, so it uses nothing but the standard library and `distributed`.
+All of it runs there, so it imports nothing that is slow to import.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import fcntl
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,7 +34,7 @@ class Job:
     """Commands that make one training.
 
     Attributes:
-        commands: words after the interpreter; each command only if the one before succeeded.
+        commands: their words; each is called only if the one before succeeded.
         folder: absolute, seen by all machines; their output goes to `console.txt` in it.
         cwd: where they run.
         environment: of the machine that asked.
@@ -66,7 +65,7 @@ def carry_out(job: Job) -> tuple[int, float]:
                 break
             # A session of its own: Ctrl-C is for the process that asked, which passes it on.
             process = subprocess.Popen(
-                [sys.executable, *words],
+                list(words),
                 stdout=console,
                 stderr=subprocess.STDOUT,
                 cwd=job.cwd,

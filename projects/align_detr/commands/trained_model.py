@@ -1,4 +1,4 @@
-"""A trained detector from its config and weights, for the tools that look at one."""
+"""A trained detector from its config and weights, for the commands that look at one."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from command_line import call_parameters, resolve_device  # isort: skip (sets sys.path)
-
 import torch
 from detectron2.config import instantiate
 from detrex.modeling import ema
 from omegaconf import DictConfig
 from torch import nn
 
+from align_detr.commands.command_line import call_parameters, resolve_device
 from align_detr.training import SafeCheckpointer
 from align_detr.training_parts import drop_training_parts, is_training_part
 
@@ -80,7 +79,7 @@ def load_detector(cfg: DictConfig, checkpoint: str, for_training: bool = False) 
         ValueError: it is not one of this model; the config has no model; the device is not there.
     """
     if "model" not in cfg or "train" not in cfg:
-        raise ValueError("the config needs model and train, as those for tools/train_net.py have them")
+        raise ValueError("the config needs model and train, as those for align-detr train have them")
     if checkpoint and "://" not in checkpoint and not Path(checkpoint).is_file():
         raise FileNotFoundError(f"no such checkpoint: {checkpoint}")
     cfg.train.device = resolve_device(cfg.train.device)

@@ -1,0 +1,303 @@
+"""Train with a grid of settings, several seeds each, and tell differences from noise.
+
+    align-detr ablate [key=value ...] [--grid alpha=0,0.25,0.5 k=1,2,3 ...] [--full] [--seeds 0 1 2] \\
+        [--max-iter N] [--jobs N] [--config-file CONFIG] [--baseline CONFIG | --no-baseline] [--output FOLDER]
+
+Each value of the grid is tried on its own, with all else as in CONFIG; `--full` tries all combinations. A short name is
+an option of the criterion: alpha is model.criterion.alpha. Others are written in full: optimizer.lr=1e-4,2e-4. The
+baseline is another config that is trained alike. `key=value` comes first and goes for all runs; what it says of
+model.criterion, not for the baseline.
+
+Every run is an `align-detr train` in a folder of its own. Interrupted or failed, the same command goes on where it
+was: finished runs are kept, others resume from their last checkpoint. Writes results.json, table.md and ablation.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import itertools
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from align_detr.analysis import seeds
+from align_detr.commands.command_line import errors_in_one_line, interrupts_end, load_config
+from align_detr.commands.training_runs import (
+    METRIC,
+    METRICS,
+    ROOT,
+    Run,
+    Setting,
+    carry_out,
+    check_counts,
+    choose_runner,
+    environment,
+    list_runs,
+    make_run,
+    relative,
+    tell_failures,
+    write,
+)
+from align_detr.config import EMBEDDED_ROOT
+
+CONFIG = ROOT / "projects/align_detr/configs/align_detr_tiny.py"
+BASELINE = EMBEDDED_ROOT / "projects/dino/configs/dino_tiny.py"
+CRITERION = "model.criterion."
+GRID = ("alpha=0,0.25,0.5,0.75", "k=1,2,3", "tau=0.5,1.5,3", "gamma=1,2,3", "loss_class_type=ia_bce_loss,align_loss")
+SYMBOLS = {"alpha": "α", "tau": "τ", "gamma": "γ"}
+
+DEFAULT, PLAIN = "default", "baseline"
+
+
+def parse_grid(words: Sequence[str]) -> dict[str, list[str]]:
+    """`["k=1,2"]` as `{"model.criterion.k": ["1", "2"]}`.
+
+    Raises:
+        ValueError: a word is of another form, or names what another one does.
+    """
+    grid: dict[str, list[str]] = {}
+    for word in words:
+        name, equals, values = word.partition("=")
+        if not equals or not re.fullmatch(r"[\w.]+", name) or not all(values.split(",")):
+            raise ValueError(f"--grid takes name=value,value,..., not {word}")
+        key = name if "." in name else CRITERION + name
+        if key in grid:
+            raise ValueError(f"--grid has {name} twice")
+        grid[key] = list(dict.fromkeys(values.split(",")))
+    return grid
+
+
+def default_of(cfg: DictConfig, key: str) -> object:
+    """The config's value at `key`, or the default of the constructor's argument that `key` names.
+
+    Raises:
+        ValueError: neither is there.
+    """
+    value = OmegaConf.select(cfg, key)
+    if value is not None:
+        return value
+    parent, _, leaf = key.rpartition(".")
+    target = (OmegaConf.select(cfg, parent) or {}).get("_target_")
+    if target is not None:
+        target = get_object(target) if isinstance(target, str) else target
+        for cls in inspect.getmro(target) if inspect.isclass(target) else (target,):
+            parameter = inspect.signature(cls).parameters.get(leaf)
+            if parameter is not None and parameter.default is not parameter.empty:
+                return parameter.default
+    raise ValueError(f"--grid: the config has no {key}")
+
+
+def is_same(written: str, value: object) -> bool:
+    """Whether a value as written on the command line is `value`: 2 is 2.0."""
+    try:
+        return float(written) == float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return written.lower() == str(value).lower()
+
+
+def make_settings(
+    cfg: DictConfig, config: Path, grid: Mapping[str, Sequence[str]], full: bool, baseline: Path | None
+) -> list[Setting]:
+    """The baseline, the default, and what the grid adds to it: single changes, or with `full` their combinations."""
+    changed = {
+        key: [value for value in values if not is_same(value, default_of(cfg, key))] for key, values in grid.items()
+    }
+    if full:
+        # None stands for the default, which belongs to the product only where the grid has it.
+        axes = [
+            [None] * (len(changed[key]) < len(values)) + [(key, value) for value in changed[key]]
+            for key, values in grid.items()
+        ]
+        combinations = [tuple(filter(None, combination)) for combination in itertools.product(*axes)]
+    else:
+        combinations = [((key, value),) for key, values in changed.items() for value in values]
+    settings = [Setting(PLAIN, baseline)] if baseline else []
+    settings.append(Setting(DEFAULT, config))
+    return settings + [Setting(name_of(changes), config, changes) for changes in combinations if changes]
+
+
+def name_of(changes: Sequence[tuple[str, str]]) -> str:
+    return " ".join(f"{key.removeprefix(CRITERION)}={value}" for key, value in changes)
+
+
+def plan(args: argparse.Namespace, settings: Sequence[Setting]) -> list[Run]:
+    """All runs, seed by seed, so that every setting has a run early; finished ones with their results.
+
+    Raises:
+        ValueError: a folder holds a run of another config.
+    """
+    of_others = [word for word in args.opts if not word.lstrip("+~").startswith(CRITERION)]
+    return [
+        make_run(args.output, setting, seed, of_others if setting.name == PLAIN else args.opts, args.max_iter)
+        for seed, setting in itertools.product(args.seeds, settings)
+    ]
+
+
+def summarize(runs: Sequence[Run]) -> dict:
+    """`seeds.summarize` of all settings against the default, and what each setting is."""
+    settings = {run.setting.name: run.setting for run in runs}
+    results = {name: [run.result for run in runs if run.setting.name == name and run.result] for name in settings}
+    summary = seeds.summarize(results, DEFAULT, list(METRICS), METRIC)
+    for row in summary["settings"]:
+        setting = settings[row["name"]]
+        row |= {"config": relative(setting.config), "changes": dict(setting.changes)}
+    return summary
+
+
+def make_table(summary: Mapping) -> str:
+    """Markdown, with what one needs to know to read it."""
+    rows = summary["settings"]
+    return f"{seeds.table(rows, [title_of(row) for row in rows], METRICS, 'AP − default')}\n\n{note(summary)}\n"
+
+
+def title_of(row: Mapping) -> str:
+    if row["name"] in (DEFAULT, PLAIN):
+        return f"{row['name']} ({Path(row['config']).stem})"
+    return ", ".join(f"{symbol(key)} = {value}" for key, value in row["changes"].items())
+
+
+def symbol(key: str) -> str:
+    name = key.removeprefix(CRITERION)
+    return SYMBOLS.get(name, name)
+
+
+def note(summary: Mapping) -> str:
+    text = "Mean ± standard deviation over n seeds, of the last evaluation; AP in %."
+    if summary["pooled_deviation"] is None:
+        return f"{text} With one seed each, nothing tells a difference from noise."
+    if len({row["n"] for row in summary["settings"]}) > 1:
+        text += " Where n is smaller, runs failed or are still to come."
+    compared = sum(row["difference"] is not None for row in summary["settings"])
+    text += (
+        f" The last column has the difference of mean AP from the default and its {seeds.CONFIDENCE:.0%} interval"
+        f" (Student's t; deviation between seeds pooled over all settings: {summary['pooled_deviation']:.2f},"
+        f" {summary['degrees_of_freedom']} degrees of freedom); within noise: the interval contains 0."
+    )
+    if compared > 1:
+        text += f" Of {compared} intervals, {compared * (1 - seeds.CONFIDENCE):.1g} would miss by chance alone."
+    return text
+
+
+def draw(summary: Mapping, defaults: Mapping[str, object], grid: Mapping[str, Sequence[str]], full: bool):
+    """AP by value, one panel per option; with `full` by setting. Dots are runs, bars standard deviations."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    from align_detr.analysis.plots import STYLE
+
+    by_name = {row["name"]: row for row in summary["settings"]}
+    reference, plain = by_name[DEFAULT], by_name.get(PLAIN)
+    with rc_context(STYLE):
+        if full:
+            rows = summary["settings"]
+            titles = [title_of(row) for row in rows]
+            return seeds.draw_rows(rows, titles, METRIC, "box AP (%)", "All combinations")
+        columns = min(3, len(grid)) or 1
+        lines = -(-len(grid) // columns) or 1
+        figure = Figure(figsize=(0.4 + 2.7 * columns, 0.7 + 2.5 * lines))
+        panels = figure.subplots(lines, columns, sharey=True, squeeze=False).flat
+        for axes in panels[len(grid) :]:
+            axes.set_visible(False)
+        for axes, (key, values) in zip(panels, grid.items(), strict=False):
+            entries = [
+                (value, reference if is_same(value, defaults[key]) else by_name[name_of([(key, value)])])
+                for value in values
+            ]
+            draw_reference(axes, summary, reference, plain)
+            for x, (_, row) in enumerate(entries):
+                if row["n"]:
+                    seeds.draw_point(axes, x, row, METRIC, upright=True)
+            means = [(x, row["metrics"][METRIC]["mean"]) for x, (_, row) in enumerate(entries) if row["n"]]
+            axes.plot(*zip(*means, strict=True), "-", color="#123c69", linewidth=1) if means else None
+            axes.set_xticks(range(len(entries)), [value.removesuffix("_loss").replace("_", "\n") for value in values])
+            axes.set(xlabel=symbol(key), xlim=(-0.5, len(entries) - 0.5))
+            axes.grid(axis="x", visible=False)
+        for axes in figure.axes[::columns]:
+            axes.set_ylabel("box AP (%)")
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(columns + 1, 3))
+    return figure
+
+
+def draw_reference(axes, summary: Mapping, reference: Mapping, plain: Mapping | None) -> None:
+    """Lines for the default and the baseline; what lies in the band does not clearly differ from the default."""
+    if reference["n"]:
+        mean = reference["metrics"][METRIC]["mean"]
+        widths = [row["difference"]["half_width"] for row in summary["settings"] if row["difference"]]
+        width = max((width for width in widths if width is not None), default=None)
+        if width is not None:
+            axes.axhspan(mean - width, mean + width, color="#ececec", label="within noise of the default", zorder=0)
+        axes.axhline(mean, color="#555555", linewidth=1, label="default")
+    if plain is not None and plain["n"]:
+        axes.axhline(
+            plain["metrics"][METRIC]["mean"], color="#b3541e", linestyle="--", linewidth=1.2, label="plain baseline"
+        )
+
+
+def ablate(args: argparse.Namespace) -> bool:
+    """Trains and reports; returns whether all runs succeeded."""
+    check_counts(args.seeds, args.jobs, args.max_iter)
+    grid = parse_grid(args.grid)
+    cfg = load_config(str(args.config_file), args.opts)
+    load_config(str(args.config_file), [f"{key}={value}" for key, values in grid.items() for value in values])
+    settings = make_settings(cfg, args.config_file, grid, args.full, None if args.no_baseline else args.baseline)
+    runs = plan(args, settings)
+    runner = choose_runner(args.jobs, runs, args.cluster)
+    trained = f"{len(settings)} settings x {len(args.seeds)} seeds of {runs[0].max_iter} iterations"
+    print(f"{trained}, {runner}, in {args.output}")
+    if args.dry_run:
+        print(list_runs(runs))
+        return True
+    args.output.mkdir(parents=True, exist_ok=True)
+    facts = environment(args.words, runner, cfg.train.device) | {"max_iter": runs[0].max_iter}
+
+    def save() -> dict:
+        summary = summarize(runs) | {"environment": facts}
+        write(args.output / "results.json", json.dumps(summary, indent=1))
+        write(args.output / "table.md", make_table(summary))
+        return summary
+
+    summary = carry_out(runs, runner, save)
+    figure = draw(summary, {key: default_of(cfg, key) for key in grid}, grid, args.full)
+    figure.savefig(args.output / "ablation.png", dpi=160)
+    print(f"\n{make_table(summary)}")
+    print(f"Wrote results.json, table.md and ablation.png in {args.output}")
+    return tell_failures(runs)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", type=Path, default=CONFIG, metavar="CONFIG", help="(default: align_detr_tiny)")
+    parser.add_argument("--baseline", type=Path, default=BASELINE, metavar="CONFIG", help="(default: dino_tiny)")
+    parser.add_argument("--no-baseline", action="store_true")
+    parser.add_argument(
+        "--grid", nargs="+", action="extend", metavar="NAME=V,V", help=f"what to vary (default: {' '.join(GRID)})"
+    )
+    parser.add_argument("--full", action="store_true", help="all combinations instead of one change at a time")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="(default: 0 1 2)")
+    parser.add_argument("--max-iter", type=int, metavar="N", help="iterations of each run (default: the config's)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one per GPU, or per core)")
+    parser.add_argument("--cluster", metavar="ADDRESS", help="Dask scheduler whose workers train: tcp://host:8786")
+    parser.add_argument("--output", type=Path, default=Path("output/ablation"), help="folder (default: %(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="only list the runs")
+    parser.add_argument("opts", nargs="*", metavar="key=value", help="changes to the configs")
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = parser.parse_intermixed_args(words)
+    args.words = words
+    args.grid = args.grid or list(GRID)
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
+    with errors_in_one_line(), interrupts_end("the same command goes on from here"):
+        complete = ablate(args)
+    sys.exit(0 if complete else 1)
+
+

@@ -1,0 +1,651 @@
+"""Time a config's criterion, deformable attention, training step, inference and data loading on this device.
+
+    align-detr benchmark --config-file CONFIG [--parts criterion attention step inference data]
+        [--batch-sizes 2 4 8] [--image-sizes 480x640] [--objects 7 14 28 56] [--repeats 7] [--reference]
+        [--json FILE] [key=value ...]
+
+    criterion   the losses with their matching, forward and backward, of random predictions in the detector's shapes
+    attention   deformable attention alone, forward and backward, on what the first such layer of encoder and decoder
+                gets; on a GPU also against the time that its memory traffic takes at least
+    step        of align-detr train: forward, backward, clipping, optimizer; and the share of each part
+    inference   from a batch of images to detections
+    data        `dataloader.train`, with nothing else to do
+
+Images are noise, and objects lie anywhere, except for `data`. Times are medians after a warm-up, ± the interquartile
+range. Memory is what a run needs at its peak, on a GPU by PyTorch's allocator, on Linux by a process of its own; for
+step and inference that includes the model. `--reference` runs the plain formulations of tests/reference by turns with
+ours in the same process; "of reference" is ours divided by theirs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import multiprocessing
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice, product, repeat
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from detectron2.config import instantiate
+from detectron2.engine import HookBase
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from detrex.layers import multi_scale_deform_attn as attention
+from omegaconf import DictConfig
+from tabulate import tabulate
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from align_detr._platform import describe
+from align_detr.commands.command_line import errors_in_one_line, load_config, take_overrides
+from align_detr.commands.stopwatch import Memory, Run, Stopwatch, by_turns, copy_bandwidth
+from align_detr.commands.train import (
+    ClipGradients,
+    amp_type,
+    build_loader,
+    build_optimizer,
+    build_trainer,
+    compile_parts,
+    device_name,
+)
+from align_detr.commands.trained_model import load_detector
+from align_detr.config import EMBEDDED_ROOT
+
+PARTS = ("criterion", "attention", "step", "inference", "data")
+REFERENCE = EMBEDDED_ROOT.parent / "tests" / "reference" / "training_step.py"
+# The function that the layers call: the embedded engine's, or what detrex calls on a CPU.
+ATTENTION = next(
+    name for name in ("multi_scale_deformable_attn", "multi_scale_deformable_attn_pytorch") if hasattr(attention, name)
+)
+MANY_BATCHES = (2, 4, 8, 16, 32)
+GPU_BATCHES = (2, 4, 8, 16)
+OBJECTS = 7  # per image, COCO's mean, where their number makes no difference
+AT_ONCE = 20  # calls of the attention on a GPU, which takes as long to be told as to do one
+GATHERED_CELLS = 4  # of a bilinear sample
+LARGE_COPY, CACHED_COPY = 1 << 30, 1 << 23  # bytes: many times a GPU's cache, and a part of it
+Size = tuple[int, int]  # height, width
+Record = dict[str, Any]
+
+
+def synthetic_batch(batch: int, size: Size, objects: int, num_classes: int) -> list[dict[str, Any]]:
+    """Images of noise with `objects` boxes each, as a training data loader gives them; the same ones at each call."""
+    generator = torch.Generator().manual_seed(0)
+    height, width = size
+    examples = []
+    for _ in range(batch):
+        center, side = random_boxes((objects,), generator).split(2, dim=-1)
+        corners = torch.cat([center - side / 2, center + side / 2], dim=-1) * torch.tensor([width, height] * 2)
+        classes = torch.randint(num_classes, (objects,), generator=generator)
+        image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+        instances = Instances(size, gt_boxes=Boxes(corners), gt_classes=classes)
+        examples.append({"image": image, "height": height, "width": width, "instances": instances})
+    return examples
+
+
+def random_boxes(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """(*shape, 4), cxcywh in [0, 1], within the image, most of them small."""
+    side = 0.02 + 0.5 * torch.rand(*shape, 2, generator=generator) ** 2
+    return torch.cat([side / 2 + (1 - side) * torch.rand(*shape, 2, generator=generator), side], dim=-1)
+
+
+@dataclass
+class Setting:
+    """What is measured at once. Can be sent to another process, whose memory is then that of this alone."""
+
+    config_file: str
+    overrides: list[str]
+    batch: int
+    size: Size
+    objects: int
+
+    def config(self) -> DictConfig:
+        torch.manual_seed(0)
+        return load_config(self.config_file, self.overrides)
+
+    def prepare(self, plain: bool) -> Run:
+        """A function that runs it once; `plain` for the reference's formulation."""
+        raise NotImplementedError
+
+
+@dataclass
+class Criterion(Setting):
+    """`calls`: the arguments that the criterion gets in a step of the model, with one image."""
+
+    calls: list[tuple[tuple, dict]]
+
+    def prepare(self, plain: bool) -> Run:
+        cfg = self.config()
+        device = torch.device(cfg.train.device)
+        criterion = instantiate(cfg.model.criterion).to(device)
+        if plain:
+            criterion.forward = reference().plain_criterion(criterion)
+        generator = torch.Generator().manual_seed(0)
+        targets = [
+            {
+                "labels": torch.randint(criterion.num_classes, (self.objects,), generator=generator).to(device),
+                "boxes": random_boxes((self.objects,), generator).to(device),
+            }
+            for _ in range(self.batch)
+        ]
+        predictions: list[Tensor] = []
+
+        def enlarged(node: Any, name: str = "") -> Any:
+            """The same argument for the whole batch."""
+            if isinstance(node, dict):
+                return {key: enlarged(value, key) for key, value in node.items()}
+            if isinstance(node, list | tuple):
+                return targets if "labels" in node[0] else [enlarged(value, name) for value in node]
+            if not name.startswith("pred_"):
+                return node
+            shape = (self.batch, *node.shape[1:])
+            if name.startswith("pred_boxes"):
+                values = random_boxes(shape[:-1], generator)
+            else:
+                values = torch.randn(shape, generator=generator) * 1.5 - 3
+            predictions.append(values.to(device, node.dtype).requires_grad_())
+            return predictions[-1]
+
+        calls = [
+            ([enlarged(value) for value in args], {name: enlarged(value) for name, value in kwargs.items()})
+            for args, kwargs in self.calls
+        ]
+
+        def run(watch: Stopwatch) -> None:
+            loss = sum(loss for args, kwargs in calls for loss in criterion(*args, **kwargs).values())
+            watch.mark("forward")
+            torch.autograd.grad(loss, predictions)
+            watch.mark("backward")
+
+        return run
+
+
+@dataclass
+class Attention(Setting):
+    """`inputs`: value, shapes, locations and weights that a layer gets in the model, with one image."""
+
+    inputs: tuple[Tensor, Any, Tensor, Tensor]
+
+    def prepare(self, plain: bool) -> Run:
+        device = torch.device(self.config().train.device)
+        on_device = [x.to(device) if isinstance(x, Tensor) else x for x in self.inputs]
+        for i in (0, 2, 3):
+            on_device[i] = on_device[i].repeat(self.batch, *[1] * (on_device[i].dim() - 1)).requires_grad_()
+        wanted = [on_device[i] for i in (0, 2, 3)]
+        function = reference().deform_attn if plain else getattr(attention, ATTENTION)
+        times = 1 if device.type == "cpu" else AT_ONCE
+
+        def run(watch: Stopwatch) -> None:
+            for _ in range(times):
+                output = function(*on_device)
+            watch.mark("forward", times)
+            for _ in range(times):
+                torch.autograd.grad(output, wanted, output.detach(), retain_graph=True)
+            watch.mark("backward", times)
+
+        return run
+
+    def traffic(self) -> dict[str, tuple[int, int]]:
+        """Bytes that forward and backward move at least: (from and to memory, from and to the cache).
+
+        Memory sees each argument and result once; in the gradient of the values all cells are set to zero, then read
+        and written. Caches see every sample's four cells, read; in backward added to, which reads and writes, as well.
+        """
+        value, _, locations, weights = self.inputs
+        values, places, shares = (self.batch * x.numel() * x.element_size() for x in (value, locations, weights))
+        output = self.batch * locations.shape[1] * value[0, 0].numel() * value.element_size()
+        gathered = self.batch * weights.numel() * GATHERED_CELLS * value.shape[-1] * value.element_size()
+        arguments = values + places + shares
+        added = 4 * gathered // value.element_size()  # in float32
+        return {
+            "forward": (arguments + output, gathered),
+            "backward": (arguments + output + 3 * values + places + shares, gathered + 2 * added),
+        }
+
+
+@dataclass
+class Step(Setting):
+    """A training step, as align-detr train does it."""
+
+    def prepare(self, plain: bool) -> Run:
+        cfg = self.config()
+        model = load_detector(cfg, "", for_training=True)
+        if cfg.train.get("compile", False):
+            compile_parts(model)
+        batch = synthetic_batch(self.batch, self.size, self.objects, model.num_classes)
+        optimizer = build_optimizer(cfg, model)
+        trainer = build_trainer(cfg, model, repeat(batch), optimizer)
+        clip = ClipGradients(optimizer, **cfg.train.clip_grad.params) if cfg.train.clip_grad.enabled else None
+        parts = Parts(model)
+        trainer.register_hooks([parts, clip])
+        trainer.iter, trainer.max_iter = 0, sys.maxsize
+        formulation = reference().plain_formulation if plain else nullcontext
+
+        def run(watch: Stopwatch) -> None:
+            parts.watch = watch
+            with formulation(model), EventStorage() as trainer.storage:
+                trainer.run_step()
+            watch.mark("clipping and optimizer")
+
+        return run
+
+
+class Parts(HookBase):
+    """Marks the parts of a step. Backward runs the other way round: once it comes to what made one of the predictions,
+    it is through with the criterion, and with all but the backbone once it comes to what made one of its features."""
+
+    watch: Stopwatch
+
+    def __init__(self, model: nn.Module):
+        model.backbone.register_forward_hook(self._after_backbone)
+        model.criterion.register_forward_pre_hook(self._before_criterion)
+        model.criterion.register_forward_hook(lambda *_: self.watch.mark("criterion"))
+
+    def _after_backbone(self, module: nn.Module, args: tuple, features: dict[str, Tensor]) -> None:
+        self.watch.mark("backbone")
+        self._mark_on_way_back(features, "transformer and heads")
+
+    def _before_criterion(self, module: nn.Module, args: tuple) -> None:
+        self.watch.mark("transformer and heads")
+        self._mark_on_way_back(args, "criterion")
+
+    def _mark_on_way_back(self, node: Any, name: str) -> None:
+        passed: list[bool] = []
+
+        def mark(gradient: Tensor) -> None:
+            if not passed:
+                passed.append(True)
+                self.watch.mark(name)
+
+        for tensor in tensors(node):
+            if tensor.requires_grad:
+                tensor.register_hook(mark)
+
+    def after_backward(self) -> None:
+        self.watch.mark("backbone")
+
+
+def tensors(node: Any) -> Iterator[Tensor]:
+    """Those in nested dictionaries, lists and tuples."""
+    if isinstance(node, Tensor):
+        yield node
+    elif isinstance(node, dict | list | tuple):
+        for value in node.values() if isinstance(node, dict) else node:
+            yield from tensors(value)
+
+
+@dataclass
+class Inference(Setting):
+    """A batch of images of one size to detections."""
+
+    def prepare(self, plain: bool) -> Run:
+        cfg = self.config()
+        model = load_detector(cfg, "")
+        batch = synthetic_batch(self.batch, self.size, self.objects, model.num_classes)
+        device_type = torch.device(cfg.train.device).type
+        formulation = reference().plain_formulation if plain else nullcontext
+
+        def run(watch: Stopwatch) -> None:
+            autocast = torch.autocast(device_type, amp_type(cfg), enabled=cfg.train.amp.enabled)
+            with formulation(model), torch.no_grad(), autocast:
+                model(batch)
+            watch.mark("inference")
+
+        return run
+
+
+@cache
+def reference() -> ModuleType:
+    """tests/reference/training_step.py.
+
+    Raises:
+        FileNotFoundError: this is no checkout.
+    """
+    if not REFERENCE.is_file():
+        raise FileNotFoundError(f"--reference takes a checkout: there is no {REFERENCE}")
+    spec = importlib.util.spec_from_file_location("reference_training_step", REFERENCE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def peak_bytes(setting: Setting, plain: bool, device: torch.device) -> int | None:
+    """What a run of `setting` needs; None where that cannot be told."""
+    memory = Memory(device)
+    if not memory.known:
+        return None
+    if memory.on_gpu:
+        return _peak_bytes(setting, plain, memory)
+    context = multiprocessing.get_context("spawn")  # a forked process would share this one's pages
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send_peak_bytes, args=(sender, setting, plain, memory))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        raise OSError("the process that was to measure the memory died: did it run out of it?") from None
+    finally:
+        process.join()
+
+
+def _send_peak_bytes(sender: Connection, setting: Setting, plain: bool, memory: Memory) -> None:
+    # What is imported at its first use is not this run's.
+    layer = attention.MultiScaleDeformableAttention(8, 1, num_levels=1, num_points=1, batch_first=True)
+    layer(
+        torch.zeros(1, 1, 8), reference_points=torch.zeros(1, 1, 1, 2), spatial_shapes=torch.ones(1, 2).long()
+    ).sum().backward()
+    sender.send(_peak_bytes(setting, plain, memory))
+
+
+def _peak_bytes(setting: Setting, plain: bool, memory: Memory) -> int:
+    before = memory.now()
+    run = setting.prepare(plain)
+    if isinstance(setting, Criterion | Attention):  # what they get is not theirs
+        before = memory.now()
+    memory.reset()
+    for _ in range(2):  # the optimizer's state comes with the first
+        run(Stopwatch(memory.device))
+    return memory.peak() - before
+
+
+class Benchmark:
+    """Measures part by part, and prints a table for each. `records` holds the same for machines."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+        self.cfg = load_config(args.config_file, args.opts)
+        self.model = load_detector(self.cfg, "", for_training=True)
+        self.device = torch.device(self.cfg.train.device)
+        self.overrides = [*args.opts, f"train.device={self.device}"]
+        self.on_gpu = self.device.type == "cuda"
+        self.batch_sizes = args.batch_sizes or (GPU_BATCHES if self.on_gpu else (2,))
+        self.sizes = args.image_sizes or ([(480, 640), (800, 1066)] if self.on_gpu else [(480, 640)])
+        self.records: list[Record] = []
+
+    def run(self) -> None:
+        for part in self.args.parts:
+            print(f"\n{part}", flush=True)
+            getattr(self, part)()
+
+    def measure(self, part: str, setting: Setting, plain: bool, **labels: Any) -> Record:
+        """Time and memory of a setting, if `plain` beside those of its reference."""
+        names = {"ours": False, "reference": True} if plain else {"ours": False}
+        runs = {name: setting.prepare(is_plain) for name, is_plain in names.items()}
+        timings = by_turns(runs, self.device, self.args.repeats)
+        del runs
+        size = "x".join(map(str, setting.size))
+        record = {"part": part, **labels, "batch": setting.batch, "image_size": size, "objects": setting.objects}
+        for name, is_plain in names.items():
+            record[name] = {**timings[name].summary(), "peak_bytes": peak_bytes(setting, is_plain, self.device)}
+        self.records.append(record)
+        return record
+
+    def step_of_one_image(self, size: Size, objects: int) -> None:
+        with torch.no_grad():
+            self.model(synthetic_batch(1, size, objects, self.model.num_classes))
+
+    def setting(self, kind: type[Setting], batch: int, size: Size, objects: int, *inputs: Any) -> Setting:
+        return kind(self.args.config_file, self.overrides, batch, size, objects, *inputs)
+
+    def criterion(self) -> None:
+        plain = self.args.reference and reference().plain_criterion(self.model.criterion) is not None
+        size = min(self.sizes)  # of no consequence for what the criterion sees
+        batches, (usual, *more) = self.args.batch_sizes or MANY_BATCHES, self.args.objects
+        middle = sorted(batches)[len(batches) // 2]
+        settings = [(usual, batch) for batch in batches] + [(objects, middle) for objects in more]
+        rows = []
+        for objects, batch in progress(settings, "criterion"):
+            calls = self.criterion_calls(size, objects)
+            rows.append(self.measure("criterion", self.setting(Criterion, batch, size, objects, calls), plain))
+        table(rows, ("objects", "batch"), {"per image": lambda r: f"{1e3 * per_image(r):.2f} ms"})
+        growth(rows, "objects", "batch", "images", per_image, "time per image")
+        growth(rows, "batch", "objects", "objects per image", seconds, "time")
+        if self.args.reference and not plain:
+            print(f"no reference of {type(self.model.criterion).__name__} with these options")
+
+    def criterion_calls(self, size: Size, objects: int) -> list[tuple[tuple, dict]]:
+        """The arguments that the criterion gets in a step with one image."""
+        calls: list[tuple[tuple, dict]] = []
+        hook = self.model.criterion.register_forward_pre_hook(
+            lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
+        )
+        self.step_of_one_image(size, objects)
+        hook.remove()
+        return calls
+
+    def attention(self) -> None:
+        rows = []
+        for size in self.sizes:
+            inputs: dict[str, tuple] = {}
+            function = getattr(attention, ATTENTION)
+
+            def record(*args: Any, inputs: dict = inputs, function: Callable = function) -> Tensor:
+                value, _, locations, _ = args
+                where = "encoder" if value.shape[1] == locations.shape[1] else "decoder"
+                inputs.setdefault(where, args)
+                return function(*args)
+
+            with patch.object(attention, ATTENTION, record):
+                self.step_of_one_image(size, OBJECTS)
+            for (where, given), batch in progress(list(product(inputs.items(), self.batch_sizes)), "attention"):
+                setting = self.setting(Attention, batch, size, OBJECTS, given)
+                labels = {"layer": where, "queries": given[2].shape[1]}
+                rows.append(self.measure("attention", setting, self.args.reference, **labels))
+                if self.on_gpu:
+                    rows[-1]["bound_s"] = self.bound(setting)
+        if not rows:
+            print("no deformable attention, or none that detrex calls by a public function")
+            return
+        columns = {
+            phase: lambda r, phase=phase: f"{1e3 * r['ours']['phases_s'][phase]:.2f} ms"
+            for phase in ("forward", "backward")
+        }
+        if self.on_gpu:
+            columns |= {
+                f"{phase} / bound": lambda r, phase=phase: r["ours"]["phases_s"][phase] / r["bound_s"][phase]
+                for phase in ("forward", "backward")
+            }
+        table(rows, ("image_size", "layer", "queries", "batch"), columns)
+        if not self.on_gpu:
+            print("no GPU here: the time that memory traffic takes at least is not compared with")
+
+    def bound(self, setting: Attention) -> dict[str, float]:
+        """Seconds that the traffic takes at the speed of copies: the longer of memory's and the cache's."""
+        memory, cached = self.bandwidths
+        return {phase: max(far / memory, near / cached) for phase, (far, near) in setting.traffic().items()}
+
+    @property
+    def bandwidths(self) -> tuple[float, float]:
+        return _bandwidths(self.device)
+
+    def step(self) -> None:
+        rows = self.whole_model("step", Step)
+        for record in rows:
+            phases = record["ours"]["phases_s"]
+            shares = ", ".join(f"{name} {value / sum(phases.values()):.0%}" for name, value in phases.items())
+            print(f"{record['image_size']}, batch {record['batch']}: {shares}")
+
+    def inference(self) -> None:
+        self.whole_model("inference", Inference)
+
+    def whole_model(self, part: str, kind: type[Setting]) -> list[Record]:
+        rows = [
+            self.measure(part, self.setting(kind, batch, size, OBJECTS), self.args.reference)
+            for size, batch in progress(list(product(self.sizes, self.batch_sizes)), part)
+        ]
+        table(rows, ("image_size", "batch"), {"images/s": lambda r: f"{r['batch'] / seconds(r):.3g}"})
+        return rows
+
+    def data(self) -> None:
+        try:
+            loader = build_loader(self.cfg, "train")
+        except FileNotFoundError as error:
+            if self.args.parts == ["data"]:
+                raise
+            print(f"left out: {error}")
+            return
+        batches = iter(loader)
+        per_batch = len(next(batches))
+        for _ in islice(batches, self.args.repeats):  # what the workers have prefetched by then
+            pass
+        start = time.perf_counter()
+        images = sum(len(batch) for batch in islice(batches, 4 * self.args.repeats))
+        rate = images / (time.perf_counter() - start)
+        record = {"part": "data", "batch": per_batch, "images_per_s": rate, "workers": loader_workers(self.cfg)}
+        self.records.append(record)
+        print(f"{rate:.3g} images/s in batches of {per_batch}, {record['workers']} workers")
+        steps = [r["batch"] / seconds(r) for r in self.records if r["part"] == "step"]
+        if steps:
+            print(f"{rate / max(steps):.3g} times what the fastest step above takes")
+
+
+def progress(settings: Sequence[Any], part: str) -> Iterable[Any]:
+    return tqdm(settings, desc=part, unit="setting", leave=False, disable=None)
+
+
+@cache
+def _bandwidths(device: torch.device) -> tuple[float, float]:
+    rates = copy_bandwidth(device, LARGE_COPY), copy_bandwidth(device, CACHED_COPY)
+    print(f"copies: {rates[0] / 1e9:.0f} GB/s from memory, {rates[1] / 1e9:.0f} GB/s within the cache")
+    return rates
+
+
+def loader_workers(cfg: DictConfig) -> int:
+    return cfg.dataloader.train.get("num_workers", 0)
+
+
+def seconds(record: Record) -> float:
+    return record["ours"]["median_s"]
+
+
+def per_image(record: Record) -> float:
+    return seconds(record) / record["batch"]
+
+
+def table(rows: Sequence[Record], keys: Sequence[str], columns: dict[str, Callable[[Record], Any]]) -> None:
+    """Print the rows: the values of `keys`, time and memory, `columns`, and the reference where there is one."""
+    cells = []
+    for record in rows:
+        ours, plain = record["ours"], record.get("reference")
+        row = {key.replace("_", " "): record[key] for key in keys}
+        row |= {"time": spread(ours), "peak memory": megabytes(ours)}
+        row |= {name: value(record) for name, value in columns.items()}
+        if plain:
+            row |= {"reference": spread(plain), "its memory": megabytes(plain)}
+            row["time of reference"] = ours["median_s"] / plain["median_s"]
+            if plain["peak_bytes"]:
+                row["memory of reference"] = ours["peak_bytes"] / plain["peak_bytes"]
+        cells.append(row)
+    print(tabulate(cells, headers="keys", floatfmt=".2f"), flush=True)
+
+
+def spread(measured: dict[str, Any]) -> str:
+    return f"{1e3 * measured['median_s']:.4g} ± {1e3 * measured['iqr_s']:.2g} ms"
+
+
+def megabytes(measured: dict[str, Any]) -> str:
+    return "unknown" if measured["peak_bytes"] is None else f"{measured['peak_bytes'] / 1e6:,.0f} MB"
+
+
+def growth(
+    rows: Sequence[Record],
+    fixed: str,
+    varied: str,
+    unit: str,
+    value: Callable[[Record], float],
+    what: str,
+) -> None:
+    """Say how `value` changes from the smallest to the largest `varied`, for each value of `fixed`."""
+    for at in sorted({record[fixed] for record in rows}):
+        line = sorted((record for record in rows if record[fixed] == at), key=lambda record: record[varied])
+        first, last = line[0], line[-1]
+        if first is not last:
+            ratios = [value(record) / value(first) for record in line]
+            print(
+                f"{fixed} {at}: from {first[varied]} to {last[varied]} {unit}, {what} × {ratios[-1]:.2f} "
+                f"({min(ratios):.2f} to {max(ratios):.2f})"
+            )
+
+
+def parse_size(text: str) -> Size:
+    height, cross, width = text.partition("x")
+    if not (cross and height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise argparse.ArgumentTypeError(f"{text} is no image size, such as 480x640, height before width")
+    return int(height), int(width)
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 up")
+    return int(text)
+
+
+def typed(words: Iterable[str], parse: Callable[[str], Any], option: str) -> list[Any]:
+    """The words of an option that takes any number of them.
+
+    Raises:
+        ValueError: one of them is none of its values.
+    """
+    try:
+        return [parse(word) for word in words]
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(f"{option}: {error}") from None
+
+
+def check(args: argparse.Namespace) -> None:
+    """Sort the overrides out of the options, and turn words into numbers."""
+    for words in (args.parts, args.batch_sizes, args.image_sizes, args.objects):
+        take_overrides(words, args.opts)
+    unknown = [part for part in args.parts if part not in PARTS]
+    if unknown:
+        raise ValueError(f"--parts: there is no {unknown[0]}; choose from {', '.join(PARTS)}")
+    args.batch_sizes = typed(args.batch_sizes, positive, "--batch-sizes")
+    args.image_sizes = typed(args.image_sizes, parse_size, "--image-sizes")
+    args.objects = typed(args.objects, positive, "--objects")
+    if args.reference:
+        reference()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", default="", metavar="FILE", help="as for align-detr train")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), metavar="PART", help="what to time; default: all")
+    parser.add_argument(
+        "--batch-sizes", nargs="+", default=[], metavar="N", help="default: 2 to 32 for the criterion, else 2, or to 16"
+    )
+    parser.add_argument(
+        "--image-sizes", nargs="+", default=[], metavar="HxW", help="default: 480x640; on a GPU 800x1066 too"
+    )
+    parser.add_argument(
+        "--objects",
+        nargs="+",
+        default=[str(n * OBJECTS) for n in (1, 2, 4, 8)],
+        metavar="N",
+        help="per image, for the criterion: all batch sizes with the first, the others with the middle batch size",
+    )
+    parser.add_argument("--repeats", type=positive, default=7, help="after one to warm up")
+    parser.add_argument("--reference", action="store_true", help="time the plain formulations as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="key=value", help="changes of the config")
+    args = parser.parse_args(argv)
+    with errors_in_one_line():
+        check(args)
+        benchmark = Benchmark(args)
+        print(describe())
+        print(f"PyTorch {torch.__version__} on {device_name(benchmark.cfg)}, {args.repeats} repeats")
+        benchmark.run()
+        if args.json:
+            about = {"config": args.config_file, "overrides": args.opts, "device": device_name(benchmark.cfg)}
+            about |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "repeats": args.repeats}
+            args.json.write_text(json.dumps({**about, "records": benchmark.records}, indent=1))

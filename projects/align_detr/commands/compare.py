@@ -1,0 +1,167 @@
+"""Train detectors with Align-DETR's supervision and with their own, several seeds each, and tell gains from noise.
+
+    align-detr compare [--pairs CONFIG:BASELINE ...] [--seeds 1 2 3] [--max-iter N] [--jobs N] [--output FOLDER] \\
+        [key=value ...]
+
+A pair is two configs that differ in the supervision. `key=value` goes for all runs. After each training,
+align-detr analyze looks at all decoder layers of the model.
+
+Every run is an `align-detr train` in a folder of its own. Interrupted or failed, the same command goes on where it
+was: finished runs are kept, others resume from their last checkpoint. Writes results.json, table.md and comparison.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from align_detr.analysis import seeds
+from align_detr.commands.command_line import errors_in_one_line, interrupts_end, load_config
+from align_detr.commands.training_runs import (
+    METRIC,
+    METRICS,
+    ROOT,
+    Run,
+    Setting,
+    carry_out,
+    check_counts,
+    choose_runner,
+    environment,
+    list_runs,
+    make_run,
+    relative,
+    tell_failures,
+    write,
+)
+from align_detr.config import EMBEDDED_ROOT
+
+OURS, THEIRS = ROOT / "projects/align_detr/configs", EMBEDDED_ROOT / "projects"
+PAIRS = (
+    (OURS / "align_detr_tiny.py", THEIRS / "dino/configs/dino_tiny.py"),
+    (OURS / "align_h_deformable_detr_tiny.py", THEIRS / "h_deformable_detr/configs/h_deformable_detr_tiny.py"),
+    (OURS / "align_dab_detr_tiny.py", THEIRS / "dab_detr/configs/dab_detr_tiny.py"),
+)
+
+Pair = tuple[Path, Path]
+
+
+def parse_pair(word: str) -> Pair:
+    """`CONFIG:BASELINE`."""
+    config, colon, baseline = word.partition(":")
+    if not (config and colon and baseline):
+        raise ValueError(f"--pairs takes CONFIG:BASELINE, not {word}")
+    return Path(config), Path(baseline)
+
+
+def plan(args: argparse.Namespace, pairs: Sequence[Pair]) -> list[Run]:
+    """All runs, seed by seed, so that every config has a run early; finished ones with their results.
+
+    Raises:
+        ValueError: two configs of one name, whose folders would be the same; or a folder holds a run of another config.
+    """
+    configs = list(dict.fromkeys(itertools.chain(*pairs)))
+    if len({config.stem for config in configs}) < len(configs):
+        raise ValueError("--pairs has two configs of one name")
+    return [
+        make_run(args.output, Setting(config.stem, config), seed, args.opts, args.max_iter, analyze=True)
+        for seed, config in itertools.product(args.seeds, configs)
+    ]
+
+
+def summarize(runs: Sequence[Run], pairs: Sequence[Pair]) -> list[dict]:
+    """`seeds.summarize` of each pair, the baseline first; the deviation is pooled over the two."""
+    families = []
+    for pair in pairs:
+        members = {c.stem: [run.result for run in runs if run.setting.config == c and run.result] for c in pair[::-1]}
+        family = seeds.summarize(members, pair[1].stem, list(METRICS), METRIC)
+        for row, config in zip(family["settings"], pair[::-1], strict=True):
+            row["config"] = relative(config)
+            row["max_iter"] = next(run.max_iter for run in runs if run.setting.config == config)
+        families.append(family)
+    return families
+
+
+def make_table(families: Sequence[Mapping], planned: int) -> str:
+    """Markdown, with what one needs to know to read it."""
+    rows = [row for family in families for row in family["settings"]]
+    titles = [f"{row['name']}, {row['max_iter']} iterations" for row in rows]
+    text = (
+        "Mean ± standard deviation over n seeds, of the last evaluation; AP in %. The last column has the difference "
+        f"of mean AP from the detector's own supervision and its {seeds.CONFIDENCE:.0%} interval (Student's t); "
+        "within noise: the interval contains 0. Boxes per object: predictions that score 0.3 or more. BR in top N: the "
+        "share of objects whose best box is among an image's N highest scores. Pearson, Spearman: correlation of score "
+        "and IoU of the matched predictions. Same query: the share of objects matched to one query in a decoder layer "
+        "and the next."
+    )
+    missing = sum(planned - row["n"] for row in rows)
+    if missing:
+        text = f"**{missing} of {planned * len(rows)} runs are still to come, or failed.** {text}"
+    return f"{seeds.table(rows, titles, METRICS, 'AP − baseline')}\n\n{text}\n"
+
+
+def draw(families: Sequence[Mapping]):
+    from matplotlib import rc_context
+
+    from align_detr.analysis.plots import STYLE
+
+    rows = [row for family in families for row in family["settings"]]
+    with rc_context(STYLE):
+        return seeds.draw_rows(rows, [row["name"] for row in rows], METRIC, "box AP (%)", "Own supervision and ours")
+
+
+def compare(args: argparse.Namespace) -> bool:
+    """Trains and reports; returns whether all runs succeeded."""
+    check_counts(args.seeds, args.jobs, args.max_iter)
+    pairs = [parse_pair(word) for word in args.pairs] if args.pairs else list(PAIRS)
+    runs = plan(args, pairs)
+    device = load_config(str(pairs[0][0]), args.opts).train.device
+    runner = choose_runner(args.jobs, runs, args.cluster)
+    print(f"{len(runs)} runs, {runner}, in {args.output}")
+    if args.dry_run:
+        print(list_runs(runs))
+        return True
+    args.output.mkdir(parents=True, exist_ok=True)
+    facts = environment(args.words, runner, device)
+
+    def save() -> list[dict]:
+        families = summarize(runs, pairs)
+        write(args.output / "results.json", json.dumps({"pairs": families, "environment": facts}, indent=1))
+        write(args.output / "table.md", make_table(families, len(args.seeds)))
+        return families
+
+    families = carry_out(runs, runner, save)
+    draw(families).savefig(args.output / "comparison.png", dpi=160)
+    print(f"\n{make_table(families, len(args.seeds))}")
+    print(f"Wrote results.json, table.md and comparison.png in {args.output}")
+    return tell_failures(runs)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--pairs", nargs="+", metavar="CONFIG:BASELINE", help="(default: the tiny DINO, H-DETR and DAB-DETR)"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="N", help="(default: 1 2 3)")
+    parser.add_argument("--max-iter", type=int, metavar="N", help="iterations of each run (default: the config's)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one per GPU, or per core)")
+    parser.add_argument("--cluster", metavar="ADDRESS", help="Dask scheduler whose workers train: tcp://host:8786")
+    parser.add_argument("--output", type=Path, default=Path("output/detectors"), help="folder (default: %(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="only list the runs")
+    parser.add_argument("opts", nargs="*", metavar="key=value", help="changes to the configs")
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = parser.parse_intermixed_args(words)
+    args.words = words
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
+    with errors_in_one_line(), interrupts_end("the same command goes on from here"):
+        complete = compare(args)
+    sys.exit(0 if complete else 1)
+
+
