@@ -38,7 +38,7 @@ def run(tool, tmp_path):
         options = [argument for argument in arguments if argument.startswith("--")]
         overrides = [f"train.output_dir={tmp_path}", *(a for a in arguments if not a.startswith("--"))]
         parser = tool.argument_parser()
-        tool.main(parser.parse_args(["--config-file", config, *options, *overrides]))
+        tool.run(parser.parse_args(["--config-file", config, *options, *overrides]))
 
     return run
 
