@@ -30,6 +30,7 @@ setup(
         *packages("embedded", "align_detr.embedded"),
         *packages("configs/common", "align_detr.configs.common"),
     ],
+    entry_points={"console_scripts": ["align-detr = align_detr.__main__:main"]},
     install_requires=[
         "torch>=2.1",
         "distributed",

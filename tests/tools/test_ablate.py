@@ -70,7 +70,7 @@ def calls(folder):
 
 def test_one_change_at_a_time_and_all_combinations(tool):
     """The config's own values are the default, once; with --full every combination is there exactly once."""
-    cfg = tool.load_config(str(tool.CONFIG), [])
+    cfg = tool.load_config(tool.CONFIG, [])
     grid = tool.parse_grid(["alpha=0,0.250", "k=1,2,3", "optimizer.lr=1e-3"])
     names = [s.name for s in tool.make_settings(cfg, tool.CONFIG, grid, False, tool.BASELINE)]
     assert names == ["baseline", "default", "alpha=0", "k=1", "k=3", "optimizer.lr=1e-3"]

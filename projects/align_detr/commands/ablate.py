@@ -27,11 +27,11 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from align_detr.analysis import seeds
+from align_detr.catalogue import find_config
 from align_detr.commands.command_line import errors_in_one_line, interrupts_end, load_config
 from align_detr.commands.training_runs import (
     METRIC,
     METRICS,
-    ROOT,
     Run,
     Setting,
     carry_out,
@@ -44,10 +44,8 @@ from align_detr.commands.training_runs import (
     tell_failures,
     write,
 )
-from align_detr.config import EMBEDDED_ROOT
 
-CONFIG = ROOT / "projects/align_detr/configs/align_detr_tiny.py"
-BASELINE = EMBEDDED_ROOT / "projects/dino/configs/dino_tiny.py"
+CONFIG, BASELINE = "align_detr_tiny", "dino_tiny"
 CRITERION = "model.criterion."
 GRID = ("alpha=0,0.25,0.5,0.75", "k=1,2,3", "tau=0.5,1.5,3", "gamma=1,2,3", "loss_class_type=ia_bce_loss,align_loss")
 SYMBOLS = {"alpha": "α", "tau": "τ", "gamma": "γ"}
@@ -244,9 +242,10 @@ def ablate(args: argparse.Namespace) -> bool:
     """Trains and reports; returns whether all runs succeeded."""
     check_counts(args.seeds, args.jobs, args.max_iter)
     grid = parse_grid(args.grid)
-    cfg = load_config(str(args.config_file), args.opts)
-    load_config(str(args.config_file), [f"{key}={value}" for key, values in grid.items() for value in values])
-    settings = make_settings(cfg, args.config_file, grid, args.full, None if args.no_baseline else args.baseline)
+    config = find_config(args.config_file)
+    cfg = load_config(str(config), args.opts)
+    load_config(str(config), [f"{key}={value}" for key, values in grid.items() for value in values])
+    settings = make_settings(cfg, config, grid, args.full, None if args.no_baseline else find_config(args.baseline))
     runs = plan(args, settings)
     runner = choose_runner(args.jobs, runs, args.cluster)
     trained = f"{len(settings)} settings x {len(args.seeds)} seeds of {runs[0].max_iter} iterations"
@@ -273,8 +272,8 @@ def ablate(args: argparse.Namespace) -> bool:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", type=Path, default=CONFIG, metavar="CONFIG", help="(default: align_detr_tiny)")
-    parser.add_argument("--baseline", type=Path, default=BASELINE, metavar="CONFIG", help="(default: dino_tiny)")
+    parser.add_argument("--config-file", default=CONFIG, metavar="CONFIG", help="(default: %(default)s)")
+    parser.add_argument("--baseline", default=BASELINE, metavar="CONFIG", help="(default: %(default)s)")
     parser.add_argument("--no-baseline", action="store_true")
     parser.add_argument(
         "--grid", nargs="+", action="extend", metavar="NAME=V,V", help=f"what to vary (default: {' '.join(GRID)})"

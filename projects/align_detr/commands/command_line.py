@@ -29,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 from torch.multiprocessing import ProcessExitedException
 
+from align_detr.catalogue import find_config
 from align_detr.config import available_devices
 from align_detr.safe_yaml import load_yaml
 
@@ -50,7 +51,9 @@ SECONDS_FOR_RANK_0 = 5
 
 
 def load_config(path: str, overrides: list[str]) -> DictConfig:
-    """The config at `path`, with overrides such as `train.max_iter=100`, `model.criterion.k=3`, `+new.key=1`.
+    """The config at `path`, or of that name, with overrides.
+
+    Such as `train.max_iter=100`, `model.criterion.k=3`, `+new.key=1`.
 
     Raises:
         ValueError: an override that does not parse, has a key that the config does not have, or a value that cannot
@@ -76,11 +79,7 @@ def load_configs(paths: Sequence[str], overrides: list[str]) -> list[DictConfig]
 def _load_file(path: str) -> DictConfig:
     if not path:
         raise ValueError("no config: give one by --config-file")
-    if not Path(path).is_file():
-        folder = Path(path).parent
-        there = sorted(str(file) for file in folder.glob("*.py")) if folder.is_dir() else []
-        near = get_close_matches(path, there, n=3)
-        raise FileNotFoundError(f"no such config: {path}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
+    path = str(find_config(path))
     if Path(path).suffix in (".yaml", ".yml"):
         return load_yaml(path)
     try:

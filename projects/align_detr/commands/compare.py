@@ -20,11 +20,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from align_detr.analysis import seeds
+from align_detr.catalogue import find_config
 from align_detr.commands.command_line import errors_in_one_line, interrupts_end, load_config
 from align_detr.commands.training_runs import (
     METRIC,
     METRICS,
-    ROOT,
     Run,
     Setting,
     carry_out,
@@ -37,14 +37,9 @@ from align_detr.commands.training_runs import (
     tell_failures,
     write,
 )
-from align_detr.config import EMBEDDED_ROOT
 
-OURS, THEIRS = ROOT / "projects/align_detr/configs", EMBEDDED_ROOT / "projects"
-PAIRS = (
-    (OURS / "align_detr_tiny.py", THEIRS / "dino/configs/dino_tiny.py"),
-    (OURS / "align_h_deformable_detr_tiny.py", THEIRS / "h_deformable_detr/configs/h_deformable_detr_tiny.py"),
-    (OURS / "align_dab_detr_tiny.py", THEIRS / "dab_detr/configs/dab_detr_tiny.py"),
-)
+PAIRS = ("align_detr_tiny:dino_tiny", "align_h_deformable_detr_tiny:h_deformable_detr_tiny")
+PAIRS += ("align_dab_detr_tiny:dab_detr_tiny",)
 
 Pair = tuple[Path, Path]
 
@@ -54,7 +49,7 @@ def parse_pair(word: str) -> Pair:
     config, colon, baseline = word.partition(":")
     if not (config and colon and baseline):
         raise ValueError(f"--pairs takes CONFIG:BASELINE, not {word}")
-    return Path(config), Path(baseline)
+    return find_config(config), find_config(baseline)
 
 
 def plan(args: argparse.Namespace, pairs: Sequence[Pair]) -> list[Run]:
@@ -116,7 +111,7 @@ def draw(families: Sequence[Mapping]):
 def compare(args: argparse.Namespace) -> bool:
     """Trains and reports; returns whether all runs succeeded."""
     check_counts(args.seeds, args.jobs, args.max_iter)
-    pairs = [parse_pair(word) for word in args.pairs] if args.pairs else list(PAIRS)
+    pairs = [parse_pair(word) for word in args.pairs or PAIRS]
     runs = plan(args, pairs)
     device = load_config(str(pairs[0][0]), args.opts).train.device
     runner = choose_runner(args.jobs, runs, args.cluster)
