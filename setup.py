@@ -51,7 +51,15 @@ setup(
     ],
     # Triton comes with PyTorch's CUDA builds; without a GPU its interpreter runs the kernels' tests.
     extras_require={
-        "dev": ["hypothesis", "pytest", "pytest-xdist", "ruff", "triton>=3.0 ; sys_platform == 'linux'"],
         "docs": ["furo", "myst-parser", "sphinx>=7"],
+        "fast": ["faster-coco-eval>=1.8"],
+        "dev": [
+            "faster-coco-eval>=1.8",
+            "hypothesis",
+            "pytest",
+            "pytest-xdist",
+            "ruff",
+            "triton>=3.0 ; sys_platform == 'linux'",
+        ],
     },
 )

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # before torch is imported; see tools/command_line.py
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # before torch is imported; see align_detr/commands/__init__.py
 
 import torch  # noqa: E402
 

@@ -15,6 +15,7 @@ from pycocotools.coco import COCO
 from scipy.ndimage import binary_fill_holes, label
 
 from align_detr.commands import make_data as tool
+from align_detr.small_data import shapes
 
 SPLITS = ("train2017", "val2017")
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' decoder
@@ -119,7 +120,7 @@ def test_same_seed_same_bytes(drawn, tmp_path):
 @settings(max_examples=150, deadline=None)
 def test_trace_is_exact(mask):
     """Polygons of any mask, drawn by pycocotools, give the mask back with its holes filled, part by part."""
-    polygons = tool.trace(mask)
+    polygons = shapes.trace(mask)
     assert len(polygons) == label(binary_fill_holes(mask, structure=np.ones((3, 3))))[1]
     if not polygons:
         assert not mask.any()
@@ -133,7 +134,7 @@ def test_trace_is_exact(mask):
 @settings(max_examples=100, deadline=None)
 def test_run_lengths_decode(mask):
     """COCO's own decoder gives the mask back, one that begins with a set pixel included."""
-    encoded = rle.frPyObjects(tool.run_lengths(mask), *mask.shape)
+    encoded = rle.frPyObjects(shapes.run_lengths(mask), *mask.shape)
     assert np.array_equal(rle.decode(encoded), mask)
 
 

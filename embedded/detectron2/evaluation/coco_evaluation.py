@@ -1,4 +1,4 @@
-"""COCO's average precision of boxes, by pycocotools."""
+"""COCO's average precision of boxes, by pycocotools, or by faster-coco-eval where that is installed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import json
 import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from detectron2.data import MetadataCatalog
@@ -57,8 +58,18 @@ def _load_ground_truth(dataset_name: str, json_file: str | None) -> COCO:
     return _coco_from(dataset)
 
 
-def _coco_from(dataset: dict) -> COCO:
-    coco = COCO()
+def _implementation(fast: bool) -> tuple[type[COCO], type[COCOeval], dict[str, Any]]:
+    """Classes of annotations and evaluation, and what the latter is given besides; see `use_fast_impl`."""
+    if fast:
+        with suppress(ImportError):
+            import faster_coco_eval
+
+            return faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster, {"print_function": print}
+    return COCO, COCOeval, {}
+
+
+def _coco_from(dataset: dict, coco_type: type[COCO] = COCO) -> COCO:
+    coco = coco_type()
     coco.dataset = dataset
     with _stdout_to_log(logging.DEBUG):
         coco.createIndex()
@@ -93,8 +104,9 @@ class COCOEvaluator(DatasetEvaluator):
             several processes saw (samplers pad to equal lengths) counts once.
         output_dir: where `coco_instances_results.json`, a COCO results file, is written; None writes nothing.
         max_dets_per_image: the highest-scoring detections of an image that count, by class; None is COCO's 100.
-        use_fast_impl, kpt_oks_sigmas, allow_cached_coco: accepted for configs written for detectron2;
-            pycocotools evaluates in any case.
+        use_fast_impl: evaluate by faster-coco-eval where it is installed, which comes to pycocotools' figures in a
+            tenth of the time.
+        kpt_oks_sigmas, allow_cached_coco: accepted for configs written for detectron2.
     """
 
     def __init__(
@@ -113,6 +125,7 @@ class COCOEvaluator(DatasetEvaluator):
             raise ValueError(f"COCOEvaluator evaluates the task 'bbox' alone, not {list(tasks)}")
         if max_dets_per_image is not None and max_dets_per_image < 1:
             raise ValueError(f"max_dets_per_image must be at least 1, not {max_dets_per_image}")
+        self._use_fast_impl = use_fast_impl
         self._distributed = distributed
         self._output_dir = output_dir
         self._max_dets = max_dets_per_image or COCO_MAX_DETECTIONS
@@ -201,10 +214,12 @@ class COCOEvaluator(DatasetEvaluator):
         logger.info("Wrote %d detections to %s", len(detections), path)
 
     def _average_precision(self, detections: list[dict], img_ids: Sequence[int] | None) -> OrderedDict:
+        coco_type, evaluation_type, options = _implementation(self._use_fast_impl)
+        annotated = self._coco if coco_type is COCO else _coco_from(self._coco.dataset, coco_type)
         with _stdout_to_log(logging.DEBUG):
             # `loadRes` looks at the first detection, so that an empty list needs an empty COCO of its own.
-            found = self._coco.loadRes(detections) if detections else _coco_from({"annotations": []})
-        evaluation = COCOeval(self._coco, found, "bbox")
+            found = annotated.loadRes(detections) if detections else _coco_from({"annotations": []}, coco_type)
+        evaluation = evaluation_type(annotated, found, "bbox", **options)
         evaluation.params.maxDets = [1, min(10, self._max_dets), self._max_dets]
         if img_ids is not None:
             evaluation.params.imgIds = list(img_ids)

@@ -10,10 +10,13 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 from tabulate import tabulate
+
+from .plots import STYLE
 
 CONFIDENCE = 0.95
 INK, FAINT = "#123c69", "#777777"
@@ -116,6 +119,7 @@ def verdict(compared: Mapping | None) -> str:
     return f"{mean} ± {compared['half_width']:.2f}{', within noise' if compared['within_noise'] else ''}"
 
 
+@rc_context(STYLE)
 def draw_rows(rows: Sequence[Mapping], titles: Sequence[str], metric: str, label: str, title: str) -> Figure:
     """One line per row of `summarize` that has results, the first on top."""
     figure = Figure(figsize=(7, 1.5 + 0.28 * len(rows)))
@@ -127,6 +131,63 @@ def draw_rows(rows: Sequence[Mapping], titles: Sequence[str], metric: str, label
     axes.set(xlabel=label, title=title)
     axes.grid(axis="y", visible=False)
     return figure
+
+
+@rc_context(STYLE)
+def draw_panels(
+    panels: Mapping[str, Sequence[tuple[str, Mapping]]],
+    reference: Mapping,
+    plain: Mapping | None,
+    rows: Sequence[Mapping],
+    metric: str,
+    label: str,
+) -> Figure:
+    """A panel per option, with a place per value: dots are runs, bars standard deviations.
+
+    Args:
+        panels: values and their rows of the summary by option.
+        reference, plain: rows that are drawn as a line in each panel.
+        rows: all of the summary; the widest interval among them is drawn as a band around the reference.
+        label: what `metric` is.
+    """
+    columns = min(3, len(panels)) or 1
+    lines = -(-len(panels) // columns) or 1
+    figure = Figure(figsize=(0.4 + 2.7 * columns, 0.7 + 2.5 * lines))
+    places = figure.subplots(lines, columns, sharey=True, squeeze=False).flat
+    for axes in places[len(panels) :]:
+        axes.set_visible(False)
+    for axes, (option, entries) in zip(places, panels.items(), strict=False):
+        _draw_reference(axes, reference, plain, rows, metric)
+        shown = [(place, row) for place, (_, row) in enumerate(entries) if row["n"]]
+        for place, row in shown:
+            draw_point(axes, place, row, metric, upright=True)
+        axes.plot(
+            [place for place, _ in shown], [row["metrics"][metric]["mean"] for _, row in shown], color=INK, linewidth=1
+        )
+        axes.set_xticks(range(len(entries)), [value for value, _ in entries])
+        axes.set(xlabel=option, xlim=(-0.5, len(entries) - 0.5))
+        axes.grid(axis="x", visible=False)
+    for axes in figure.axes[::columns]:
+        axes.set_ylabel(label)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(columns + 1, 3))
+    return figure
+
+
+def _draw_reference(
+    axes: Axes, reference: Mapping, plain: Mapping | None, rows: Sequence[Mapping], metric: str
+) -> None:
+    """Lines for default and baseline; what lies in the band does not clearly differ from the default."""
+    if reference["n"]:
+        mean = reference["metrics"][metric]["mean"]
+        widths = [row["difference"]["half_width"] for row in rows if row["difference"]]
+        width = max((width for width in widths if width is not None), default=None)
+        if width is not None:
+            axes.axhspan(mean - width, mean + width, color="#ececec", label="within noise of the default", zorder=0)
+        axes.axhline(mean, color="#555555", linewidth=1, label="default")
+    if plain is not None and plain["n"]:
+        mean = plain["metrics"][metric]["mean"]
+        axes.axhline(mean, color="#b3541e", linestyle="--", linewidth=1.2, label="plain baseline")
 
 
 def draw_point(axes: Axes, place: float, row: Mapping, metric: str, upright: bool) -> None:

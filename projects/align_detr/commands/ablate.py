@@ -19,27 +19,30 @@ import inspect
 import itertools
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hydra.utils import get_object
+from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 
 from align_detr.analysis import seeds
 from align_detr.catalogue import find_config
-from align_detr.commands.command_line import errors_in_one_line, interrupts_end, load_config
+from align_detr.commands.command_line import load_config
 from align_detr.commands.training_runs import (
     METRIC,
     METRICS,
     Run,
     Setting,
+    add_options,
     carry_out,
     check_counts,
     choose_runner,
     environment,
+    finish,
     list_runs,
     make_run,
+    parse_words,
     relative,
     tell_failures,
     write,
@@ -182,60 +185,20 @@ def note(summary: Mapping) -> str:
     return text
 
 
-def draw(summary: Mapping, defaults: Mapping[str, object], grid: Mapping[str, Sequence[str]], full: bool):
-    """AP by value, one panel per option; with `full` by setting. Dots are runs, bars standard deviations."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    from align_detr.analysis.plots import STYLE
-
-    by_name = {row["name"]: row for row in summary["settings"]}
-    reference, plain = by_name[DEFAULT], by_name.get(PLAIN)
-    with rc_context(STYLE):
-        if full:
-            rows = summary["settings"]
-            titles = [title_of(row) for row in rows]
-            return seeds.draw_rows(rows, titles, METRIC, "box AP (%)", "All combinations")
-        columns = min(3, len(grid)) or 1
-        lines = -(-len(grid) // columns) or 1
-        figure = Figure(figsize=(0.4 + 2.7 * columns, 0.7 + 2.5 * lines))
-        panels = figure.subplots(lines, columns, sharey=True, squeeze=False).flat
-        for axes in panels[len(grid) :]:
-            axes.set_visible(False)
-        for axes, (key, values) in zip(panels, grid.items(), strict=False):
-            entries = [
-                (value, reference if is_same(value, defaults[key]) else by_name[name_of([(key, value)])])
-                for value in values
-            ]
-            draw_reference(axes, summary, reference, plain)
-            for x, (_, row) in enumerate(entries):
-                if row["n"]:
-                    seeds.draw_point(axes, x, row, METRIC, upright=True)
-            means = [(x, row["metrics"][METRIC]["mean"]) for x, (_, row) in enumerate(entries) if row["n"]]
-            axes.plot(*zip(*means, strict=True), "-", color="#123c69", linewidth=1) if means else None
-            axes.set_xticks(range(len(entries)), [value.removesuffix("_loss").replace("_", "\n") for value in values])
-            axes.set(xlabel=symbol(key), xlim=(-0.5, len(entries) - 0.5))
-            axes.grid(axis="x", visible=False)
-        for axes in figure.axes[::columns]:
-            axes.set_ylabel("box AP (%)")
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(columns + 1, 3))
-    return figure
-
-
-def draw_reference(axes, summary: Mapping, reference: Mapping, plain: Mapping | None) -> None:
-    """Lines for the default and the baseline; what lies in the band does not clearly differ from the default."""
-    if reference["n"]:
-        mean = reference["metrics"][METRIC]["mean"]
-        widths = [row["difference"]["half_width"] for row in summary["settings"] if row["difference"]]
-        width = max((width for width in widths if width is not None), default=None)
-        if width is not None:
-            axes.axhspan(mean - width, mean + width, color="#ececec", label="within noise of the default", zorder=0)
-        axes.axhline(mean, color="#555555", linewidth=1, label="default")
-    if plain is not None and plain["n"]:
-        axes.axhline(
-            plain["metrics"][METRIC]["mean"], color="#b3541e", linestyle="--", linewidth=1.2, label="plain baseline"
-        )
+def draw(
+    summary: Mapping, defaults: Mapping[str, object], grid: Mapping[str, Sequence[str]], full: bool
+) -> Figure:
+    """AP by value, one panel per option; with `full` by setting."""
+    rows = {row["name"]: row for row in summary["settings"]}
+    if full:
+        titles = [title_of(row) for row in rows.values()]
+        return seeds.draw_rows(list(rows.values()), titles, METRIC, "box AP (%)", "All combinations")
+    panels = {}
+    for key, values in grid.items():
+        names = [DEFAULT if is_same(value, defaults[key]) else name_of([(key, value)]) for value in values]
+        labels = [value.removesuffix("_loss").replace("_", "\n") for value in values]
+        panels[symbol(key)] = [(label, rows[name]) for label, name in zip(labels, names, strict=True)]
+    return seeds.draw_panels(panels, rows[DEFAULT], rows.get(PLAIN), list(rows.values()), METRIC, "box AP (%)")
 
 
 def ablate(args: argparse.Namespace) -> bool:
@@ -279,24 +242,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--grid", nargs="+", action="extend", metavar="NAME=V,V", help=f"what to vary (default: {' '.join(GRID)})"
     )
     parser.add_argument("--full", action="store_true", help="all combinations instead of one change at a time")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="(default: 0 1 2)")
-    parser.add_argument("--max-iter", type=int, metavar="N", help="iterations of each run (default: the config's)")
-    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one per GPU, or per core)")
-    parser.add_argument("--cluster", metavar="ADDRESS", help="Dask scheduler whose workers train: tcp://host:8786")
-    parser.add_argument("--output", type=Path, default=Path("output/ablation"), help="folder (default: %(default)s)")
-    parser.add_argument("--dry-run", action="store_true", help="only list the runs")
-    parser.add_argument("opts", nargs="*", metavar="key=value", help="changes to the configs")
-    words = list(sys.argv[1:] if argv is None else argv)
-    args = parser.parse_intermixed_args(words)
-    args.words = words
+    add_options(parser, [0, 1, 2], "output/ablation")
+    args = parse_words(parser, argv)
     args.grid = args.grid or list(GRID)
     return args
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    with errors_in_one_line(), interrupts_end("the same command goes on from here"):
-        complete = ablate(args)
-    sys.exit(0 if complete else 1)
-
-
+    finish(lambda: ablate(args))

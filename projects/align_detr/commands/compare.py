@@ -15,24 +15,28 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from align_detr.analysis import seeds
 from align_detr.catalogue import find_config
-from align_detr.commands.command_line import errors_in_one_line, interrupts_end, load_config
+from align_detr.commands.command_line import load_config
 from align_detr.commands.training_runs import (
     METRIC,
     METRICS,
     Run,
     Setting,
+    add_options,
     carry_out,
     check_counts,
     choose_runner,
     environment,
+    finish,
     list_runs,
     make_run,
+    parse_words,
     relative,
     tell_failures,
     write,
@@ -44,23 +48,32 @@ PAIRS += ("align_dab_detr_tiny:dab_detr_tiny",)
 Pair = tuple[Path, Path]
 
 
-def parse_pair(word: str) -> Pair:
-    """`CONFIG:BASELINE`."""
-    config, colon, baseline = word.partition(":")
-    if not (config and colon and baseline):
-        raise ValueError(f"--pairs takes CONFIG:BASELINE, not {word}")
-    return find_config(config), find_config(baseline)
+def parse_pairs(words: Sequence[str]) -> list[Pair]:
+    """Each `CONFIG:BASELINE`, paths or names.
+
+    Raises:
+        ValueError: a word is of another form, or two configs have one name, and so one folder.
+        FileNotFoundError: no such config.
+    """
+    pairs = []
+    for word in words:
+        config, colon, baseline = word.partition(":")
+        if not (config and colon and baseline):
+            raise ValueError(f"--pairs takes CONFIG:BASELINE, not {word}")
+        pairs.append((config, baseline))
+    configs = set(itertools.chain(*pairs))
+    if len({Path(config).stem for config in configs}) < len(configs):
+        raise ValueError("--pairs has two configs of one name")
+    return [(find_config(config), find_config(baseline)) for config, baseline in pairs]
 
 
 def plan(args: argparse.Namespace, pairs: Sequence[Pair]) -> list[Run]:
     """All runs, seed by seed, so that every config has a run early; finished ones with their results.
 
     Raises:
-        ValueError: two configs of one name, whose folders would be the same; or a folder holds a run of another config.
+        ValueError: a folder holds a run of another config.
     """
     configs = list(dict.fromkeys(itertools.chain(*pairs)))
-    if len({config.stem for config in configs}) < len(configs):
-        raise ValueError("--pairs has two configs of one name")
     return [
         make_run(args.output, Setting(config.stem, config), seed, args.opts, args.max_iter, analyze=True)
         for seed, config in itertools.product(args.seeds, configs)
@@ -98,20 +111,15 @@ def make_table(families: Sequence[Mapping], planned: int) -> str:
     return f"{seeds.table(rows, titles, METRICS, 'AP − baseline')}\n\n{text}\n"
 
 
-def draw(families: Sequence[Mapping]):
-    from matplotlib import rc_context
-
-    from align_detr.analysis.plots import STYLE
-
+def draw(families: Sequence[Mapping]) -> Figure:
     rows = [row for family in families for row in family["settings"]]
-    with rc_context(STYLE):
-        return seeds.draw_rows(rows, [row["name"] for row in rows], METRIC, "box AP (%)", "Own supervision and ours")
+    return seeds.draw_rows(rows, [row["name"] for row in rows], METRIC, "box AP (%)", "Own supervision and ours")
 
 
 def compare(args: argparse.Namespace) -> bool:
     """Trains and reports; returns whether all runs succeeded."""
     check_counts(args.seeds, args.jobs, args.max_iter)
-    pairs = [parse_pair(word) for word in args.pairs or PAIRS]
+    pairs = parse_pairs(args.pairs or PAIRS)
     runs = plan(args, pairs)
     device = load_config(str(pairs[0][0]), args.opts).train.device
     runner = choose_runner(args.jobs, runs, args.cluster)
@@ -140,23 +148,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--pairs", nargs="+", metavar="CONFIG:BASELINE", help="(default: the tiny DINO, H-DETR and DAB-DETR)"
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="N", help="(default: 1 2 3)")
-    parser.add_argument("--max-iter", type=int, metavar="N", help="iterations of each run (default: the config's)")
-    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one per GPU, or per core)")
-    parser.add_argument("--cluster", metavar="ADDRESS", help="Dask scheduler whose workers train: tcp://host:8786")
-    parser.add_argument("--output", type=Path, default=Path("output/detectors"), help="folder (default: %(default)s)")
-    parser.add_argument("--dry-run", action="store_true", help="only list the runs")
-    parser.add_argument("opts", nargs="*", metavar="key=value", help="changes to the configs")
-    words = list(sys.argv[1:] if argv is None else argv)
-    args = parser.parse_intermixed_args(words)
-    args.words = words
-    return args
+    add_options(parser, [1, 2, 3], "output/detectors")
+    return parse_words(parser, argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    with errors_in_one_line(), interrupts_end("the same command goes on from here"):
-        complete = compare(args)
-    sys.exit(0 if complete else 1)
-
-
+    finish(lambda: compare(args))

@@ -6,6 +6,7 @@ checkpoint; a folder that holds a run of another config is refused.
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import os
@@ -31,7 +32,7 @@ from tqdm import tqdm
 import align_detr
 from align_detr._platform import describe
 from align_detr.commands import program, training_jobs
-from align_detr.commands.command_line import load_config
+from align_detr.commands.command_line import errors_in_one_line, interrupts_end, load_config
 from align_detr.commands.training_jobs import POLL_SECONDS, STOP, STOP_SECONDS, Job
 from align_detr.config import EMBEDDED_ROOT
 
@@ -270,7 +271,7 @@ def train_all(runs: Sequence[Run], runner: Runner, after_each: Callable[[], obje
                 bar.set_postfix_str(", ".join(run.title for run in active.values()), refresh=True)
                 for future in ended:
                     run = active.pop(future)
-                    finish(run, future)
+                    take_result(run, future)
                     after_each()
                     if run.error and not progress_of(run) and all(other.result is None for other in runs):
                         queue.clear()  # it did not even start, so the others would not either
@@ -304,7 +305,7 @@ def submit(client: Client, run: Run) -> Future:
     return client.submit(training_jobs.carry_out, job, pure=False, retries=RETRIES, resources=resources)
 
 
-def finish(run: Run, future: Future) -> None:
+def take_result(run: Run, future: Future) -> None:
     """Fills in `run.result` or `run.error`."""
     if future.status != "finished":
         run.error = f"given up after {RETRIES + 1} tries: {future.exception() or future.status}"
@@ -383,3 +384,30 @@ def check_counts(seeds: Sequence[int], jobs: int | None, max_iter: int | None) -
         raise ValueError("--seeds are different numbers from 0")
     if jobs is not None and jobs < 1 or max_iter is not None and max_iter < 1:
         raise ValueError("--jobs and --max-iter are at least 1")
+
+
+def add_options(parser: argparse.ArgumentParser, seeds: Sequence[int], output: str) -> None:
+    """What is asked about many trainings, whatever they are of; `seeds` and `output` are the defaults."""
+    default = " ".join(map(str, seeds))
+    parser.add_argument("--seeds", type=int, nargs="+", default=seeds, metavar="N", help=f"(default: {default})")
+    parser.add_argument("--max-iter", type=int, metavar="N", help="iterations of each run (default: the config's)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one per GPU, or per core)")
+    parser.add_argument("--cluster", metavar="ADDRESS", help="Dask scheduler whose workers train: tcp://host:8786")
+    parser.add_argument("--output", type=Path, default=Path(output), help="folder (default: %(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="only list the runs")
+    parser.add_argument("opts", nargs="*", metavar="key=value", help="changes to the configs")
+
+
+def parse_words(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Options and `key=value` in any order; `words` has them as they were given, for results.json."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = parser.parse_intermixed_args(words)
+    args.words = words
+    return args
+
+
+def finish(work: Callable[[], bool]) -> None:
+    """Do the work and end the program: with exit status 1 if it did not all succeed, or with one line of error."""
+    with errors_in_one_line(), interrupts_end("the same command goes on from here"):
+        complete = work()
+    sys.exit(0 if complete else 1)

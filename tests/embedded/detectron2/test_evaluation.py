@@ -131,6 +131,20 @@ def test_equals_pycocotools_on_the_written_file(random_dataset, register, tmp_pa
     assert list(results)[:6] == names
 
 
+@pytest.mark.parametrize("limit, some", [(None, None), (2, None), (None, range(100, 110))])
+def test_the_fast_implementation_comes_to_the_same(random_dataset, register, limit, some):
+    """faster-coco-eval, of the extras, has pycocotools' figures to 1e-6; so which is installed does not matter."""
+    pytest.importorskip("faster_coco_eval")
+    json_file, outputs = random_dataset
+    results = []
+    for fast in (True, False):
+        evaluator = COCOEvaluator(register(json_file), max_dets_per_image=limit, use_fast_impl=fast)
+        feed(evaluator, outputs)
+        results.append(evaluator.evaluate(some)["bbox"])
+    assert list(results[0]) == list(results[1])
+    assert list(results[0].values()) == pytest.approx(list(results[1].values()), abs=1e-6, nan_ok=True)
+
+
 def test_a_case_worked_out_on_paper(register, tmp_path):
     """One of two objects is found with IoU 0.6, ahead of a false alarm: precision 1 up to recall 1/2.
 
