@@ -27,16 +27,14 @@ from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode, Instances
-from detectron2.utils.visualizer import ColorMode, Visualizer
 from omegaconf import DictConfig
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import nn
 from tqdm import tqdm
 from trained_model import load_detector
 
 from align_detr.analysis import batches_of_one_size, detections, predict_layers
-
-MIN_SIDE = 480  # pixels of the longer side of a picture; smaller images are enlarged, or labels would hide them
+from align_detr.deployment.pictures import draw, read_image
 
 
 def detect(args: argparse.Namespace) -> bool:
@@ -148,19 +146,6 @@ def read_all(files: Sequence[Path], cfg: DictConfig, failed: list[str], say, pro
         yield {"image": tensor, "height": height, "width": width, "file": path, "pixels": pixels}
 
 
-def read_image(path: Path) -> np.ndarray:
-    """RGB, (H, W, 3) uint8, as a viewer shows it. detectron2's own makes images of 16-bit grey ones white."""
-    with Image.open(path) as file:
-        image = ImageOps.exif_transpose(file)
-    if image.mode.startswith("I"):
-        values = np.asarray(image).clip(0, 0xFFFF).astype(np.uint16)
-        image = Image.fromarray((values >> 8).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.array(image.convert("RGB"))
-
-
 def run(model: nn.Module, batch: list[dict], layer: int | None) -> list[Instances]:
     """Detections of a decoder layer, in pixels of the original images, best first."""
     logits, boxes = predict_layers(model, batch)
@@ -205,12 +190,6 @@ def to_coco(instances: Instances, image_id: int, path: Path, category_ids: dict[
             instances.pred_classes.tolist(), boxes.tolist(), instances.scores.tolist(), strict=True
         )
     ]
-
-
-def draw(pixels: np.ndarray, instances: Instances, metadata: object):
-    scale = max(1.0, MIN_SIDE / max(pixels.shape[:2]))
-    visualizer = Visualizer(pixels, metadata, scale=scale, instance_mode=ColorMode.IMAGE)
-    return visualizer.draw_instance_predictions(instances)
 
 
 def write_json(path: Path, entries: list[dict]) -> None:

@@ -59,6 +59,7 @@ from training_report import DetectionSample, TrainingReport, is_wanted
 
 from align_detr._platform import describe
 from align_detr.data.annotations import annotations_explained
+from align_detr.deployment.classes import classes_of_dataset
 from align_detr.training import (
     BestCheckpointer,
     ResumePoint,
@@ -314,6 +315,7 @@ def train(
         "config": dict(config),
         "batch_size": cfg.dataloader.train.get("total_batch_size"),
         "max_iter": cfg.train.max_iter,
+        "classes": known.plain() if (known := classes_of_dataset(cfg)) else None,
     }
     state = RunState(loader, periodic, behind, best, lambda iteration: saves_at(cfg, iteration), facts)
     stop = StopOnInterrupt(checkpointer, state)
