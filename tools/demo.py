@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Detect objects in images, and draw them.
 
-    python tools/demo.py --config-file CONFIG --checkpoint FILE --input IMAGE|FOLDER|GLOB ... [--output FOLDER] \\
+    python tools/demo.py [--config-file CONFIG] --checkpoint FILE --input IMAGE|FOLDER|GLOB ... [--output FOLDER] \\
         [--json RESULTS] [--layer I] [key=value ...]
 
-CONFIG is one for tools/train_net.py, FILE its checkpoint or exported weights (.pth, .safetensors). Any format that
-Pillow reads will do: rotated by EXIF, grey, 16-bit, palette, CMYK, transparent (on white). A file that cannot be read
-is named and left out, and the exit status is 1. `key=value` changes the config, such as `train.device=cpu`.
+CONFIG is one for tools/train_net.py, FILE its checkpoint or weights (.pth, .safetensors); a file of
+tools/export_model.py holds both. Any format that Pillow reads will do: rotated by EXIF, grey, 16-bit, palette, CMYK,
+transparent (on white). A file that cannot be read is named and left out, and the exit status is 1. `key=value` changes
+the config, such as `train.device=cpu`.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from trained_model import load_detector
 
 from align_detr.analysis import batches_of_one_size, detections, predict_layers
 from align_detr.deployment.pictures import draw, read_image
+from align_detr.deployment.sources import classes_in_file
 
 
 def detect(args: argparse.Namespace) -> bool:
@@ -42,9 +44,10 @@ def detect(args: argparse.Namespace) -> bool:
     check(args)
     files, missing = find_images(args.input)
     targets = output_paths(files, args.output)
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_config(args.config_file or args.checkpoint, args.opts)
     model = load_detector(cfg, args.checkpoint)
-    metadata = class_metadata(cfg)
+    known = classes_in_file(args.checkpoint)
+    metadata = known.metadata() if known else class_metadata(cfg)
     args.output.mkdir(parents=True, exist_ok=True)
 
     failed = list(missing)
@@ -206,7 +209,7 @@ def summary(args: argparse.Namespace, images: int, found: int, failed: int) -> s
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, metavar="CONFIG")
+    parser.add_argument("--config-file", metavar="CONFIG", help="not needed for a file of tools/export_model.py")
     parser.add_argument("--checkpoint", required=True, metavar="FILE", help="weights: .pth or .safetensors")
     parser.add_argument("--input", required=True, nargs="+", metavar="PATH", help="images, folders, quoted globs")
     parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder (default: %(default)s)")

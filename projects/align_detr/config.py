@@ -53,7 +53,7 @@ def best_device() -> str:
 
 
 def load_config_file(path: str) -> DictConfig:
-    """The config in a `.py` file, which is run, or a `.yaml`, which is not (see `safe_yaml`).
+    """The config in a `.py` file, which is run; or in a `.yaml` or an exported `.safetensors`, which are not.
 
     Raises:
         FileNotFoundError: no such file; the message has the names that are near.
@@ -68,6 +68,14 @@ def load_config_file(path: str) -> DictConfig:
         raise FileNotFoundError(f"no such config: {path}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
     if Path(path).suffix in (".yaml", ".yml"):
         return load_yaml(path)
+    if Path(path).suffix == ".safetensors":
+        from .deployment.exported import read_exported  # which imports more than most configs need
+
+        if (exported := read_exported(path)) is None:
+            raise ValueError(f"{path} has weights alone, no config: give the config of their model")
+        return exported.cfg
+    if Path(path).suffix != ".py":
+        raise ValueError(f"{path} is no config: those are .py and .yaml files, and what tools/export_model.py writes")
     try:
         return LazyConfig.load(path)
     except (ValueError, OSError, OmegaConfBaseException, HydraException):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from omegaconf import DictConfig, OmegaConf
 
 MAX_CLASSES = 100_000
@@ -48,6 +48,13 @@ class Classes:
     def plain(self) -> list[list[int | str]]:
         """For a file: `[[id, name], ...]`."""
         return [[number, name] for number, name in zip(self.ids, self.names, strict=True)]
+
+    def metadata(self) -> Metadata:
+        """As detectron2 knows the classes of a dataset."""
+        metadata = Metadata(name="detector")
+        metadata.thing_classes = list(self.names)
+        metadata.thing_dataset_id_to_contiguous_id = {number: index for index, number in enumerate(self.ids)}
+        return metadata
 
     def for_outputs(self, count: int) -> Classes:
         """As many as a model has outputs: a dataset may have fewer classes; the others are numbered."""

@@ -6,23 +6,20 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from ..config import load_config_file
-from .classes import Classes, classes_in_checkpoint, classes_of_dataset
+from .classes import Classes
 from .found import Found
 from .network import Network, Predictions
 from .pictures import CHANNEL_ORDERS, Picture, all_of, name_of, read_picture
 from .pytorch import PyTorchNetwork
+from .sources import find_source
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS = ("model_final.pth", "model_best.pth")
-LAST = "last_checkpoint"
 WINDOW = 4  # batches whose pictures are read before the first is run, so that those of one size come together
 
 
@@ -34,11 +31,11 @@ class Detector:
             print(found.labels, found.scores, found.boxes)
 
     Args:
-        source: the folder of a training. Its `config.yaml` is read without running what is in it, and so are its
-            weights: `model_final.pth`, else `model_best.pth`, else the newest checkpoint.
+        source: the folder of a training, or a file that `tools/export_model.py` has written. Of a folder, `config.yaml`
+            and `model_final.pth` are taken, else `model_best.pth`, else the newest checkpoint. Nothing in them is run.
         config: instead, a config: a `.py` file (which is run), a `.yaml` file, or a config as LazyConfig loads it.
-        weights: a checkpoint (`.pth`) or weights alone (`.pth`, `.safetensors`); beside `source`, in place of those of
-            the folder. They must cover the whole model. Averaged weights are used where the config has them.
+        weights: a checkpoint (`.pth`) or weights alone (`.pth`, `.safetensors`); beside `source`, in place of its
+            own. They must cover the whole model. Averaged weights are used where the config has them.
         device: "cuda", "cuda:1", "mps" or "cpu"; "auto" for the first of these that is there.
         dtype: "float32", or "float16" or "bfloat16" for mixed precision, as in training with `train.amp`.
         class_names: of the model's outputs, if not those that the checkpoint or the config's dataset knows.
@@ -58,17 +55,9 @@ class Detector:
         dtype: str | torch.dtype = "float32",
         class_names: Sequence[str] | None = None,
     ):
-        if source is not None and config is not None:
-            raise ValueError("Detector: source has a config of its own: give it, or config and weights")
-        if source is not None:
-            folder = _run_folder(Path(source))
-            config, weights = folder / "config.yaml", weights or _weights_of_run(folder)
-        if config is None or weights is None:
-            raise ValueError("Detector needs the folder of a training, or both config and weights")
-        cfg = config if isinstance(config, DictConfig) else load_config_file(os.fspath(config))
-        classes = Classes.named(class_names) if class_names else None
-        classes = classes or classes_in_checkpoint(weights) or classes_of_dataset(cfg)
-        self._network: Network = PyTorchNetwork(cfg, os.fspath(weights), classes, device, dtype)
+        cfg, weights, classes = find_source(source, config, weights)
+        classes = Classes.named(class_names) if class_names else classes
+        self._network: Network = PyTorchNetwork(cfg, weights, classes, device, dtype)
 
     @property
     def class_names(self) -> list[str]:
@@ -149,22 +138,3 @@ class Detector:
                 found |= zip(batch, self._network.detect([images[i] for i in batch], sizes), strict=True)
         return [found[index] for index in range(len(images))]
 
-
-def _run_folder(path: Path) -> Path:
-    if not path.exists():
-        raise FileNotFoundError(f"no such folder or file: {path}")
-    if not path.is_dir():
-        raise ValueError(f"{path} is not the folder of a training; weights alone: Detector(config=..., weights=...)")
-    if not (path / "config.yaml").is_file():
-        raise FileNotFoundError(f"{path} is not the folder of a training: it has no config.yaml")
-    return path
-
-
-def _weights_of_run(folder: Path) -> Path:
-    """The weights that a training is judged by: its last, else its best, else those that it has got to."""
-    last = folder / LAST
-    named = Path(last.read_text(encoding="utf-8", errors="replace").strip()).name if last.is_file() else ""
-    for name in (*WEIGHTS, *([named] if named else [])):
-        if (folder / name).is_file():
-            return folder / name
-    raise FileNotFoundError(f"{folder} has no weights as yet: neither {' nor '.join(WEIGHTS)} nor a checkpoint")

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from detectron2.data import Metadata
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
@@ -63,9 +62,7 @@ class Found:
             scores=torch.from_numpy(self.scores),
             pred_classes=torch.from_numpy(self.classes),
         )
-        metadata = Metadata(name=self.name)
-        metadata.thing_classes = list(self.known.names)
-        return Image.fromarray(draw(self.pixels, instances, metadata).get_image())
+        return Image.fromarray(draw(self.pixels, instances, self.known.metadata()).get_image())
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
         """Entries of a COCO results file, with the category ids of the data that the detector was trained on."""
