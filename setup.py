@@ -50,5 +50,7 @@ setup(
     # Triton comes with PyTorch's CUDA builds; without a GPU its interpreter runs the kernels' tests.
     extras_require={
         "dev": ["hypothesis", "pytest", "pytest-xdist", "ruff", "triton>=3.0 ; sys_platform == 'linux'"],
+        # To write ONNX files and to run them; the latter needs onnxruntime alone.
+        "onnx": ["onnx", "onnxruntime"],
     },
 )

@@ -2,41 +2,110 @@
 """Writes a trained detector as one file that is all one needs to use it.
 
     python tools/export_model.py SOURCE --output FILE.safetensors
+    python tools/export_model.py SOURCE --output FILE.onnx|FILE.pt2 [--batch N] [--size H W] [--dynamic] [--check PICS]
 
-SOURCE is the folder of a training; or give `--config-file CONFIG --checkpoint FILE`, and `key=value` to change the
-config. The file holds weights (averaged ones, where the training kept them), config, names of classes and input size.
-`align_detr.Detector`, tools/demo.py and `train.init_checkpoint` take it, and nothing in it is run.
+SOURCE is the folder of a training, or an exported file; or give `--config-file CONFIG --checkpoint FILE`, and
+`key=value` to change the config. A `.safetensors` file holds weights (averaged ones, where the training kept them),
+config, names of classes and input size; `align_detr.Detector`, tools/demo.py and `train.init_checkpoint` take it, and
+nothing in it is run.
+
+ONNX and `.pt2` (torch.export) hold the whole network, from images to boxes. Its input `images` (N, 3, H, W) are float32
+from 0 to 255; its outputs `boxes` (N, K, 4), left, top, right, bottom in pixels of the images, `scores` and `classes`
+(N, K), best first. N and H, W are those of --batch and --size; with --dynamic, what these do not say is free. --check
+runs pictures through PyTorch and the file, prints the differences, and fails if there are any that matter.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from command_line import errors_in_one_line, load_config, take_overrides  # isort: skip (sets sys.path)
+if __name__ == "__main__":
+    # The engine's modules can be exported, whatever is installed: models and weights are the same.
+    os.environ.setdefault("ALIGN_DETR_PLATFORM", "embedded")
 
-from align_detr.checkpoint_files import load_detector
-from align_detr.deployment.classes import Classes
-from align_detr.deployment.exported import write_exported
-from align_detr.deployment.sources import Source, find_source
+from command_line import errors_in_one_line, load_config, take_overrides  # noqa: E402  # isort: skip (sets sys.path)
 
-FORMATS = (".safetensors",)
+from omegaconf import DictConfig  # noqa: E402
+
+from align_detr.data.pictures import image_files  # noqa: E402
+from align_detr.deployment.agreement import agreement_table, compare  # noqa: E402
+from align_detr.deployment.exported import input_size, write_exported  # noqa: E402
+from align_detr.deployment.graph import Shape, metadata_of, write_onnx, write_program  # noqa: E402
+from align_detr.deployment.network import Network  # noqa: E402
+from align_detr.deployment.pictures import read_image  # noqa: E402
+from align_detr.deployment.pytorch import PyTorchNetwork  # noqa: E402
+from align_detr.deployment.runtimes import OnnxNetwork, ProgramNetwork  # noqa: E402
+from align_detr.deployment.sources import Source, find_source  # noqa: E402
+
+WEIGHTS, GRAPHS = ".safetensors", (".onnx", ".pt2")
+LANDSCAPE = (480, 640)  # height and width of the picture whose input is --size where it is not given
 
 
-def export(args: argparse.Namespace) -> str:
-    """Writes the file and returns a line about it."""
-    if args.output.suffix not in FORMATS:
-        raise ValueError(f"--output {args.output}: a name that ends in {' or '.join(FORMATS)}, please")
+def export(args: argparse.Namespace) -> None:
+    """Writes the file, says so, and checks it if asked to.
+
+    Raises:
+        ValueError: it does not find what PyTorch finds.
+    """
+    check(args)
     cfg, weights, classes = source_of(args)
     if args.output.resolve() == Path(weights).resolve():
         raise ValueError(f"--output {args.output} is where the weights come from: give another name")
-    cfg.train.device = "cpu"
-    model = load_detector(cfg, weights)
-    classes = classes.for_outputs(model.num_classes) if classes else Classes.numbered(model.num_classes)
-    write_exported(args.output, model.state_dict(), cfg, classes)
+    network = PyTorchNetwork(cfg, weights, classes, "cpu", "float32")
+    model = network.model
+    if args.output.suffix == WEIGHTS:
+        write_exported(args.output, model.state_dict(), cfg, network.classes)
+        what = ""
+    else:
+        shape = write_graph(args, network, cfg)
+        size = f"{shape.size[0]} x {shape.size[1]} pixels" if shape.size else "any size"
+        what = f", {shape.batch or 'any number of'} image(s) of {size}"
     size = args.output.stat().st_size / 1e6
-    return f"{args.output}: {size:.1f} MB, {type(model).__name__} with {len(classes.names)} classes"
+    print(f"{args.output}: {size:.1f} MB, {type(model).__name__} with {len(network.classes.names)} classes{what}")
+    if args.check:
+        agree(network, open_graph(args.output), args.check, args.output.suffix)
+
+
+def check(args: argparse.Namespace) -> None:
+    if args.output.suffix not in (WEIGHTS, *GRAPHS):
+        raise ValueError(f"--output {args.output}: a name that ends in {WEIGHTS}, {' or '.join(GRAPHS)}, please")
+    graph_only = [name for name in ("batch", "size", "dynamic", "check") if getattr(args, name) not in (None, False)]
+    if args.output.suffix == WEIGHTS and graph_only:
+        raise ValueError(f"--{graph_only[0]} is for {' and '.join(GRAPHS)}: a {WEIGHTS} file has no graph")
+    if any(number is not None and number < 1 for number in (args.batch, *(args.size or []))):
+        raise ValueError("--batch and --size are at least 1")
+
+
+def write_graph(args: argparse.Namespace, network: PyTorchNetwork, cfg: DictConfig) -> Shape:
+    """The graph of a model, written as the name of --output says; returns what it takes."""
+    resized = input_size(cfg)
+    example = resized.shape(*LANDSCAPE)
+    size = tuple(args.size) if args.size else None if args.dynamic else example
+    shape = Shape(args.batch or (None if args.dynamic else 1), size)
+    metadata = metadata_of(network.classes, resized, shape, cfg.dataloader.test.mapper.get("img_format", "RGB"))
+    write = write_onnx if args.output.suffix == ".onnx" else write_program
+    write(network.model, args.output, metadata, shape, example)
+    return shape
+
+
+def open_graph(path: Path) -> Network:
+    return OnnxNetwork(path, "cpu") if path.suffix == ".onnx" else ProgramNetwork(path)
+
+
+def agree(reference: Network, other: Network, folder: Path, suffix: str) -> None:
+    """Print how far the two agree on the pictures of a folder; ValueError if they do not, or if nothing was found."""
+    files = list(image_files(folder))
+    if not files:
+        raise ValueError(f"--check {folder}: no image in this folder")
+    results = compare(reference, other, ((path.name, read_image(path)) for path in files))
+    print(agreement_table(results, ("PyTorch", {".onnx": "ONNX Runtime"}.get(suffix, "torch.export"))))
+    if not any(result.counts[0] for result in results):
+        raise ValueError(f"--check {folder}: nothing scores above 0.05 there, so nothing was compared")
+    if wrong := sum(not result.agrees for result in results):
+        raise ValueError(f"PyTorch and the file disagree on {wrong} of {len(results)} pictures")
 
 
 def source_of(args: argparse.Namespace) -> Source:
@@ -54,7 +123,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("words", nargs="*", metavar="SOURCE", help="the folder of a training, or an exported file")
     parser.add_argument("--config-file", metavar="CONFIG", help="instead of SOURCE, with --checkpoint")
     parser.add_argument("--checkpoint", metavar="FILE", help="weights; with SOURCE, in place of its own")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=f"the file to write, {FORMATS[0]}")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".safetensors, .onnx or .pt2")
+    parser.add_argument("--batch", type=int, metavar="N", help="images at once (default: 1; any with --dynamic)")
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="pixels that pictures are resized to, whatever their aspect (default: what the config makes of 480 x 640; "
+        "with --dynamic, what it makes of each)",
+    )
+    parser.add_argument("--dynamic", action="store_true", help="leave free what --batch and --size do not say")
+    parser.add_argument("--check", type=Path, metavar="FOLDER", help="compare with PyTorch on these pictures")
     args = parser.parse_intermixed_args(argv)
     args.opts = []
     take_overrides(args.words, args.opts)
@@ -67,7 +147,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     with errors_in_one_line():
-        print(export(args))
+        try:
+            export(args)
+        except ImportError as error:  # a package that only some files need
+            raise ValueError(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from .found import Found
 from .network import Network, Predictions
 from .pictures import CHANNEL_ORDERS, Picture, all_of, name_of, read_picture
 from .pytorch import PyTorchNetwork
+from .runtimes import OnnxNetwork
 from .sources import find_source
 
 logger = logging.getLogger(__name__)
@@ -33,6 +35,7 @@ class Detector:
     Args:
         source: the folder of a training, or a file that `tools/export_model.py` has written. Of a folder, `config.yaml`
             and `model_final.pth` are taken, else `model_best.pth`, else the newest checkpoint. Nothing in them is run.
+            An ONNX file goes to ONNX Runtime.
         config: instead, a config: a `.py` file (which is run), a `.yaml` file, or a config as LazyConfig loads it.
         weights: a checkpoint (`.pth`) or weights alone (`.pth`, `.safetensors`); beside `source`, in place of its
             own. They must cover the whole model. Averaged weights are used where the config has them.
@@ -42,6 +45,7 @@ class Detector:
 
     Raises:
         FileNotFoundError: a file is not there.
+        ImportError: a package is not there that the file needs.
         ValueError: it cannot be used; one line says why.
     """
 
@@ -55,9 +59,17 @@ class Detector:
         dtype: str | torch.dtype = "float32",
         class_names: Sequence[str] | None = None,
     ):
-        cfg, weights, classes = find_source(source, config, weights)
-        classes = Classes.named(class_names) if class_names else classes
-        self._network: Network = PyTorchNetwork(cfg, weights, classes, device, dtype)
+        named = Classes.named(class_names) if class_names else None
+        self._network: Network
+        if source is not None and Path(source).suffix == ".onnx":
+            if config is not None or weights is not None or str(dtype).removeprefix("torch.") != "float32":
+                raise ValueError(f"{source} has config, weights and types of numbers in it: give none of them")
+            self._network = OnnxNetwork(source, device)
+            if named:
+                self._network.classes = named.for_outputs(len(self._network.classes.names))
+        else:
+            cfg, weights, known = find_source(source, config, weights)
+            self._network = PyTorchNetwork(cfg, weights, named or known, device, dtype)
 
     @property
     def class_names(self) -> list[str]:
