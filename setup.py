@@ -53,9 +53,13 @@ setup(
     extras_require={
         "docs": ["furo", "myst-parser", "sphinx>=7"],
         "fast": ["faster-coco-eval>=1.8"],
+        # To write ONNX files and to run them; the latter needs onnxruntime alone.
+        "onnx": ["onnx", "onnxruntime"],
         "dev": [
             "faster-coco-eval>=1.8",
             "hypothesis",
+            "onnx",
+            "onnxruntime",
             "pytest",
             "pytest-xdist",
             "ruff",

@@ -1,11 +1,23 @@
 """Align-DETR (arXiv 2304.07527): IoU-aware classification targets and mixed matching for DETR detectors.
 
 Importing this package makes `detectron2`, `detrex` and `projects.*` importable: the installed ones where there are
-any, the embedded engine's for the rest (see `_platform`).
+any, the embedded engine's for the rest (see `_platform`). `align_detr.Detector` runs a trained model on pictures.
 """
+
+from typing import Any
 
 from ._platform import resolve as _resolve
 
 __version__ = "0.1.0"
+__all__ = ["Detector"]
 
 _resolve()
+
+
+def __getattr__(name: str) -> Any:
+    # PyTorch and the platform are imported only by who asks for a detector.
+    if name == "Detector":
+        from .deployment import Detector
+
+        return Detector
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -33,6 +33,8 @@ def test_mutated_files_work_or_end_in_one_line(monkeypatch):
         ("model: !!python/name:os.system", "it wants to call os.system: refused"),
         ("model: {_target_: os.system, command: touch ran}", "it wants to call os.system: refused"),
         ("model: {_target_: detectron2.data.build.logging.os.system, command: x}", "refused"),
+        ("model: \"${oc.decode:'{_target_: os.system, command: touch ran}'}\"", "it wants to resolve .*: refused"),
+        ("x: oc\nmodel: \"${${x}.decode:'[1]'}\"", "it wants to resolve .*: refused"),
         ("\n".join(f"k{n}: &k{n} [{', '.join([f'*k{n - 1}' if n else '1'] * 9)}]" for n in range(8)), "more values"),
         ("x: " + "[" * 5000, "nested more deeply"),
         ("x: [1,", "not a config in YAML"),

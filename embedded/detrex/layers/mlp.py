@@ -76,7 +76,7 @@ class FFN(nn.Module):
         # On rows: a linear layer's output of more dimensions is a view, and the gradient of an activation in place of a
         # view takes three passes over it.
         rows = x.flatten(0, -2)
-        if x.device.type == "cpu" and len(rows) > CPU_ROWS_AT_ONCE:
+        if torch.is_grad_enabled() and x.device.type == "cpu" and len(rows) > CPU_ROWS_AT_ONCE:
             # The gradients of the wide activations then exist, and stay in the cache, for a part of them at a time.
             out = torch.cat([self.layers(part) for part in rows.split(CPU_ROWS_AT_ONCE)])
         else:

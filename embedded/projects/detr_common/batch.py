@@ -40,9 +40,13 @@ def extract_features(
         One map (B, C_l, H_l, W_l) and one mask (B, H_l, W_l), true in padding, per level.
     """
     device = images.tensor.device
+    canvas = tuple(images.tensor.shape[-2:])
+    if all(tuple(size) == canvas for size in images.image_sizes):  # no padding; `torch.export` can follow this
+        maps = list(extractor(images.tensor))
+        return maps, [level.new_zeros((level.shape[0], *level.shape[-2:]), dtype=torch.bool) for level in maps]
     if not exact or len(set(map(tuple, images.image_sizes))) == 1:
         maps = list(extractor(images.tensor))
-        mask = padding_mask(images.image_sizes, images.tensor.shape[-2:], device)
+        mask = padding_mask(images.image_sizes, canvas, device)
         return maps, [resize_mask(mask, level.shape[-2:]) for level in maps]
 
     maps, masks = [], []

@@ -194,7 +194,7 @@ class DenseTransformer(nn.Module):
             # The published detectors are trained with padding in view. At inference it must not matter, or an image's
             # detections would depend on the others in its batch.
             key_padding_mask=None if self.training else padding,
-            **{name: self._in_layout(value.expand(len(x), -1, -1)) for name, value in queries.items()},
+            **{name: self._in_layout(value.expand(x.shape[0], -1, -1)) for name, value in queries.items()},
         )
 
     def _in_layout(self, x: Tensor) -> Tensor:

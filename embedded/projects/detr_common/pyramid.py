@@ -73,9 +73,8 @@ def valid_ratio(mask: Tensor) -> Tensor:
 
 def _grid(height: int, width: int, device: torch.device) -> Tensor:
     """(H·W, 2) cell centres (x, y) in cells."""
-    y, x = torch.meshgrid(
-        torch.arange(height, device=device) + 0.5, torch.arange(width, device=device) + 0.5, indexing="ij"
-    )
+    rows, columns = (torch.arange(extent, dtype=torch.float32, device=device) for extent in (height, width))
+    y, x = torch.meshgrid(rows + 0.5, columns + 0.5, indexing="ij")
     return torch.stack([x.flatten(), y.flatten()], dim=-1)
 
 
@@ -88,8 +87,10 @@ def token_centers(shapes: Shapes, extents: Tensor) -> Tensor:
 
 def reference_points(shapes: Shapes, valid_ratios: Tensor) -> Tensor:
     """(B, S, L, 2): where on each padded level a token's own position lies, (x, y) in padded coordinates."""
-    sizes = valid_ratios.new_tensor([(w, h) for h, w in shapes])
-    return token_centers(shapes, valid_ratios * sizes)[:, :, None] * valid_ratios[:, None]
+    levels = zip(valid_ratios.unbind(1), shapes, strict=True)
+    # Not a tensor of sizes: an exported graph for images of any size would have one image's in it.
+    extents = torch.stack([torch.stack([x[:, 0] * w, x[:, 1] * h], dim=-1) for x, (h, w) in levels], dim=1)
+    return token_centers(shapes, extents)[:, :, None] * valid_ratios[:, None]
 
 
 def encoder_proposals(padding: Tensor, shapes: Shapes) -> tuple[Tensor, Tensor]:

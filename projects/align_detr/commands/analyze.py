@@ -50,8 +50,8 @@ from align_detr.analysis import (
 )
 from align_detr.analysis.discriminability import BINS
 from align_detr.analysis.figures import bootstrap, draw_images, interval
+from align_detr.checkpoint_files import load_detector
 from align_detr.commands.command_line import errors_in_one_line, interrupts_end, load_configs, take_overrides
-from align_detr.commands.trained_model import load_detector
 from align_detr.modeling import MixedMatcher
 
 REPEATS = 200  # of the bootstrap

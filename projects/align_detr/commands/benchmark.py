@@ -37,10 +37,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from align_detr._platform import describe
+from align_detr.checkpoint_files import load_detector
 from align_detr.commands.command_line import errors_in_one_line, load_config, take_overrides
 from align_detr.commands.stopwatch import by_turns, copy_bandwidth
 from align_detr.commands.train import build_loader, device_name
-from align_detr.commands.trained_model import load_detector
 from align_detr.commands.workloads import (
     ATTENTION,
     Attention,

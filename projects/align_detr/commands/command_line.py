@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import logging
 import os
 import re
@@ -23,15 +22,12 @@ from detectron2.config import LazyConfig
 from detectron2.utils import comm
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 from torch.multiprocessing import ProcessExitedException
 
-from align_detr.catalogue import find_config
-from align_detr.config import available_devices
-from align_detr.safe_yaml import load_yaml
+from align_detr.config import call_parameters, load_config_file
 
 CONFIG_ERRORS = (OmegaConfBaseException, HydraException)
 INPUT_ERRORS = (ValueError, OSError, FloatingPointError, Image.DecompressionBombError)
@@ -60,7 +56,7 @@ def load_config(path: str, overrides: list[str]) -> DictConfig:
             stand where the old one did.
         FileNotFoundError: no such config.
     """
-    return _overridden(_load_file(path), overrides)
+    return _overridden(load_config_file(path), overrides)
 
 
 def load_configs(paths: Sequence[str], overrides: list[str]) -> list[DictConfig]:
@@ -69,28 +65,11 @@ def load_configs(paths: Sequence[str], overrides: list[str]) -> list[DictConfig]
     Raises:
         As `load_config`; an override that fits none of the configs is refused in the words of the first.
     """
-    configs = [_load_file(path) for path in paths]
+    configs = [load_config_file(path) for path in paths]
     fitting = [[override for override in overrides if _fits(cfg, override)] for cfg in configs]
     stray = [override for override in overrides if not any(override in fits for fits in fitting)]
     fitting[0] += stray
     return [_overridden(cfg, fits) for cfg, fits in zip(configs, fitting, strict=True)]
-
-
-def _load_file(path: str) -> DictConfig:
-    if not path:
-        raise ValueError("no config: give one by --config-file")
-    path = str(find_config(path))
-    if Path(path).suffix in (".yaml", ".yml"):
-        return load_yaml(path)
-    try:
-        return LazyConfig.load(path)
-    except USER_ERRORS:
-        raise
-    except Exception as error:  # a config file is a program
-        frames = traceback.extract_tb(error.__traceback__)
-        ours = [frame for frame in frames if Path(frame.filename).resolve() == Path(path).resolve()]
-        line = f":{ours[-1].lineno}" if ours else ""
-        raise ValueError(f"{path}{line}: {type(error).__name__}: {_one_line(error)}") from error
 
 
 def _overridden(cfg: DictConfig, overrides: list[str]) -> DictConfig:
@@ -181,32 +160,6 @@ def _check_value(key: str, old: Any, new: Any) -> None:
         raise ValueError(f"{key} is a number, not {new}")
 
 
-def call_parameters(target: Any) -> set[str]:
-    """Names of the arguments that `target`, a callable or its dotted name, takes by keyword.
-
-    Where a constructor passes `**kwargs` on, its base class's arguments are among them.
-    """
-    if isinstance(target, str):
-        try:
-            target = get_object(target)
-        except Exception:  # whatever importing it raises; building it will say what is wrong
-            return set()
-    if inspect.isclass(target):
-        calls = [cls.__init__ for cls in inspect.getmro(target) if "__init__" in vars(cls)]
-    else:
-        calls = [target] if callable(target) else []
-    names: set[str] = set()
-    for call in calls:
-        try:
-            parameters = inspect.signature(call).parameters.values()
-        except (TypeError, ValueError):  # written in C
-            break
-        names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
-            break
-    return names - {"self"}
-
-
 def _all_keys(node: Any, prefix: str = "") -> Iterator[str]:
     """Every key that an override may name."""
     if isinstance(node, dict):
@@ -227,28 +180,6 @@ def _nearest(key: str, keys: Iterator[str]) -> str | None:
     if same_leaf:
         return max(same_leaf, key=lambda k: SequenceMatcher(None, k, key).ratio())
     return next(iter(get_close_matches(key, keys, n=1)), None)
-
-
-def resolve_device(name: str) -> str:
-    """`name` as PyTorch takes it; "auto" is the first of cuda, mps and cpu that is there.
-
-    Raises:
-        ValueError: PyTorch has no such device here.
-    """
-    there = available_devices()
-    if name == "auto":
-        return there[0]
-    available = {kind: torch.cuda.device_count() if kind == "cuda" else 1 for kind in there}
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or (device.index or 0) >= available.get(device.type, 0):
-        counts = [f"{kind} (0 to {available[kind] - 1})" if available[kind] > 1 else kind for kind in there]
-        raise ValueError(f"train.device={name} is not there; this machine has {', '.join(counts)}")
-    if device.index is not None and comm.get_world_size() > 1:
-        raise ValueError(f"train.device={name} is one device, but there are several processes: say {device.type}")
-    return name
 
 
 @contextmanager

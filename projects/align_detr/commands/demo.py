@@ -1,11 +1,12 @@
 """Detect objects in images, and draw them.
 
-    align-detr demo --config-file CONFIG --checkpoint FILE --input IMAGE|FOLDER|GLOB ... [--output FOLDER] \\
+    align-detr demo [--config-file CONFIG] --checkpoint FILE --input IMAGE|FOLDER|GLOB ... [--output FOLDER] \\
         [--json RESULTS] [--layer I] [key=value ...]
 
-CONFIG is one for align-detr train, FILE its checkpoint or exported weights (.pth, .safetensors). Any format that
-Pillow reads will do: rotated by EXIF, grey, 16-bit, palette, CMYK, transparent (on white). A file that cannot be read
-is named and left out, and the exit status is 1. `key=value` changes the config, such as `train.device=cpu`.
+CONFIG is one for align-detr train, FILE its checkpoint or weights (.pth, .safetensors); a file of `align-detr export`
+holds both. Any format that Pillow reads will do: rotated by EXIF, grey, 16-bit, palette, CMYK, transparent (on white).
+A file that cannot be read is named and left out, and the exit status is 1. `key=value` changes the config, such as
+`train.device=cpu`.
 """
 
 from __future__ import annotations
@@ -24,17 +25,16 @@ from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode, Instances
-from detectron2.utils.visualizer import ColorMode, Visualizer
 from omegaconf import DictConfig
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
 from align_detr.analysis import batches_of_one_size, detections, predict_layers
+from align_detr.checkpoint_files import load_detector
 from align_detr.commands.command_line import errors_in_one_line, interrupts_end, load_config, take_overrides
-from align_detr.commands.trained_model import load_detector
-
-MIN_SIDE = 480  # pixels of the longer side of a picture; smaller images are enlarged, or labels would hide them
+from align_detr.deployment.pictures import draw, read_image
+from align_detr.deployment.sources import classes_in_file
 
 
 def detect(args: argparse.Namespace) -> bool:
@@ -42,9 +42,10 @@ def detect(args: argparse.Namespace) -> bool:
     check(args)
     files, missing = find_images(args.input)
     targets = output_paths(files, args.output)
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_config(args.config_file or args.checkpoint, args.opts)
     model = load_detector(cfg, args.checkpoint)
-    metadata = class_metadata(cfg)
+    known = classes_in_file(args.checkpoint)
+    metadata = known.metadata() if known else class_metadata(cfg)
     args.output.mkdir(parents=True, exist_ok=True)
 
     failed = list(missing)
@@ -146,19 +147,6 @@ def read_all(files: Sequence[Path], cfg: DictConfig, failed: list[str], say, pro
         yield {"image": tensor, "height": height, "width": width, "file": path, "pixels": pixels}
 
 
-def read_image(path: Path) -> np.ndarray:
-    """RGB, (H, W, 3) uint8, as a viewer shows it. detectron2's own makes images of 16-bit grey ones white."""
-    with Image.open(path) as file:
-        image = ImageOps.exif_transpose(file)
-    if image.mode.startswith("I"):
-        values = np.asarray(image).clip(0, 0xFFFF).astype(np.uint16)
-        image = Image.fromarray((values >> 8).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.array(image.convert("RGB"))
-
-
 def run(model: nn.Module, batch: list[dict], layer: int | None) -> list[Instances]:
     """Detections of a decoder layer, in pixels of the original images, best first."""
     logits, boxes = predict_layers(model, batch)
@@ -205,12 +193,6 @@ def to_coco(instances: Instances, image_id: int, path: Path, category_ids: dict[
     ]
 
 
-def draw(pixels: np.ndarray, instances: Instances, metadata: object):
-    scale = max(1.0, MIN_SIDE / max(pixels.shape[:2]))
-    visualizer = Visualizer(pixels, metadata, scale=scale, instance_mode=ColorMode.IMAGE)
-    return visualizer.draw_instance_predictions(instances)
-
-
 def write_json(path: Path, entries: list[dict]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(entries, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -225,7 +207,7 @@ def summary(args: argparse.Namespace, images: int, found: int, failed: int) -> s
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, metavar="CONFIG")
+    parser.add_argument("--config-file", metavar="CONFIG", help="not needed for a file of `align-detr export`")
     parser.add_argument("--checkpoint", required=True, metavar="FILE", help="weights: .pth or .safetensors")
     parser.add_argument("--input", required=True, nargs="+", metavar="PATH", help="images, folders, quoted globs")
     parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder (default: %(default)s)")

@@ -1,196 +1,153 @@
-"""Writes a checkpoint's weights alone, without the optimizer and the rest, to share them or to start from them.
+"""Writes a trained detector as one file that is all one needs to use it.
 
-    align-detr export --checkpoint output/model_final.pth --output weights.safetensors [--ema] [--half]
+    align-detr export SOURCE --output FILE.safetensors
+    align-detr export SOURCE --output FILE.onnx|FILE.pt2 [--batch N] [--size H W] [--dynamic] [--check PICS]
 
-A `.pth` file holds `{"model": state dict}`, which detectron2, detrex and this project load; a `.safetensors` file the
-state dict. Both names of a shared parameter are kept; Co-DETR's auxiliary heads, which only training needs, are not.
-What was written is read again and compared.
+SOURCE is the folder of a training, or an exported file; or give `--config-file CONFIG --checkpoint FILE`, and
+`key=value` to change the config. A `.safetensors` file holds weights (averaged ones, where the training kept them),
+config, names of classes and input size; `align_detr.Detector`, `align-detr demo` and `train.init_checkpoint` take it,
+and nothing in it is run.
+
+ONNX and `.pt2` (torch.export) hold the whole network, from images to boxes. Its input `images` (N, 3, H, W) are float32
+from 0 to 255; its outputs `boxes` (N, K, 4), left, top, right, bottom in pixels of the images, `scores` and `classes`
+(N, K), best first. N and H, W are those of --batch and --size; with --dynamic, what these do not say is free. --check
+runs pictures through PyTorch and the file, prints the differences, and fails if there are any that matter.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
-import tarfile
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from detectron2.config import instantiate
-from tabulate import tabulate
-from torch import Tensor
+from omegaconf import DictConfig
 
-from align_detr.commands.command_line import errors_in_one_line, load_config
-from align_detr.training_parts import without_training_parts
+from align_detr._platform import ENV_VAR, is_upstream
+from align_detr.commands.command_line import errors_in_one_line, load_config, take_overrides
+from align_detr.data.pictures import image_files
+from align_detr.deployment.agreement import agreement_table, compare
+from align_detr.deployment.exported import input_size, write_exported
+from align_detr.deployment.graph import Shape, metadata_of, write_onnx, write_program
+from align_detr.deployment.network import Network
+from align_detr.deployment.pictures import read_image
+from align_detr.deployment.pytorch import PyTorchNetwork
+from align_detr.deployment.runtimes import OnnxNetwork, ProgramNetwork
+from align_detr.deployment.sources import Source, find_source
 
-FORMATS = (".pth", ".safetensors")
-AVERAGES = ("ema_state", "ema_model")
-State = dict[str, Tensor]
-
-
-def read_checkpoint(path: Path) -> Mapping:
-    """A `.pth` or `.safetensors` file as `{"model": state dict, ...}`. No code in it is run."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no such checkpoint: {path}")
-    if tarfile.is_tarfile(path):  # PyTorch's format of 2017, in which versions before 2.6 let code through
-        raise ValueError(f"{path} is a tar archive, not a checkpoint: refused")
-    try:
-        if path.suffix == ".safetensors":
-            return {"model": _safetensors().load_file(path)}
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file may raise anything
-        message = " ".join(str(error).split())
-        if name := re.search(r"(?:GLOBAL|class|function) (\w+(?:\.\w+)+)", message):
-            raise ValueError(f"{path} wants to run {name[1]}: refused") from error
-        reason = message.partition(". ")[0] or type(error).__name__
-        raise ValueError(f"{path} cannot be loaded safely: {reason}") from error
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path} is not a checkpoint, but {type(content).__name__}")
-    return content if isinstance(content.get("model"), Mapping) else {"model": content}
+WEIGHTS, GRAPHS = ".safetensors", (".onnx", ".pt2")
+LANDSCAPE = (480, 640)  # height and width of the picture whose input is --size where it is not given
 
 
-def weights_of(checkpoint: Mapping, ema: bool, source: Path) -> State:
-    """The state dict in a checkpoint, or with `ema` its moving average, under the names of the model."""
-    weights = without_wrapper(checkpoint["model"])
-    if odd := [name for name, value in weights.items() if not isinstance(value, Tensor)]:
-        raise ValueError(f"{source} is no checkpoint of a model: {odd[0]} in it is not a tensor")
-    if not weights:
-        raise ValueError(f"{source} has no weights")
-    if not ema:
-        return weights
-    average = next((checkpoint[key] for key in AVERAGES if checkpoint.get(key)), None)
-    if average is None:
-        raise ValueError(f"{source} has no averaged weights: train.model_ema.enabled was off; leave out --ema")
-    return averaged(weights, without_wrapper(average), source)
+def export(args: argparse.Namespace) -> None:
+    """Writes the file, says so, and checks it if asked to.
+
+    Raises:
+        ValueError: it does not find what PyTorch finds.
+    """
+    check(args)
+    cfg, weights, classes = source_of(args)
+    if args.output.resolve() == Path(weights).resolve():
+        raise ValueError(f"--output {args.output} is where the weights come from: give another name")
+    network = PyTorchNetwork(cfg, weights, classes, "cpu", "float32")
+    model = network.model
+    if args.output.suffix == WEIGHTS:
+        write_exported(args.output, model.state_dict(), cfg, network.classes)
+        what = ""
+    else:
+        shape = write_graph(args, network, cfg)
+        size = f"{shape.size[0]} x {shape.size[1]} pixels" if shape.size else "any size"
+        what = f", {shape.batch or 'any number of'} image(s) of {size}"
+    size = args.output.stat().st_size / 1e6
+    print(f"{args.output}: {size:.1f} MB, {type(model).__name__} with {len(network.classes.names)} classes{what}")
+    if args.check:
+        agree(network, open_graph(args.output), args.check, args.output.suffix)
 
 
-def averaged(weights: State, average: State, source: Path) -> State:
-    """The average under all names of `weights`: itself, it has but one name of each shared parameter."""
-    by_place = {place(weights[name]): tensor for name, tensor in average.items() if name in weights}
-    if lacking := [name for name, tensor in weights.items() if place(tensor) not in by_place]:
-        raise ValueError(f"{source}: the averaged weights lack {', '.join(lacking[:3])}")
-    return {name: by_place[place(tensor)] for name, tensor in weights.items()}
+def check(args: argparse.Namespace) -> None:
+    if args.output.suffix not in (WEIGHTS, *GRAPHS):
+        raise ValueError(f"--output {args.output}: a name that ends in {WEIGHTS}, {' or '.join(GRAPHS)}, please")
+    graph_only = [name for name in ("batch", "size", "dynamic", "check") if getattr(args, name) not in (None, False)]
+    if args.output.suffix == WEIGHTS and graph_only:
+        raise ValueError(f"--{graph_only[0]} is for {' and '.join(GRAPHS)}: a {WEIGHTS} file has no graph")
+    if any(number is not None and number < 1 for number in (args.batch, *(args.size or []))):
+        raise ValueError("--batch and --size are at least 1")
 
 
-def place(tensor: Tensor) -> tuple:
-    """Equal for the names of one shared parameter: they lie in the same memory."""
-    return tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
+def write_graph(args: argparse.Namespace, network: PyTorchNetwork, cfg: DictConfig) -> Shape:
+    """The graph of a model, written as the name of --output says; returns what it takes."""
+    resized = input_size(cfg)
+    example = resized.shape(*LANDSCAPE)
+    size = tuple(args.size) if args.size else None if args.dynamic else example
+    shape = Shape(args.batch or (None if args.dynamic else 1), size)
+    metadata = metadata_of(network.classes, resized, shape, cfg.dataloader.test.mapper.get("img_format", "RGB"))
+    write = write_onnx if args.output.suffix == ".onnx" else write_program
+    write(network.model, args.output, metadata, shape, example)
+    return shape
 
 
-def without_wrapper(state: Mapping[str, Tensor]) -> State:
-    """Names without DistributedDataParallel's prefix."""
-    wrapped = all(name.startswith("module.") for name in state)
-    return {name.removeprefix("module.") if wrapped else name: tensor for name, tensor in state.items()}
+def open_graph(path: Path) -> Network:
+    return OnnxNetwork(path, "cpu") if path.suffix == ".onnx" else ProgramNetwork(path)
 
 
-def halved(state: State) -> State:
-    """Floating-point tensors in float16; shared ones stay shared."""
-    done: dict[tuple, Tensor] = {}
-    for name, tensor in state.items():
-        if tensor.is_floating_point() and place(tensor) not in done:
-            half = done[place(tensor)] = tensor.half()
-            if not torch.equal(half.isfinite(), tensor.isfinite()):
-                raise ValueError(f"{name} has values beyond float16 (up to {tensor.abs().max():.3g}): leave out --half")
-    return {name: done.get(place(tensor), tensor) for name, tensor in state.items()}
+def agree(reference: Network, other: Network, folder: Path, suffix: str) -> None:
+    """Print how far the two agree on the pictures of a folder; ValueError if they do not, or if nothing was found."""
+    files = list(image_files(folder))
+    if not files:
+        raise ValueError(f"--check {folder}: no image in this folder")
+    results = compare(reference, other, ((path.name, read_image(path)) for path in files))
+    print(agreement_table(results, ("PyTorch", {".onnx": "ONNX Runtime"}.get(suffix, "torch.export"))))
+    if not any(result.counts[0] for result in results):
+        raise ValueError(f"--check {folder}: nothing scores above 0.05 there, so nothing was compared")
+    if wrong := sum(not result.agrees for result in results):
+        raise ValueError(f"PyTorch and the file disagree on {wrong} of {len(results)} pictures")
 
 
-def check_against(config: str, overrides: list[str], state: State, source: Path) -> None:
-    """Raise ValueError unless these are the weights of the config's model."""
-    cfg = load_config(config, overrides)
-    cfg.train.device = "cpu"
-    model = without_training_parts(instantiate(cfg.model).state_dict())
-    ours = {name: tuple(tensor.shape) for name, tensor in model.items()}
-    theirs = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if different := sorted({name for name, _ in ours.items() ^ theirs.items()}):
-        name = different[0]
-        raise ValueError(
-            f"{source} is not of the model in {config}: {len(different)} tensors differ, such as {name}, "
-            f"{theirs.get(name, 'missing')} in the checkpoint and {ours.get(name, 'missing')} in the model"
-        )
-
-
-def write(state: State, path: Path) -> None:
-    """Write the file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.tmp")
-    try:
-        if path.suffix == ".safetensors":  # which refuses tensors that share memory
-            _safetensors().save_file({name: tensor.clone().contiguous() for name, tensor in state.items()}, unfinished)
-        else:
-            torch.save({"model": state}, unfinished)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def verify(state: State, path: Path) -> None:
-    """Raise OSError unless the file gives back exactly these tensors."""
-    written = read_checkpoint(path)["model"]
-    if state.keys() != written.keys() or not all(
-        tensor.dtype == written[name].dtype and torch.equal(tensor, written[name]) for name, tensor in state.items()
-    ):
-        raise OSError(f"{path} does not hold what was written to it: is the disk failing?")
-
-
-def summary(state: State, path: Path) -> str:
-    """A table by module. Its values are parameters and buffers; those of a shared one count where it comes first."""
-    values: dict[str, int] = {}
-    tensors: dict[str, int] = {}
-    seen = set()
-    for name, tensor in state.items():
-        module = name.partition(".")[0]
-        tensors[module] = tensors.get(module, 0) + 1
-        values[module] = values.get(module, 0) + (0 if place(tensor) in seen else tensor.numel())
-        seen.add(place(tensor))
-    rows = [[module, tensors[module], f"{values[module]:,}"] for module in tensors]
-    rows.append(["all", len(state), f"{sum(values.values()):,}"])
-    table = tabulate(rows, ["module", "tensors", "values"], colalign=("left", "right", "right"), disable_numparse=True)
-    kinds = ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()}))
-    return f"{table}\n{path}: {path.stat().st_size / 1e6:.1f} MB, {kinds}"
-
-
-def _safetensors():
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise ValueError(".safetensors needs a package: pip install safetensors, or write a .pth file") from error
-    return safetensors.torch
-
-
-def export(args: argparse.Namespace) -> str:
-    """Writes the file and returns the table about it."""
-    if args.output.suffix not in FORMATS:
-        raise ValueError(f"--output {args.output}: a name that ends in {' or '.join(FORMATS)}, please")
-    if args.output.resolve() == args.checkpoint.resolve():
-        raise ValueError(f"--output {args.output} is the checkpoint itself: give another name")
-    if args.overrides and not args.config_file:
-        raise ValueError(f"{args.overrides[0]} overrides a config, but none is given: add --config-file")
-    state = without_training_parts(weights_of(read_checkpoint(args.checkpoint), args.ema, args.checkpoint))
-    if args.config_file:
-        check_against(args.config_file, args.overrides, state, args.checkpoint)
-    if args.half:
-        state = halved(state)
-    write(state, args.output)
-    verify(state, args.output)
-    return summary(state, args.output)
+def source_of(args: argparse.Namespace) -> Source:
+    """The config with its changes, the weights and the classes."""
+    if args.source is None and not (args.config_file and args.checkpoint):
+        raise ValueError("give the folder of a training, or --config-file and --checkpoint")
+    if args.source is not None and (args.config_file or args.opts):
+        raise ValueError(f"{args.source} has a config of its own: to change it, give --config-file and --checkpoint")
+    config = load_config(args.config_file, args.opts) if args.config_file else None
+    return find_source(args.source, config, args.checkpoint)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", metavar="SOURCE", help="the folder of a training, or an exported file")
+    parser.add_argument("--config-file", metavar="CONFIG", help="instead of SOURCE, with --checkpoint")
+    parser.add_argument("--checkpoint", metavar="FILE", help="weights; with SOURCE, in place of its own")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".safetensors, .onnx or .pt2")
+    parser.add_argument("--batch", type=int, metavar="N", help="images at once (default: 1; any with --dynamic)")
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="pixels that pictures are resized to, whatever their aspect (default: what the config makes of 480 x 640; "
+        "with --dynamic, what it makes of each)",
     )
-    required = {"required": True, "default": argparse.SUPPRESS}
-    parser.add_argument("--checkpoint", type=Path, help="model_final.pth of a training", **required)
-    parser.add_argument("--output", type=Path, help="the file to write, .pth or .safetensors", **required)
-    parser.add_argument("--ema", action="store_true", help="the moving average instead of the weights themselves")
-    parser.add_argument("--half", action="store_true", help="floating-point numbers in float16")
-    parser.add_argument("--config-file", default="", help="check that the weights are of this config's model")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
-    return parser.parse_args(argv)
+    parser.add_argument("--dynamic", action="store_true", help="leave free what --batch and --size do not say")
+    parser.add_argument("--check", type=Path, metavar="FOLDER", help="compare with PyTorch on these pictures")
+    args = parser.parse_intermixed_args(argv)
+    args.opts = []
+    take_overrides(args.words, args.opts)
+    if len(args.words) > 1:
+        parser.error(f"one source, please, not {' and '.join(args.words)}")
+    args.source = args.words[0] if args.words else None
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
+    if args.output.suffix in GRAPHS and is_upstream() and ENV_VAR not in os.environ:
+        # Again on the engine, whose modules can be traced: models and weights are the same.
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, ENV_VAR: "embedded"})
     with errors_in_one_line():
-        print(export(args))
+        try:
+            export(args)
+        except ImportError as error:  # a package that only some files need
+            raise ValueError(str(error)) from error
+

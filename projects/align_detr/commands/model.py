@@ -37,8 +37,8 @@ from fvcore.nn.jit_handles import (
 from tabulate import tabulate
 from torch import Tensor, nn
 
+from align_detr.checkpoint_files import load_detector
 from align_detr.commands.command_line import errors_in_one_line, load_config
-from align_detr.commands.trained_model import load_detector
 
 TASKS = ("parameter", "flop", "activation", "structure")
 ACTIVATIONS = "activations"  # among the names of operators in fvcore's counters

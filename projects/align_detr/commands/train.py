@@ -45,6 +45,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from align_detr._platform import describe
+from align_detr.checkpoint_files import WholeModelCheckpointer
 from align_detr.commands import program
 from align_detr.commands.command_line import (
     call_parameters,
@@ -54,9 +55,9 @@ from align_detr.commands.command_line import (
     resolve_device,
     subnormals_flushed,
 )
-from align_detr.commands.trained_model import WholeModelCheckpointer
 from align_detr.commands.training_report import DetectionSample, TrainingReport, is_wanted
 from align_detr.data.annotations import annotations_explained
+from align_detr.deployment.classes import classes_of_dataset
 from align_detr.training import (
     BestCheckpointer,
     ResumePoint,
@@ -313,6 +314,7 @@ def train(
         "config": dict(config),
         "batch_size": cfg.dataloader.train.get("total_batch_size"),
         "max_iter": cfg.train.max_iter,
+        "classes": known.plain() if (known := classes_of_dataset(cfg)) else None,
     }
     state = RunState(loader, periodic, behind, best, lambda iteration: saves_at(cfg, iteration), facts)
     stop = StopOnInterrupt(checkpointer, state)

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from align_detr.analysis import predict_layers
+from align_detr.checkpoint_files import load_detector
 from align_detr.commands.command_line import errors_in_one_line, interrupts_end, load_config, take_overrides
 from align_detr.commands.demo import class_metadata, find_images, output_paths, read_all
-from align_detr.commands.trained_model import load_detector
 from sd_detr.attention import Looks, branches, looking
 
 PANEL = 2.6  # inches

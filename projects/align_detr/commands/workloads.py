@@ -23,10 +23,10 @@ from detrex.layers import multi_scale_deform_attn as attention
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from align_detr.checkpoint_files import load_detector
 from align_detr.commands.command_line import load_config
 from align_detr.commands.stopwatch import Memory, Run, Stopwatch
 from align_detr.commands.train import ClipGradients, amp_type, build_optimizer, build_trainer, compile_parts
-from align_detr.commands.trained_model import load_detector
 from align_detr.config import EMBEDDED_ROOT
 
 REFERENCE = EMBEDDED_ROOT.parent / "tests" / "reference" / "training_step.py"

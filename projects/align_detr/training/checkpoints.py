@@ -16,6 +16,10 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import hooks
 from detectron2.utils import comm
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +44,22 @@ class _ArraysOnly(pickle.Unpickler):
         return super().find_class(module, name)
 
 
+def read_safetensors(path: str | os.PathLike) -> dict[str, Tensor]:
+    """The tensors of a `.safetensors` file, on the CPU.
+
+    Raises:
+        ValueError: it is none, or a damaged one.
+        OSError: it cannot be read.
+    """
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+
+
 class SafeCheckpointer(DetectionCheckpointer):
     """DetectionCheckpointer whose files appear whole or not at all; the one before stays until then. And that runs
-    nothing that is in a file: detectron2's unpickles a `.pkl` as it comes.
+    nothing that is in a file: detectron2's unpickles a `.pkl` as it comes. It reads `.safetensors` too.
 
     Only the main process writes. What a killed run left unfinished in `save_dir` is deleted at the next save.
 
@@ -67,6 +84,13 @@ class SafeCheckpointer(DetectionCheckpointer):
                 except Exception as error:  # a damaged one may trip over anything
                     raise ValueError(f"{path} wants to run {error}, or is damaged: refused") from error
         return super().load(path, *args, **kwargs)
+
+    def _load_file(self, f: str) -> dict[str, Any]:
+        if not f.endswith(".safetensors"):
+            return super()._load_file(f)
+        state = read_safetensors(f)
+        consume_prefix_in_state_dict_if_present(state, "module.")
+        return {"model": state}
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write `<name>.pth` with `kwargs` beside the states, and make it the newest.

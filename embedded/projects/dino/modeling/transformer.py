@@ -140,7 +140,7 @@ class DINOTransformer(DeformableTransformer):
 
         boxes = proposal_boxes.detach()
         if self.learnt_init_query:
-            content = self.tgt_embed.weight.expand(len(memory), -1, -1)
+            content = self.tgt_embed.weight.expand(memory.shape[0], -1, -1)
         else:
             content = proposal_states.detach()
         denoising_content, denoising_boxes = query_embed

@@ -163,6 +163,6 @@ class HDeformableDetrTransformer(DeformableTransformer):
         embedding = self.get_proposal_pos_embed(selected, num_pos_feats=self.embed_dim // 2)
         query_pos, content = self.pos_trans_norm(self.pos_trans(embedding)).chunk(2, dim=-1)
         if self.mixed_selection:
-            content = query_embed.expand(len(memory), -1, -1)
+            content = query_embed.expand(memory.shape[0], -1, -1)
         states, starts = self.decode(pyramid, memory, content, selected.sigmoid(), self_attn_mask, query_pos)
         return HDeformableDetrTransformerOutput(states, starts, logits, refined.sigmoid())

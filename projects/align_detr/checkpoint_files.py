@@ -1,21 +1,19 @@
-"""A trained detector from its config and weights, for the commands that look at one."""
+"""A trained detector from its config and weights."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.config import instantiate
 from detrex.modeling import ema
 from omegaconf import DictConfig
 from torch import nn
 
-from align_detr.commands.command_line import call_parameters, resolve_device
-from align_detr.training import SafeCheckpointer
-from align_detr.training_parts import drop_training_parts, is_training_part
+from .config import call_parameters, resolve_device
+from .training.checkpoints import SafeCheckpointer
+from .training_parts import drop_training_parts, is_training_part
 
 
 class WholeModelCheckpointer(SafeCheckpointer):
@@ -79,35 +77,16 @@ def load_detector(cfg: DictConfig, checkpoint: str, for_training: bool = False) 
         ValueError: it is not one of this model; the config has no model; the device is not there.
     """
     if "model" not in cfg or "train" not in cfg:
-        raise ValueError("the config needs model and train, as those for align-detr train have them")
+        raise ValueError("the config needs model and train, as those for tools/train_net.py have them")
     if checkpoint and "://" not in checkpoint and not Path(checkpoint).is_file():
         raise FileNotFoundError(f"no such checkpoint: {checkpoint}")
     cfg.train.device = resolve_device(cfg.train.device)
     if "device" in call_parameters(cfg.model.get("_target_")):
         cfg.model.device = cfg.train.device
     model = instantiate(cfg.model).to(cfg.train.device)
-    if checkpoint.endswith(".safetensors"):
-        _load_safetensors(model, checkpoint)
-    else:
-        ema.may_build_model_ema(cfg, model)
-        checkpointer = WholeModelCheckpointer(model, **ema.may_get_ema_checkpointer(cfg, model))
-        checkpointer.load(checkpoint)
-        if cfg.train.model_ema.enabled and ema.get_model_ema_state(model).has_inited():
-            ema.apply_model_ema(model)
+    ema.may_build_model_ema(cfg, model)
+    checkpointer = WholeModelCheckpointer(model, **ema.may_get_ema_checkpointer(cfg, model))
+    checkpointer.load(checkpoint)
+    if cfg.train.model_ema.enabled and ema.get_model_ema_state(model).has_inited():
+        ema.apply_model_ema(model)
     return model.train() if for_training else drop_training_parts(model).eval()
-
-
-def _load_safetensors(model: nn.Module, path: str) -> None:
-    try:
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise ValueError(f"{path} needs safetensors: pip install safetensors") from error
-    try:
-        state = load_file(path)
-    except Exception as error:  # safetensors' own, which derives from Exception directly
-        raise ValueError(f"{path} is not a safetensors file: {error}") from error
-    # The checkpointers of both platforms read .pth, and say what does not fit.
-    with tempfile.TemporaryDirectory() as folder:
-        converted = Path(folder, "model.pth")
-        torch.save({"model": state}, converted)
-        WholeModelCheckpointer(model).load(str(converted))

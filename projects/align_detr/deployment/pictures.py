@@ -1,0 +1,95 @@
+"""Pictures of all kinds as arrays of pixels, and detections drawn on them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from detectron2.structures import Instances
+from detectron2.utils.visualizer import ColorMode, VisImage, Visualizer
+from PIL import Image, ImageOps
+
+MIN_SIDE = 480  # pixels of the longer side of a picture; smaller images are enlarged, or labels would hide them
+Picture = str | os.PathLike | np.ndarray | Image.Image
+CHANNEL_ORDERS = ("RGB", "BGR")
+
+
+def is_picture(value: object) -> bool:
+    """Whether it is one picture, rather than several."""
+    return isinstance(value, Picture)
+
+
+def read_picture(picture: Picture, channel_order: str = "RGB") -> np.ndarray:
+    """RGB, (H, W, 3) uint8, as a viewer shows it.
+
+    Args:
+        picture: a file, a PIL image, or an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8.
+        channel_order: of an array's first three channels: "RGB", or "BGR" as OpenCV has them. Files and PIL images
+            know their own.
+
+    Raises:
+        ValueError: it is none of these.
+        OSError: a file that cannot be read as an image.
+    """
+    if isinstance(picture, np.ndarray):
+        return _array_as_rgb(picture, channel_order)
+    if isinstance(picture, Image.Image):
+        return as_rgb(picture)
+    if not is_picture(picture):
+        raise ValueError(f"a picture is a file, a PIL image or a NumPy array, not a {type(picture).__name__}")
+    if Path(picture).is_dir():
+        raise ValueError(f"{picture} is a folder: give its files, such as sorted(Path({str(picture)!r}).glob('*.jpg'))")
+    return read_image(Path(picture))
+
+
+def read_image(path: Path) -> np.ndarray:
+    """RGB, (H, W, 3) uint8, as a viewer shows it. detectron2's own makes images of 16-bit grey ones white."""
+    with Image.open(path) as file:
+        return as_rgb(file)
+
+
+def as_rgb(image: Image.Image) -> np.ndarray:
+    """RGB, (H, W, 3) uint8: turned as its EXIF data say, on white where it is transparent."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        values = np.asarray(image).clip(0, 0xFFFF).astype(np.uint16)
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB"))
+
+
+def _array_as_rgb(pixels: np.ndarray, channel_order: str) -> np.ndarray:
+    is_image = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (1, 3, 4))
+    if pixels.dtype != np.uint8 or not is_image or pixels.size == 0:
+        raise ValueError(
+            f"an array of shape {pixels.shape} and {pixels.dtype}: a picture is (H, W, 3), (H, W, 4) or (H, W), uint8 "
+            "from 0 to 255"
+        )
+    if channel_order not in CHANNEL_ORDERS:
+        raise ValueError(f"channel_order={channel_order!r} is none of {', '.join(CHANNEL_ORDERS)}")
+    if pixels.ndim == 3 and pixels.shape[2] >= 3 and channel_order == "BGR":
+        pixels = pixels[..., [2, 1, 0, *range(3, pixels.shape[2])]]
+    return as_rgb(Image.fromarray(np.ascontiguousarray(pixels.squeeze(2) if pixels.shape[2:] == (1,) else pixels)))
+
+
+def name_of(picture: Picture, index: int) -> str:
+    """What to call a picture: its file, or its place among those that were given, from 0."""
+    if isinstance(picture, str | os.PathLike):
+        return os.fspath(picture)
+    return getattr(picture, "filename", "") or f"picture {index}"
+
+
+def all_of(pictures: Picture | Iterable[Picture]) -> Iterable[Picture]:
+    """The pictures, of one or several."""
+    return [pictures] if is_picture(pictures) else pictures
+
+
+def draw(pixels: np.ndarray, instances: Instances, metadata: object) -> VisImage:
+    """Detections on their image, (H, W, 3) RGB; `metadata` has the names of classes as `thing_classes`."""
+    scale = max(1.0, MIN_SIDE / max(pixels.shape[:2]))
+    visualizer = Visualizer(pixels, metadata, scale=scale, instance_mode=ColorMode.IMAGE)
+    return visualizer.draw_instance_predictions(instances)

@@ -1,0 +1,77 @@
+"""Detectors run by PyTorch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from detectron2.config import instantiate
+from detectron2.data import transforms as T
+from omegaconf import DictConfig
+
+from ..checkpoint_files import load_detector
+from ..config import resolve_device
+from .classes import Classes
+from .network import Predictions
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+class PyTorchNetwork:
+    """A config's model with its weights; see `Network`.
+
+    Args:
+        cfg: as for `tools/train_net.py`; left as it is.
+        weights: see `load_detector`.
+        classes: None: numbered.
+        device: see `Detector`.
+        dtype: one of DTYPES or of PyTorch's types of these names.
+
+    Raises:
+        FileNotFoundError: there are no such weights.
+        ValueError: they are not of this model; the config lacks something; no such device or type.
+    """
+
+    most_at_once = None
+
+    def __init__(
+        self, cfg: DictConfig, weights: str, classes: Classes | None, device: str, dtype: str | torch.dtype
+    ):
+        name = str(dtype).removeprefix("torch.")
+        if name not in DTYPES:
+            raise ValueError(f"dtype={dtype} is none of {', '.join(DTYPES)}")
+        self._dtype = getattr(torch, name)
+        mapper = None if "dataloader" not in cfg else cfg.dataloader.get("test", {}).get("mapper")
+        if "model" not in cfg or "train" not in cfg or mapper is None:
+            raise ValueError("the config needs model, train and dataloader.test.mapper, as a training's has them")
+        cfg = copy.deepcopy(cfg)
+        cfg.train.device = resolve_device(device, "device")
+        mapper = cfg.dataloader.test.mapper
+        self._augmentations = T.AugmentationList(instantiate(mapper.augmentation))
+        self._is_rgb = mapper.get("img_format", "RGB") == "RGB"
+        self.model = load_detector(cfg, weights)
+        self._device = torch.device(cfg.train.device)
+        count = cfg.model.num_classes
+        self.classes = classes.for_outputs(count) if classes else Classes.numbered(count)
+
+    def prepare(self, pixels: np.ndarray) -> np.ndarray:
+        augmented = T.AugInput(pixels if self._is_rgb else np.ascontiguousarray(pixels[..., ::-1]))
+        self._augmentations(augmented)
+        return np.ascontiguousarray(augmented.image.transpose(2, 0, 1))
+
+    @torch.no_grad()
+    def detect(self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[Predictions]:
+        batch = [
+            {"image": torch.from_numpy(image), "height": height, "width": width}
+            for image, (height, width) in zip(images, sizes, strict=True)
+        ]
+        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
+            results = self.model(batch)
+        return [
+            Predictions(
+                found.pred_boxes.tensor.float().numpy(), found.scores.float().numpy(), found.pred_classes.numpy()
+            )
+            for found in (result["instances"].to("cpu") for result in results)
+        ]
