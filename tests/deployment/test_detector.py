@@ -1,7 +1,9 @@
 """`Detector` and `Found`: the same detections as evaluation's, for any kind and number of pictures."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,9 +26,10 @@ def detector(run_folder):
 
 def test_it_is_imported_when_asked_for():
     """`import align_detr` stays cheap: configs, tools and data workers import it all the time."""
-    code = f"import sys; sys.path.insert(0, {str(module.Path(align_detr.__file__).parents[1])!r}); import align_detr; "
+    code = f"import sys; sys.path.insert(0, {str(Path(align_detr.__file__).parents[1])!r}); import align_detr; "
     code += "assert 'torch' not in sys.modules; align_detr.Detector; assert 'torch' in sys.modules"
-    subprocess.run([sys.executable, "-S", "-c", f"import site; site.main(); {code}"], check=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
     with pytest.raises(AttributeError, match="has no attribute 'Detctor'"):
         align_detr.Detctor  # noqa: B018
 
