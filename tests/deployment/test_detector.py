@@ -223,7 +223,7 @@ def test_mistakes(tmp_path, run_folder):
     cases = [
         ({"source": tmp_path / "nowhere"}, FileNotFoundError, "no such folder or file"),
         ({"source": tmp_path}, FileNotFoundError, "has no config.yaml"),
-        ({"source": tmp_path / "less.pth"}, ValueError, "is not the folder of a training"),
+        ({"source": tmp_path / "less.pth"}, ValueError, "is neither the folder of a training nor an exported file"),
         ({"source": run_folder, "config": cfg}, ValueError, "has a config of its own"),
         ({"config": cfg}, ValueError, "needs the folder of a training, or both"),
         ({"config": cfg, "weights": tmp_path / "less.pth"}, ValueError, "lacks 1 of the model's tensors: neck.convs.0"),

@@ -22,7 +22,8 @@ pytestmark = pytest.mark.engine("detrex's own modules keep numbers of one image'
 NAMES = Classes(("red", "green", "blue"), (4, 5, 6))
 FIXED, FREE = Shape(1, (64, 96)), Shape(None, None)
 CASES = [(kind, FREE) for kind in KINDS]
-CASES += [("dino", FIXED), ("h_detr", Shape(3, None)), ("dab_detr", Shape(None, (80, 64)))]
+MIXED = [("dino", FIXED), ("h_detr", Shape(3, None)), ("dab_detr", Shape(None, (80, 64)))]
+CASES += [pytest.param(*case, marks=pytest.mark.slow) for case in MIXED]
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,7 @@ def test_detector_on_an_onnx_file(networks, pictures, tmp_path):
     assert set(next(renamed(pictures[0], 0.1)).labels) <= {"a", "b", "c"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [FIXED, FREE], ids=["fixed", "free"])
 def test_torch_export_agrees(networks, pictures, tmp_path, shape):
     network = write(networks, "dino", shape, tmp_path / "model.pt2", write_program)

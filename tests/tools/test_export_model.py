@@ -27,7 +27,7 @@ def run_folder(tmp_path_factory):
 
 @pytest.fixture
 def export(capsys):
-    import export_model
+    from align_detr.commands import export as export_model
 
     def export(*words):
         export_model.main([str(word) for word in words])
@@ -114,8 +114,7 @@ def test_onnx_that_is_checked(run_folder, tmp_path):
 
 def test_a_graph_that_differs_fails(run_folder, tmp_path, monkeypatch, capsys):
     """The check is one: a file with other weights does not pass it."""
-    import export_model
-
+    from align_detr.commands import export as export_model
     from align_detr.deployment.pytorch import PyTorchNetwork
     from align_detr.deployment.sources import find_source
 

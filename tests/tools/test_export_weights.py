@@ -11,7 +11,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyConfig, instantiate
 from detrex.modeling.ema import EMAState
 
-from align_detr.commands import export as tool
+from align_detr.commands import export_weights as tool
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "projects" / "align_detr" / "configs" / "align_detr_tiny.py"

@@ -47,15 +47,9 @@ from torch import nn
 from align_detr._platform import describe
 from align_detr.checkpoint_files import WholeModelCheckpointer
 from align_detr.commands import program
-from align_detr.commands.command_line import (
-    call_parameters,
-    errors_in_one_line,
-    load_config,
-    parse_arguments,
-    resolve_device,
-    subnormals_flushed,
-)
+from align_detr.commands.command_line import errors_in_one_line, load_config, parse_arguments, subnormals_flushed
 from align_detr.commands.training_report import DetectionSample, TrainingReport, is_wanted
+from align_detr.config import call_parameters, resolve_device
 from align_detr.data.annotations import annotations_explained
 from align_detr.deployment.classes import classes_of_dataset
 from align_detr.training import (
