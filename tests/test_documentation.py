@@ -84,7 +84,7 @@ def test_commands_are_understood(tool, words, monkeypatch):
     def understood(*args, **kwargs):
         raise Understood
 
-    for starts in {"errors_in_one_line", "make"} & set(vars(module)):
+    for starts in {"errors_in_one_line", "finish", "make"} & set(vars(module)):
         monkeypatch.setattr(module, starts, understood)
     with pytest.raises(Understood):
         module.main(words)

@@ -225,7 +225,7 @@ def test_mistakes(tmp_path, run_folder):
         ({"source": tmp_path}, FileNotFoundError, "has no config.yaml"),
         ({"source": tmp_path / "less.pth"}, ValueError, "is neither the folder of a training nor an exported file"),
         ({"source": run_folder, "config": cfg}, ValueError, "has a config of its own"),
-        ({"config": cfg}, ValueError, "needs the folder of a training, or both"),
+        ({"config": cfg}, ValueError, "needs the folder of a training, an exported file, or both"),
         ({"config": cfg, "weights": tmp_path / "less.pth"}, ValueError, "lacks 1 of the model's tensors: neck.convs.0"),
         ({"config": cfg, "weights": tmp_path / "no.pth"}, FileNotFoundError, "no such checkpoint"),
         ({"source": run_folder, "device": "cuda:77"}, ValueError, "device=cuda:77 is not there"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
+from types import SimpleNamespace
 from typing import Any
 
 __all__ = ["DatasetCatalog", "Metadata", "MetadataCatalog"]
@@ -47,13 +48,10 @@ class _DatasetCatalog:
         return len(self._loaders)
 
 
-class Metadata:
+class Metadata(SimpleNamespace):
     """What is known about one dataset, as attributes, e.g. `thing_classes`. A value, once set, stays what it is."""
 
-    name: str
-
-    def __init__(self, name: str):
-        self.name = name
+    name: str = "N/A"
 
     def __getattr__(self, key: str) -> Any:
         if key.startswith("__"):
@@ -93,7 +91,7 @@ class _MetadataCatalog:
     def get(self, name: str) -> Metadata:
         if not name:
             raise ValueError("a dataset needs a name")
-        return self._entries.setdefault(name, Metadata(name))
+        return self._entries.setdefault(name, Metadata(name=name))
 
     __getitem__ = get
 
