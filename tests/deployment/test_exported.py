@@ -133,6 +133,7 @@ def test_a_config_that_could_not_be_read_again(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_every_row_can_be_exported():
     """The config of each published row is one that an exported file may hold."""
     from align_detr.config import EMBEDDED_ROOT

@@ -91,6 +91,7 @@ def run_tool(*words):
     return subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_onnx_that_is_checked(run_folder, tmp_path):
     """A file for images of any size, its agreement with PyTorch as a table; and a folder that shows nothing."""
     pytest.importorskip("onnx")

@@ -152,6 +152,7 @@ def test_no_whole_checkpoint_is_an_error(folder, tmp_path):
         newest_whole(tmp_path)
 
 
+@pytest.mark.slow
 def test_another_config_is_not_resumed_unasked(folder):
     """Somebody else's folder, or yesterday's experiment. What does no harm may differ."""
     out = copy_of(folder, "other")
