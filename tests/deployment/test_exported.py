@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from align_detr import Detector
 from align_detr.config import load_config_file
-from align_detr.deployment.classes import Classes
+from align_detr.data.classes import Classes
 from align_detr.deployment.exported import CLASSES, CONFIG, INPUT, read_exported, write_exported
 from align_detr.training import SafeCheckpointer
 

@@ -8,8 +8,8 @@ import torch
 from detectron2.config import instantiate
 
 from align_detr import Detector
+from align_detr.data.classes import Classes
 from align_detr.deployment.agreement import agreement_table, compare
-from align_detr.deployment.classes import Classes
 from align_detr.deployment.exported import INPUT, input_size
 from align_detr.deployment.graph import Shape, metadata_of, write_onnx, write_program
 from align_detr.deployment.network import Predictions

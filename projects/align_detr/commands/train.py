@@ -51,7 +51,7 @@ from align_detr.commands.command_line import errors_in_one_line, load_config, pa
 from align_detr.commands.training_report import DetectionSample, TrainingReport, is_wanted
 from align_detr.config import call_parameters, resolve_device
 from align_detr.data.annotations import annotations_explained
-from align_detr.deployment.classes import classes_of_dataset
+from align_detr.data.classes import classes_of_dataset
 from align_detr.training import (
     BestCheckpointer,
     ResumePoint,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from .classes import Classes
+from ..data.classes import Classes
 from .found import Found
 from .network import Network, Predictions
 from .pictures import CHANNEL_ORDERS, Picture, all_of, name_of, read_picture

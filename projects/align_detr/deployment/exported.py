@@ -18,12 +18,12 @@ from detectron2.config import LazyConfig
 from detectron2.data import transforms as T
 from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from ..data.classes import Classes
 from ..safe_yaml import parse_yaml
-from ..training.checkpoints import UNFINISHED
-from .classes import Classes
+from ..training.checkpoints import replacing
 
 CONFIG, CLASSES, INPUT = "align_detr.config", "align_detr.classes", "align_detr.input"
 MODEL_PACKAGES = (
@@ -93,12 +93,10 @@ def write_exported(path: str | os.PathLike, state: Mapping[str, Tensor], cfg: Di
         INPUT: json.dumps(input_size(cfg)._asdict()),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}{UNFINISHED}")
-    try:  # shared parameters are written under each of their names, as checkpoints have them
-        save_file({name: tensor.cpu().clone().contiguous() for name, tensor in state.items()}, unfinished, metadata)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    # Shared parameters are written under each of their names, as checkpoints have them.
+    content = save({name: tensor.cpu().clone().contiguous() for name, tensor in state.items()}, metadata)
+    with replacing(path) as file:
+        file.write(content)
 
 
 def read_exported(path: str | os.PathLike) -> Exported | None:

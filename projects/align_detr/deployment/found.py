@@ -11,7 +11,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from .classes import Classes
+from ..data.classes import Classes
 from .pictures import draw
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from .._platform import is_upstream
 from ..config import call_parameters
+from ..data.classes import Classes
 from ..training.checkpoints import replacing
-from .classes import Classes
 from .exported import CLASSES, INPUT, InputSize
 
 OUTPUTS = ("boxes", "scores", "classes")

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from .classes import Classes
+from ..data.classes import Classes
 
 
 class Predictions(NamedTuple):

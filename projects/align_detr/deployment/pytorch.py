@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from ..checkpoint_files import load_detector
 from ..config import resolve_device
-from .classes import Classes
+from ..data.classes import Classes
 from .network import Predictions
 
 DTYPES = ("float32", "float16", "bfloat16")

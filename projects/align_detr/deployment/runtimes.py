@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from detectron2.data import transforms as T
 
-from .classes import Classes
+from ..data.classes import Classes
 from .exported import CLASSES, INPUT, InputSize
 from .graph import EXTRA, OUTPUTS, Shape
 from .network import Predictions

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from omegaconf import DictConfig
 
 from ..config import load_config_file
-from .classes import Classes, classes_in_checkpoint, classes_of_dataset
+from ..data.classes import Classes, classes_in_checkpoint, classes_of_dataset
 from .exported import read_exported
 
 WEIGHTS = ("model_final.pth", "model_best.pth")

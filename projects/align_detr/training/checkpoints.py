@@ -16,8 +16,6 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import hooks
 from detectron2.utils import comm
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
@@ -48,9 +46,14 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, Tensor]:
     """The tensors of a `.safetensors` file, on the CPU.
 
     Raises:
-        ValueError: it is none, or a damaged one.
+        ValueError: it is none, or a damaged one; or the package safetensors is not there.
         OSError: it cannot be read.
     """
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ValueError(f"{path} needs safetensors: pip install safetensors") from error
     try:
         return load_file(path)
     except SafetensorError as error:

@@ -86,7 +86,7 @@ def classes_of_dataset(cfg: DictConfig) -> Classes | None:
 
 
 def classes_in_checkpoint(path: str | Path) -> Classes | None:
-    """The classes that `tools/train_net.py` left in a checkpoint; None if there are none, or it is another file."""
+    """The classes that a training left in a checkpoint; None if there are none, or it is another file."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         found = content["trainer"]["hooks"]["RunState"]["facts"]["classes"]
