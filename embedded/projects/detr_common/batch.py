@@ -41,11 +41,11 @@ def extract_features(
     """
     device = images.tensor.device
     canvas = tuple(images.tensor.shape[-2:])
-    if all(tuple(size) == canvas for size in images.image_sizes):  # no padding; `torch.export` can follow this
+    is_full = all(tuple(size) == canvas for size in images.image_sizes)
+    if is_full or not exact or len(set(map(tuple, images.image_sizes))) == 1:
         maps = list(extractor(images.tensor))
-        return maps, [level.new_zeros((level.shape[0], *level.shape[-2:]), dtype=torch.bool) for level in maps]
-    if not exact or len(set(map(tuple, images.image_sizes))) == 1:
-        maps = list(extractor(images.tensor))
+        if is_full:  # no padding; `torch.export` can follow this
+            return maps, [level.new_zeros((level.shape[0], *level.shape[-2:]), dtype=torch.bool) for level in maps]
         mask = padding_mask(images.image_sizes, canvas, device)
         return maps, [resize_mask(mask, level.shape[-2:]) for level in maps]
 
