@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import inspect
 import itertools
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from align_detr.analysis import seeds
 from align_detr.catalogue import find_config
-from align_detr.commands.command_line import load_config
+from align_detr.commands.command_line import finish, load_config
 from align_detr.commands.training_runs import (
     METRIC,
     METRICS,
@@ -37,15 +36,9 @@ from align_detr.commands.training_runs import (
     add_options,
     carry_out,
     check_counts,
-    choose_runner,
-    environment,
-    finish,
-    list_runs,
     make_run,
     parse_words,
     relative,
-    tell_failures,
-    write,
 )
 
 CONFIG, BASELINE = "align_detr_tiny", "dino_tiny"
@@ -210,27 +203,20 @@ def ablate(args: argparse.Namespace) -> bool:
     load_config(str(config), [f"{key}={value}" for key, values in grid.items() for value in values])
     settings = make_settings(cfg, config, grid, args.full, None if args.no_baseline else find_config(args.baseline))
     runs = plan(args, settings)
-    runner = choose_runner(args.jobs, runs, args.cluster)
-    trained = f"{len(settings)} settings x {len(args.seeds)} seeds of {runs[0].max_iter} iterations"
-    print(f"{trained}, {runner}, in {args.output}")
-    if args.dry_run:
-        print(list_runs(runs))
-        return True
-    args.output.mkdir(parents=True, exist_ok=True)
-    facts = environment(args.words, runner, cfg.train.device) | {"max_iter": runs[0].max_iter}
 
-    def save() -> dict:
-        summary = summarize(runs) | {"environment": facts}
-        write(args.output / "results.json", json.dumps(summary, indent=1))
-        write(args.output / "table.md", make_table(summary))
-        return summary
+    def report() -> tuple[dict, str]:
+        summary = summarize(runs)
+        return summary, make_table(summary)
 
-    summary = carry_out(runs, runner, save)
-    figure = draw(summary, {key: default_of(cfg, key) for key in grid}, grid, args.full)
-    figure.savefig(args.output / "ablation.png", dpi=160)
-    print(f"\n{make_table(summary)}")
-    print(f"Wrote results.json, table.md and ablation.png in {args.output}")
-    return tell_failures(runs)
+    return carry_out(
+        args,
+        runs,
+        f"{len(settings)} settings x {len(args.seeds)} seeds of {runs[0].max_iter} iterations",
+        {"device": str(cfg.train.device), "max_iter": runs[0].max_iter},
+        report,
+        lambda: draw(summarize(runs), {key: default_of(cfg, key) for key in grid}, grid, args.full),
+        "ablation.png",
+    )
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -250,4 +236,4 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    finish(lambda: ablate(args))
+    finish(lambda: ablate(args), "the same command goes on from here")

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
@@ -205,6 +205,14 @@ def interrupts_end(advice: str = "") -> Iterator[None]:
         if advice:
             print(advice, file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+
+
+def finish(work: Callable[[], bool], advice: str = "") -> None:
+    """Do the work and end the program: with exit status 1 if it did not all succeed, with one line of error, or, on
+    Ctrl-C, of advice."""
+    with errors_in_one_line(), interrupts_end(advice):
+        complete = work()
+    sys.exit(0 if complete else 1)
 
 
 @contextmanager

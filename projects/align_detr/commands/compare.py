@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from matplotlib.figure import Figure
 
 from align_detr.analysis import seeds
 from align_detr.catalogue import find_config
-from align_detr.commands.command_line import load_config
+from align_detr.commands.command_line import finish, load_config
 from align_detr.commands.training_runs import (
     METRIC,
     METRICS,
@@ -31,15 +30,9 @@ from align_detr.commands.training_runs import (
     add_options,
     carry_out,
     check_counts,
-    choose_runner,
-    environment,
-    finish,
-    list_runs,
     make_run,
     parse_words,
     relative,
-    tell_failures,
-    write,
 )
 
 PAIRS = ("align_detr_tiny:dino_tiny", "align_h_deformable_detr_tiny:h_deformable_detr_tiny")
@@ -122,25 +115,20 @@ def compare(args: argparse.Namespace) -> bool:
     pairs = parse_pairs(args.pairs or PAIRS)
     runs = plan(args, pairs)
     device = load_config(str(pairs[0][0]), args.opts).train.device
-    runner = choose_runner(args.jobs, runs, args.cluster)
-    print(f"{len(runs)} runs, {runner}, in {args.output}")
-    if args.dry_run:
-        print(list_runs(runs))
-        return True
-    args.output.mkdir(parents=True, exist_ok=True)
-    facts = environment(args.words, runner, device)
 
-    def save() -> list[dict]:
+    def report() -> tuple[dict, str]:
         families = summarize(runs, pairs)
-        write(args.output / "results.json", json.dumps({"pairs": families, "environment": facts}, indent=1))
-        write(args.output / "table.md", make_table(families, len(args.seeds)))
-        return families
+        return {"pairs": families}, make_table(families, len(args.seeds))
 
-    families = carry_out(runs, runner, save)
-    draw(families).savefig(args.output / "comparison.png", dpi=160)
-    print(f"\n{make_table(families, len(args.seeds))}")
-    print(f"Wrote results.json, table.md and comparison.png in {args.output}")
-    return tell_failures(runs)
+    return carry_out(
+        args,
+        runs,
+        f"{len(runs)} runs",
+        {"device": str(device)},
+        report,
+        lambda: draw(summarize(runs, pairs)),
+        "comparison.png",
+    )
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -154,4 +142,4 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    finish(lambda: compare(args))
+    finish(lambda: compare(args), "the same command goes on from here")

@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from align_detr.analysis import batches_of_one_size, detections, predict_layers
 from align_detr.checkpoint_files import load_detector
-from align_detr.commands.command_line import errors_in_one_line, interrupts_end, load_config, take_overrides
+from align_detr.commands.command_line import finish, load_config, take_overrides
 from align_detr.deployment.pictures import draw, read_image
 from align_detr.deployment.sources import classes_in_file
 
@@ -227,8 +227,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    with errors_in_one_line(), interrupts_end():
-        complete = detect(args)
-    sys.exit(0 if complete else 1)
+    finish(lambda: detect(args))
 
 

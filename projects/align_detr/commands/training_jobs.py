@@ -21,6 +21,7 @@ from distributed import Event, Worker, get_worker
 STOP = "stop"  # the event that ends all trainings
 STOP_SECONDS = 60  # for the iteration that is running, and its checkpoint
 POLL_SECONDS = 0.2
+CONSOLE = "console.txt"  # in a run's folder
 
 _choosing_gpu = Lock()
 
@@ -35,7 +36,7 @@ class Job:
 
     Attributes:
         commands: their words; each is called only if the one before succeeded.
-        folder: absolute, seen by all machines; their output goes to `console.txt` in it.
+        folder: absolute, seen by all machines; their output goes to CONSOLE in it.
         cwd: where they run.
         environment: of the machine that asked.
         on_gpu: whether the worker lends it a GPU of its own.
@@ -54,10 +55,9 @@ def carry_out(job: Job) -> tuple[int, float]:
     Raises:
         Killed: a signal ended a command, though nobody asked to stop.
     """
-    worker, begin = get_worker(), time.monotonic()
-    with _alone_in(Path(job.folder)) as lock, _gpu(worker, job.on_gpu) as gpu, open(_console(job), "wb") as console:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = str(max(1, cores // worker.state.nthreads))
+    worker, folder, begin = get_worker(), Path(job.folder), time.monotonic()
+    with _alone_in(folder) as lock, _gpu(worker, job.on_gpu) as gpu, open(folder / CONSOLE, "wb") as console:
+        threads = str(max(1, cores() // worker.state.nthreads))
         environment = {**job.environment, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **gpu}
         code = 0
         for words in job.commands:
@@ -83,8 +83,9 @@ def stopping() -> bool:
     return Event(STOP).is_set()
 
 
-def _console(job: Job) -> str:
-    return os.path.join(job.folder, "console.txt")
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _wait(process: subprocess.Popen) -> int:

@@ -26,14 +26,15 @@ from pkgutil import resolve_name
 import torch
 from detectron2.config import LazyConfig
 from distributed import Client, Event, Future, wait
+from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from tqdm import tqdm
 
 import align_detr
 from align_detr._platform import describe
 from align_detr.commands import program, training_jobs
-from align_detr.commands.command_line import errors_in_one_line, interrupts_end, load_config
-from align_detr.commands.training_jobs import POLL_SECONDS, STOP, STOP_SECONDS, Job
+from align_detr.commands.command_line import load_config
+from align_detr.commands.training_jobs import CONSOLE, POLL_SECONDS, STOP, STOP_SECONDS, Job, cores
 from align_detr.config import EMBEDDED_ROOT
 
 ROOT = EMBEDDED_ROOT.parent
@@ -314,7 +315,7 @@ def take_result(run: Run, future: Future) -> None:
     if code == 0:
         run.result = read_result(run, seconds)
     else:
-        run.error = last_words(run.folder / "console.txt") or f"exit status {code}"
+        run.error = last_words(run.folder / CONSOLE) or f"exit status {code}"
 
 
 def outcome(run: Run) -> str:
@@ -334,42 +335,72 @@ def write(path: Path, text: str) -> None:
     os.replace(unfinished, path)
 
 
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def choose_runner(jobs: int | None, runs: Sequence[Run], cluster: str | None) -> Runner:
     """On this machine as many trainings at a time as there are cores, or GPUs to train on, and no more than runs."""
     gpus = torch.cuda.device_count() if any(run.may_use_gpu for run in runs) else 0
     return Runner(max(1, min(jobs or gpus or cores(), len(runs))), gpus, cluster)
 
 
-def carry_out(runs: Sequence[Run], runner: Runner, save: Callable[[], Mapping]) -> Mapping:
-    """Train what is to do; `save` writes and returns the summary, after each run and at the end, also of Ctrl-C."""
+def carry_out(
+    args: argparse.Namespace,
+    runs: Sequence[Run],
+    what: str,
+    facts: Mapping,
+    report: Callable[[], tuple[Mapping, str]],
+    draw: Callable[[], Figure],
+    plot: str,
+) -> bool:
+    """Train what is to do; returns whether all runs succeeded.
+
+    Args:
+        args: of `add_options` and `parse_words`.
+        what: is trained, for the first line.
+        facts: for results.json, beside those of `environment`.
+        report: results, and a table of them in Markdown. Both are written after each run, and at the end, also of
+            Ctrl-C.
+        draw: the plot, once all is done.
+        plot: its file's name.
+    """
+    runner = choose_runner(args.jobs, runs, args.cluster)
+    print(f"{what}, {runner}, in {args.output}")
+    if args.dry_run:
+        print(list_runs(runs))
+        return True
+    args.output.mkdir(parents=True, exist_ok=True)
+    facts = environment(args.words, runner) | facts
+
+    def save() -> str:
+        results, table = report()
+        write(args.output / "results.json", json.dumps({**results, "environment": facts}, indent=1))
+        write(args.output / "table.md", table)
+        return table
+
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job scheduler's way to say Ctrl-C
     try:
         train_all(runs, runner, save)
     finally:
-        summary = save()
-    return summary
+        table = save()
+    draw().savefig(args.output / plot, dpi=160)
+    print(f"\n{table}")
+    print(f"Wrote results.json, table.md and {plot} in {args.output}")
+    return tell_failures(runs)
 
 
 def tell_failures(runs: Sequence[Run]) -> bool:
     """One line for each run without a result; returns whether there is none."""
     failed = [run for run in runs if run.result is None]
     for run in failed:
-        reason = f"failed: {run.error}; see {run.folder / 'console.txt'}" if run.error else "not run"
+        reason = f"failed: {run.error}; see {run.folder / CONSOLE}" if run.error else "not run"
         print(f"{run.title}: {reason}", file=sys.stderr)
     return not failed
 
 
-def environment(words: Sequence[str], runner: Runner, device: str) -> dict:
+def environment(words: Sequence[str], runner: Runner) -> dict:
     """What ran where, for results.json."""
     return {
         "command": shlex.join([*program(), *words]),
         "platform": describe().removeprefix("platform: "),
         "PyTorch": torch.__version__,
-        "device": str(device),
         "trained": str(runner),
     }
 
@@ -404,10 +435,3 @@ def parse_words(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
     args = parser.parse_intermixed_args(words)
     args.words = words
     return args
-
-
-def finish(work: Callable[[], bool]) -> None:
-    """Do the work and end the program: with exit status 1 if it did not all succeed, or with one line of error."""
-    with errors_in_one_line(), interrupts_end("the same command goes on from here"):
-        complete = work()
-    sys.exit(0 if complete else 1)

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from align_detr.analysis import predict_layers
 from align_detr.checkpoint_files import load_detector
-from align_detr.commands.command_line import errors_in_one_line, interrupts_end, load_config, take_overrides
+from align_detr.commands.command_line import finish, load_config, take_overrides
 from align_detr.commands.demo import class_metadata, find_images, output_paths, read_all
 from sd_detr.attention import Looks, branches, looking
 
@@ -105,8 +105,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    with errors_in_one_line(), interrupts_end():
-        complete = visualize(args)
-    sys.exit(0 if complete else 1)
+    finish(lambda: visualize(args))
 
 
