@@ -40,7 +40,7 @@ COMMANDS = {
     "compare": Command("train detectors with Align-DETR's supervision and with their own"),
     "export": Command("write a detector as one file to use: .safetensors, ONNX, torch.export"),
     "export-weights": Command("write a checkpoint's weights alone"),
-    "convert": Command("convert a Pascal VOC or YOLO dataset to COCO's format"),
+    "convert": Command("convert a Pascal VOC or YOLO dataset to COCO's format, and tell what is wrong with it"),
     "make-data": Command("write a small dataset: drawn shapes, or a part of COCO"),
     "visualize-results": Command("draw predictions beside ground truth"),
     "visualize-attention": Command("show where the branches of SD-DETR's decoder attend", True),
@@ -56,6 +56,7 @@ def usage() -> str:
         "align-detr COMMAND --help tells more. Such as:\n\n"
         "  align-detr make-data --synthetic\n"
         "  align-detr train align_detr_tiny train.max_iter=100\n"
+        "  align-detr train --data FOLDER\n"
         "  align-detr eval align_detr_tiny train.init_checkpoint=output/align_detr_tiny/model_final.pth"
     )
 

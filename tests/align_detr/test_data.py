@@ -1,4 +1,4 @@
-"""Pascal VOC and YOLO datasets to COCO's format: every layout, and every kind of damage."""
+"""Pascal VOC, YOLO and COCO datasets to what training takes: every layout, and every kind of damage."""
 
 import json
 import shutil
@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from align_detr.data import convert_dataset, register_coco
-from align_detr.data.pictures import LINES_PER_KIND, Problems, turn
+from align_detr.data.convert import train_and_val
+from align_detr.data.pictures import LINES_PER_KIND, Box, Picture, Problems, turn
 
 SIZE = (40, 30)
 ORIENTATION = 0x0112
@@ -321,7 +322,7 @@ def test_what_is_no_dataset(tmp_path, convert):
     both = yolo(voc(tmp_path / "both", {"a": voc_file(voc_object())}), {"a": "0 0.5 0.5 0.5 0.4"})
     sources = {
         tmp_path / "nowhere": "no such folder",
-        tmp_path / "empty": "has no a folder Annotations|has no",
+        tmp_path / "empty": "is in no layout that is known: VOC has a folder Annotations",
         both: "looks like VOC .* and YOLO .*: say --format",
         voc(tmp_path / "nothing", {"a": voc_file()}): "no objects in",
         yolo(tmp_path / "tabs", {"a": ""}, "names: [\n\tcat"): "is not YAML: line 2",
@@ -363,6 +364,165 @@ def test_the_report_is_bounded_and_printable():
     report = problems.report()
     assert len(report) == LINES_PER_KIND + 1 and report[-1] == f"broken: {1000 - LINES_PER_KIND} more"
     assert all(line.isprintable() and len(line) < 400 for line in report)
+
+
+# ---- COCO's own format, and the two parts of a training. ----
+
+
+def coco_content(names, categories=((1, "cat"), (7, "dog")), **changes):
+    """One cat of 10 x 20 pixels in each image."""
+    content = {
+        "images": [
+            {"id": n, "file_name": name, "width": SIZE[0], "height": SIZE[1]} for n, name in enumerate(names, 1)
+        ],
+        "annotations": [
+            {"id": n, "image_id": n, "category_id": 1, "bbox": [5, 6, 10, 20], "area": 200, "iscrowd": 0}
+            for n, _ in enumerate(names, 1)
+        ],
+        "categories": [{"id": number, "name": name} for number, name in categories],
+    }
+    return {**content, **changes}
+
+
+def coco(root, files, images):
+    """`files`: contents by path; `images`: paths."""
+    for name, content in files.items():
+        write(root / name, json.dumps(content))
+    for name in images:
+        image(root / name)
+    return root
+
+
+COCO_LAYOUTS = {
+    "official": ("annotations/instances_train17.json", "train17/", "annotations/instances_val17.json", "val17/"),
+    "roboflow": ("train/_annotations.coco.json", "train/", "valid/_annotations.coco.json", "valid/"),
+    "one folder": ("train.json", "images/", "val.json", "images/"),
+    "folders in images": ("annotations/train.json", "images/train/", "annotations/val.json", "images/val/"),
+}
+
+
+@pytest.mark.parametrize("layout", COCO_LAYOUTS)
+def test_layouts_of_coco(layout, tmp_path, convert):
+    """Protects people whose tool writes another of the usual layouts."""
+    train, train_images, val, val_images = COCO_LAYOUTS[layout]
+    root = coco(
+        tmp_path / "mine",
+        {train: coco_content(["a.jpg", "b.jpg"]), val: coco_content(["c.jpg"])},
+        [f"{train_images}a.jpg", f"{train_images}b.jpg", f"{val_images}c.jpg"],
+    )
+    if layout == "official":
+        coco(root, {"annotations/captions_train17.json": {"images": [], "annotations": []}}, [])
+    found = convert(root)
+    assert found.classes == ["cat"] and found.problems.counts == {"class without objects": 1}
+    assert {split: len(boxes(found, split)) for split in found.files} == {"train": 2, "val": 1}
+    assert boxes(found, "val") == [(f"{val_images}c.jpg", "cat", [5, 6, 10, 20], 0)]
+
+
+def test_ids_of_classes_may_differ_between_the_files(tmp_path, convert):
+    """Protects from a cat that is a dog in the other file: classes go by name."""
+    other = coco_content(["b.jpg"], [(1, "dog"), (2, "cat")])
+    root = coco(tmp_path / "m", {"train.json": coco_content(["a.jpg"]), "val.json": other}, ["a.jpg", "b.jpg"])
+    found = convert(root)
+    assert [row[1] for split in ("train", "val") for row in boxes(found, split)] == ["cat", "dog"]
+
+
+def test_a_single_file_of_coco(tmp_path, convert):
+    """Protects a folder with several files: one of them can be named."""
+    root = coco(tmp_path / "m", {"train_a.json": coco_content(["a.jpg"]), "train_b.json": coco_content([])}, ["a.jpg"])
+    with pytest.raises(ValueError, match="train_a.json and train_b.json are both of the split train"):
+        convert(root)
+    assert len(boxes(convert(root / "train_a.json"), "train")) == 1
+
+
+def test_what_is_wrong_with_a_file_of_coco(tmp_path, convert):
+    """Protects from a crash and from silent loss: each kind of damage is told, and the rest is there."""
+    content = coco_content(["a.jpg", "b.jpg", "gone.jpg", "broken.jpg", "a.jpg", 5])
+    good = content["annotations"][0]
+    content["annotations"] += [
+        {**good, "category_id": 99},
+        {**good, "image_id": 99},
+        {**good, "bbox": [1, 2, 3]},
+        {**good, "bbox": [1, 2, 0, 5]},
+        {**good, "bbox": [-5, 2, 10, 5]},
+        {**good, "bbox": [20, 2, 10, 5], "iscrowd": 1},
+        "nothing",
+    ]
+    content["images"].append({"id": 1, "file_name": "b.jpg"})
+    content["categories"] += [{"id": 8}, {"id": 9, "name": "cat"}]
+    content["images"][1].update(width=2 * SIZE[0], height=2 * SIZE[1])
+    root = coco(tmp_path / "m", {"all.json": content}, ["a.jpg", "b.jpg"])
+    write(root / "broken.jpg", "no image")
+    found = convert(root)
+    assert found.problems.counts == {
+        "id given twice": 1,
+        "image without a name": 1,
+        "missing image": 1,
+        "image given twice": 1,
+        "class without a name": 1,
+        "class named twice": 1,
+        "other image size": 1,
+        "broken image": 1,
+        "unknown class": 1,
+        "object of no image": 1,
+        "object without a box": 1,
+        "box without area": 1,
+        "box partly outside the image": 1,
+        "entry that is no object": 1,
+        "class without objects": 1,
+    }
+    assert boxes(found, "all") == [
+        ("a.jpg", "cat", [5, 6, 10, 20], 0),
+        ("a.jpg", "cat", [0, 2, 5, 5], 0),
+        ("a.jpg", "cat", [20, 2, 10, 5], 1),
+        ("b.jpg", "cat", [2.5, 3, 5, 10], 0),
+    ]
+    far = coco(tmp_path / "far", {"all.json": coco_content(["a.jpg"])}, ["pictures/a.jpg"])
+    with pytest.raises(ValueError, match="its images, such as a.jpg, are in none of"):
+        convert(far)
+
+
+def test_a_choice_of_classes(tmp_path, convert):
+    """Protects `--classes`: those alone, in that order, whatever the format; one that is not there is a mistake."""
+    root = yolo(tmp_path / "y", {"a": "0 0.5 0.5 0.5 0.4\n1 0.5 0.5 0.2 0.2\n"})
+    found = convert(root, only=["dog"])
+    assert found.classes == ["dog"] and [row[1] for row in boxes(found, "train")] == ["dog"]
+    assert found.problems.counts["other class"] == 1
+    with pytest.raises(ValueError, match="has no class cow; it has cat, dog"):
+        convert(root, only=["cow"])
+
+
+def parts(**splits):
+    """Splits of images with one object each, but for those whose name begins with "empty"."""
+    box = Box("cat", (1, 1, 5, 5))
+    made = {
+        split: [Picture(Path(f"{file}.jpg"), *SIZE, [] if file.startswith("empty") else [box]) for file in files]
+        for split, files in splits.items()
+    }
+    return {split: [p.path.stem for p in part] for split, part in train_and_val(made).items()}
+
+
+def test_the_two_parts_of_a_training():
+    """Protects the validation: a part that is there is it, and no image is in both."""
+    assert parts(train="ab", val="c", test="d") == {"train": ["a", "b"], "val": ["c"]}
+    assert parts(train="ab", test="d") == {"train": ["a", "b"], "val": ["d"]}
+    assert parts(trainval="abcd", val="c", test="d") == {"train": ["a", "b"], "val": ["c"]}
+    split = parts(all=[f"{n}" for n in range(40)] + [f"empty{n}" for n in range(10)])
+    assert [len(split["train"]), len(split["val"])] == [40, 10]
+    assert sum(name.startswith("empty") for name in split["val"]) == 2
+    assert parts(val=[f"{n}" for n in range(10)]).keys() == {"train", "val"}
+    with pytest.raises(ValueError, match="no objects to train on: 0 images to train on, 1 to validate"):
+        parts(all="a")
+    with pytest.raises(ValueError, match="no objects to validate on"):
+        parts(train="ab", val=["empty"])
+
+
+@given(st.sets(st.text("abc", min_size=1, max_size=6), min_size=2, max_size=60), st.text("abc", min_size=7, max_size=8))
+def test_validation_images_stay_what_they_are(names, more):
+    """Protects figures from before a folder grew: with one image more, at most one changes its part, each way."""
+    names = sorted(names)
+    before, after = set(parts(all=names)["val"]), set(parts(all=[more, *names])["val"])
+    assert set(parts(all=names[::-1])["val"]) == before
+    assert len(after - before) <= 1 and len(before - after) <= 1
 
 
 # ---- Mutated files: a clear line, or a dataset that works. ----
@@ -446,6 +606,19 @@ def voc_root(tmp_path_factory):
 def yolo_root(tmp_path_factory):
     root = tmp_path_factory.mktemp("mutated") / "yolo"
     return yolo(root, {"a": "", "b": "1 0.5 0.5 0.5 0.4\n"})
+
+
+@pytest.fixture(scope="module")
+def coco_root(tmp_path_factory):
+    return coco(tmp_path_factory.mktemp("mutated") / "coco", {}, ["a.jpg", "b.jpg"])
+
+
+@MANY
+@given(MUTATIONS)
+def test_mutated_coco_annotations(coco_root, mutations):
+    """Protects from any JSON file: 200 mutated ones."""
+    write(coco_root / "train.json", mutated(json.dumps(coco_content(["a.jpg", "b.jpg"])), mutations))
+    holds(coco_root, coco_root.parent / "out", 2)
 
 
 @MANY

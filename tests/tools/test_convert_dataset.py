@@ -1,6 +1,7 @@
 """From the folders that people have to a trained and evaluated model, by the commands of the README."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -10,9 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from align_detr.commands import convert as tool
+from align_detr.commands import train, train_folder
+from align_detr.commands.command_line import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ("square", "bar")
@@ -69,15 +73,35 @@ def make_yolo(root):
     (root / "data.yaml").write_text("train: images/train\nval: images/val\nnames: {0: square, 1: bar}\n")
 
 
-@pytest.mark.parametrize("make", [make_voc, make_yolo], ids=["voc", "yolo"])
-def test_from_folder_to_evaluated_model(make, tmp_path, capsys):
-    """Protects the way that the README shows: convert, paste the printed lines into a config, train, evaluate. A broken
-    file on the way is told of, and does not stop it."""
-    make(tmp_path / "mine")
+SHORT = [
+    "train.device=cpu", "train.report.enabled=False", "train.max_iter=2", "train.eval_period=2",
+    "model.num_queries=20", "model.dn_number=4",
+    "model.select_box_nums_for_evaluation=20",  # more than there are is an error in detrex
+    "dataloader.train.num_workers=0", "dataloader.test.num_workers=0",
+]  # fmt: skip
+
+
+def train_net(*words, cwd):
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "tools/train_net.py"), *map(str, words)]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+
+
+def check_evaluated(output):
+    rows = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    assert np.isfinite(rows[-1]["bbox/AP"]) and {"bbox/AP-square", "bbox/AP-bar"} <= rows[-1].keys()
+    results = json.loads((output / "coco_instances_results.json").read_text())
+    assert {r["image_id"] for r in results} == {1, 2} and {r["category_id"] for r in results} <= {1, 2}
+
+
+def test_from_folder_to_evaluated_model(tmp_path, capsys):
+    """Protects the way by hand: convert, paste the printed lines into a config, train, evaluate. A broken file on the
+    way is told of, and does not stop it."""
+    make_yolo(tmp_path / "mine")
     tool.main([str(tmp_path / "mine"), "--output", str(tmp_path / "coco")])
     printed = capsys.readouterr()
     (problem,) = printed.err.splitlines()
-    assert problem.startswith(("broken annotation file: ", "broken image: ")) and "train0" in problem
+    assert problem == "broken image: images/train/train0.jpg: not an image: left out"
     registrations = re.findall(r"^register_coco\(.*\)$", printed.out, re.MULTILINE)
     assert len(registrations) == 2 and "model.num_classes = 2" in printed.out
 
@@ -90,18 +114,79 @@ def test_from_folder_to_evaluated_model(make, tmp_path, capsys):
         "model.num_classes = 2",
     ]
     (tmp_path / "configs/mine.py").write_text("\n".join(lines))
-    command = [sys.executable, "tools/train_net.py", "--config-file", f"{tmp_path}/configs/mine.py"]
-    command += [f"train.output_dir={tmp_path}/model", "train.device=cpu", "train.report.enabled=False"]
-    command += ["train.max_iter=2", "train.eval_period=2", "model.num_queries=20", "model.dn_number=4"]
-    command += ["model.select_box_nums_for_evaluation=20"]  # more than there are is an error in detrex
-    command += ["dataloader.train.num_workers=0", "dataloader.test.num_workers=0"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    done = train_net(
+        "--config-file", tmp_path / "configs/mine.py", f"train.output_dir={tmp_path}/model", *SHORT, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = [json.loads(line) for line in (tmp_path / "model/metrics.json").read_text().splitlines()]
-    assert np.isfinite(rows[-1]["bbox/AP"]) and {"bbox/AP-square", "bbox/AP-bar"} <= rows[-1].keys()
-    results = json.loads((tmp_path / "model/coco_instances_results.json").read_text())
-    assert {r["image_id"] for r in results} == {1, 2} and {r["category_id"] for r in results} <= {1, 2}
+    check_evaluated(tmp_path / "model")
+
+
+def test_from_folder_by_one_command(tmp_path):
+    """Protects `--data`: a folder, and nothing else to write; the config that it leaves evaluates what it trained."""
+    make_voc(tmp_path / "mine")
+    done = train_net("--config-file", "align_detr_tiny", "--data", "mine", *SHORT, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "broken annotation file: Annotations/train0.xml" in done.stderr
+    output = tmp_path / "output/mine"
+    check_evaluated(output)
+    trained = json.loads((output / "metrics.json").read_text().splitlines()[-1])["bbox/AP"]
+    cfg = load_config(str(output / "config.py"), [])
+    assert cfg.model.num_classes == 2 and cfg.model.num_queries == 20
+    assert cfg.train.output_dir == "output/mine" and (cfg.train.max_iter, cfg.train.eval_period) == (2, 2)
+
+    again = train_net(
+        "--config-file", "output/mine/config.py", "--eval-only", "train.init_checkpoint=output/mine/model_final.pth",
+        "train.output_dir=again", cwd=tmp_path,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert f"{trained:.4f}" in again.stdout
+
+
+def folder_config(folder, *words):
+    """What `align-detr train --data` makes of a folder, before it trains."""
+    args = train.argument_parser().parse_args(["--data", str(folder), *map(str, words)])
+    train_folder.check_folder_options(args)
+    return load_config(str(train_folder.config_of_folder(args)), [])
+
+
+def test_the_config_of_a_folder(tmp_path, monkeypatch, capsys):
+    """Protects the defaults: the paper's first row, a length of 50 passes over the pictures with objects, ten
+    evaluations; what is given on the command line stands, with the folder as it was at a resumed training."""
+    monkeypatch.chdir(tmp_path)
+    make_voc(tmp_path / "mine")
+    cfg = folder_config("mine")
+    assert "Annotations/train0.xml" in capsys.readouterr().err
+    assert cfg.model.num_queries == 900 and cfg.model.num_classes == 2  # of R50
+    assert cfg.train.output_dir == "output/mine" and cfg.train.max_iter == math.ceil(50 * 7 / 16)
+    names = [name for split in ("train", "test") for name in [cfg.dataloader[split].dataset.names]]
+    assert [len(DatasetCatalog.get(name)) for name in names] == [7, 2]
+
+    words = ["--config-file", "align_detr_tiny", "--classes", "bar", "train.output_dir=o", "model.dn_number=7"]
+    cfg = folder_config("mine", "--epochs", "100", *words)
+    assert (cfg.train.max_iter, cfg.train.eval_period, cfg.train.checkpointer.period) == (350, 35, 35)
+    assert (cfg.model.num_classes, cfg.train.output_dir, cfg.model.dn_number) == (1, "o", 7)
+    cfg = folder_config("mine", "--resume", *words, "train.max_iter=9")
+    assert cfg.train.max_iter == 9
+    before = Path("o/data/train.json").read_text()
+    with pytest.raises(ValueError, match="mine or --classes are not as they were when the training in o began"):
+        folder_config("mine", "--resume", "train.output_dir=o")
+    assert Path("o/data/train.json").read_text() == before
+
+
+def test_options_for_folders_that_do_not_fit(tmp_path, capsys):
+    """Protects from an option that goes by unheeded."""
+    mistakes = {
+        ("--classes", "cat", "--config-file", "align_detr_tiny"): "--classes is for a folder of pictures: give it by",
+        ("--data", "mine", "--eval-only"): "--data is for training; to evaluate",
+        ("--data", "mine", "--epochs", "0"): "--epochs 0: at least 1",
+        ("--data", str(tmp_path / "gone")): "no such folder: ",
+        ("--data", str(tmp_path)): "is in no layout that is known: VOC has a folder Annotations",
+    }
+    for words, message in mistakes.items():
+        with pytest.raises(SystemExit) as stop:
+            train.main([*words, f"train.output_dir={tmp_path}/out"])
+        (line,) = capsys.readouterr().err.splitlines()
+        assert stop.value.code == 1 and line.startswith("error: ") and message in line
 
 
 def test_problems_go_to_stderr_and_errors_are_one_line(tmp_path, capsys):

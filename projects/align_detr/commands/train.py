@@ -1,6 +1,7 @@
 """Train or evaluate a detector.
 
     align-detr train --config-file CONFIG [--resume | --eval-only] [--num-gpus N] [key=value ...]
+    align-detr train --data FOLDER [key=value ...]
 
 Runs on the embedded engine as on detectron2 and detrex, on CPUs and GPUs, in one process or several, by `--num-gpus`
 or under torchrun. `--help` lists the options; `key=value` changes the config, such as `train.max_iter=100`.
@@ -48,6 +49,7 @@ from align_detr._platform import describe
 from align_detr.checkpoint_files import WholeModelCheckpointer
 from align_detr.commands import program
 from align_detr.commands.command_line import errors_in_one_line, load_config, parse_arguments, subnormals_flushed
+from align_detr.commands.train_folder import add_folder_options, check_folder_options, config_of_folder
 from align_detr.commands.training_report import DetectionSample, TrainingReport, is_wanted
 from align_detr.config import call_parameters, resolve_device
 from align_detr.data.annotations import annotations_explained
@@ -80,7 +82,8 @@ def run(args: argparse.Namespace) -> None:
     """What each process of a run does."""
     with errors_in_one_line(), subnormals_flushed():
         join_torchrun()
-        cfg = load_config(args.config_file, args.opts)
+        path, overrides = (str(config_of_folder(args)), []) if args.data else (args.config_file, args.opts)
+        cfg = load_config(path, overrides)
         began_with = described(cfg)
         point = newest_whole(cfg.train.output_dir) if args.resume else None
         if point and not (args.eval_only or args.allow_changes):
@@ -501,6 +504,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--allow-changes", action="store_true", help="with --resume: even if the training began with another config"
     )
+    add_folder_options(parser)
     return parser
 
 
@@ -524,6 +528,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argument_parser(), argv)
     try:
         with errors_in_one_line(), sigterm_passed_on():
+            check_folder_options(arguments)
             if arguments.num_gpus > 1:  # what is wrong here should stop one process, not all of them
                 load_config(arguments.config_file, arguments.opts)
             launch(

@@ -1,23 +1,26 @@
-"""Pascal VOC and YOLO folders to COCO's annotation format (https://cocodataset.org/#format-data)."""
+"""Pascal VOC, YOLO and COCO folders to annotation files of COCO's format, as the configs take them."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
 from tabulate import tabulate
 
+from .coco import find_coco, read_coco
 from .pictures import Picture, Problems
 from .voc import DIFFICULT, find_voc, read_voc
 from .yolo import find_yolo, read_yolo
 
-FORMATS = ("voc", "yolo")
+FORMATS = ("voc", "yolo", "coco")
+VALIDATION = 0.2  # of a dataset that has no such part
 
 
 @dataclass
@@ -40,8 +43,8 @@ class Conversion:
     def classes(self) -> list[str]:
         return [category["name"] for category in next(iter(self.contents.values()))["categories"]]
 
-    def summary(self) -> str:
-        """A table of what there is by split and class, and of the problems; then the lines for a config."""
+    def table(self) -> str:
+        """What there is by split and class, and the problems by kind."""
         names = {c["id"]: c["name"] for c in next(iter(self.contents.values()))["categories"]}
         rows = []
         for content in self.contents.values():
@@ -55,12 +58,15 @@ class Conversion:
         parts = [tabulate(table, ["", *self.contents], disable_numparse=True)]
         if counts := self.problems.counts:
             parts.append(tabulate(counts.items(), ["problem", "times"], disable_numparse=True))
+        return "\n\n".join(parts)
+
+    def summary(self) -> str:
+        """The table, and the lines for a config."""
         lines = [
             f"register_coco({_name_of(file)!r}, {file.as_posix()!r}, {self.image_root.as_posix()!r})"
             for file in self.files.values()
         ]
-        parts.append("\n".join([f"For a config, with model.num_classes = {len(names)}:", *lines]))
-        return "\n\n".join(parts)
+        return "\n".join([self.table(), "", f"For a config, with model.num_classes = {len(self.classes)}:", *lines])
 
 
 def _name_of(file: Path) -> str:
@@ -73,23 +79,27 @@ def convert_dataset(
     *,
     format: str | None = None,
     classes: Sequence[str] | None = None,
+    only: Sequence[str] | None = None,
     difficult: str = "ignore",
     zero_based: bool = False,
+    two_parts: bool = False,
     copy_images: bool = False,
     decode: bool = True,
     force: bool = False,
 ) -> Conversion:
-    """Writes `<output>/<split>.json` for each split of a Pascal VOC or YOLO dataset, which stays as it is.
+    """Writes `<output>/<split>.json` for each split of a Pascal VOC, YOLO or COCO dataset, which stays as it is.
 
     What is wrong with the dataset is left out or mended and told by `Conversion.problems`; nothing else is lost.
 
     Args:
-        source: the dataset's folder, or YOLO's data.yaml.
+        source: the dataset's folder, or YOLO's data.yaml, or a file of COCO's annotations.
         output: the folder to write.
-        format: "voc" or "yolo"; None finds out.
-        classes: class names in the order of their ids. VOC objects of others are left out; without it, the classes are
-            those that occur, by name. For YOLO, names instead of those in data.yaml.
+        format: "voc", "yolo" or "coco"; None finds out.
+        classes: class names in the order of their ids. Of VOC and COCO, objects of others are left out; without it, the
+            classes are those that occur, of VOC by name, of COCO by id. For YOLO, names instead of those in data.yaml.
+        only: of these classes, keep some, in this order; objects of the others are left out.
         difficult, zero_based: of VOC, see `read_voc`.
+        two_parts: write train.json and val.json alone, see `train_and_val`.
         copy_images: copy the images to `<output>/images`; otherwise the annotations refer to them where they are.
         decode: read every image to its end, as training will; otherwise only as far as its size.
         force: replace annotation files that are there.
@@ -97,7 +107,8 @@ def convert_dataset(
     Raises:
         FileNotFoundError: no such folder.
         FileExistsError: an annotation file is there, and `force` is not given.
-        ValueError: the folder has no known layout, or nothing in it can be used.
+        ValueError: the folder has no known layout, or nothing in it can be used, or `only` names a class that is not
+            there.
     """
     source, output = Path(source), Path(output)
     if not source.exists():
@@ -106,20 +117,31 @@ def convert_dataset(
         raise ValueError(f"difficult={difficult!r}: choose one of {', '.join(DIFFICULT)}")
     classes = list(dict.fromkeys(classes)) if classes else None
     problems = Problems()
-    root = _recognise(source, format)
-    if root[0] == "voc":
-        pictures, images = read_voc(root[1], problems, difficult=difficult, zero_based=zero_based, decode=decode)
-        names = classes or sorted({box.label for split in pictures.values() for p in split for box in p.boxes})
-        _drop_strangers(pictures, names, problems)
-    else:
-        pictures, images, names = read_yolo(root[1], problems, classes=classes, decode=decode)
+    kind, place = _recognise(source, format)
+    if kind == "yolo":
+        pictures, images, names = read_yolo(place, problems, classes=classes, decode=decode)
         names = list(dict.fromkeys(names))
+    else:
+        if kind == "voc":
+            pictures, images = read_voc(place, problems, difficult=difficult, zero_based=zero_based, decode=decode)
+            there = sorted({box.label for split in pictures.values() for p in split for box in p.boxes})
+        else:
+            pictures, images, there = read_coco(place, problems, decode=decode)
+        names = classes or there
+        _drop_others(pictures, names, "unknown class", problems)
+    if only:
+        if strange := [name for name in only if name not in names]:
+            raise ValueError(f"{source} has no class {strange[0]}; it has {', '.join(names)}")
+        names = list(dict.fromkeys(only))
+        _drop_others(pictures, names, "other class", problems)
     _check_splits(pictures, names, problems)
     pictures = {split: found for split, found in pictures.items() if found}
     if not any(p.boxes for found in pictures.values() for p in found):
         kind, count = next(iter(problems.counts.items()), ("", 0))
         what = f"no objects in {source}" if pictures else f"no images with annotations in {source}"
         raise ValueError(f"{what} that could be used" + (f"; {problems.report()[0]} ({kind}: {count})" if kind else ""))
+    if two_parts:
+        pictures = train_and_val(pictures)
 
     files = {split: output / f"{split}.json" for split in pictures}
     if taken := [file for file in files.values() if file.exists()]:
@@ -139,6 +161,40 @@ def convert_dataset(
         unfinished.write_text(json.dumps(content))
         unfinished.replace(files[split])
     return Conversion(files, contents, images, problems)
+
+
+def train_and_val(pictures: Mapping[str, list[Picture]]) -> dict[str, list[Picture]]:
+    """The two parts that a training needs, "train" and "val".
+
+    Those of these names; for "val" else "test"; for "train" all that is in neither of them. Where there is nothing to
+    validate on, it is a fifth of the images with objects and a fifth of those without, by a hash of their file names:
+    the same ones every time, and hardly others when images are added.
+
+    Raises:
+        ValueError: there are too few images for two parts.
+    """
+    val = pictures.get("val") or pictures.get("test") or []
+    train = pictures.get("train") or []
+    if not train:
+        kept_back = {p.path for split in ("val", "test") for p in pictures.get(split, [])}
+        rest = {p.path: p for found in pictures.values() for p in found if p.path not in kept_back}
+        train = list(rest.values())
+    if not train and val:  # a dataset of one part, whatever it is called
+        train, val = val, []
+    if not val:
+        chosen: set[Path] = set()
+        for group in ([p for p in train if p.boxes], [p for p in train if not p.boxes]):
+            count = max(round(VALIDATION * len(group)), 1 if any(p.boxes for p in group) else 0)
+            chosen |= {p.path for p in sorted(group, key=lambda p: _hash(p.path.name))[:count]}
+        train, val = [p for p in train if p.path not in chosen], [p for p in train if p.path in chosen]
+    for name, part in {"train on": train, "validate on": val}.items():
+        if not any(not box.ignored for p in part for box in p.boxes):
+            raise ValueError(f"there are no objects to {name}: {len(train)} images to train on, {len(val)} to validate")
+    return {"train": train, "val": val}
+
+
+def _hash(name: str) -> bytes:
+    return hashlib.sha256(name.encode(errors="surrogateescape")).digest()
 
 
 def to_coco(pictures: Sequence[Picture], classes: Sequence[str], file_names: dict[Path, str]) -> dict:
@@ -172,27 +228,31 @@ def _recognise(source: Path, format: str | None) -> tuple[str, Path]:
     found = {}
     if format in (None, "voc") and source.is_dir():
         found["voc"] = find_voc(source)
-    if format in (None, "yolo"):
+    if format in (None, "yolo") and source.suffix != ".json":
         found["yolo"] = find_yolo(source)
+    if format in (None, "coco"):
+        found["coco"] = find_coco(source)
     found = {name: place for name, place in found.items() if place}
     if len(found) > 1:
-        raise ValueError(f"{source} looks like VOC ({found['voc']}) and YOLO ({found['yolo']}): say --format")
+        seen = " and ".join(f"{name.upper()} ({place})" for name, place in found.items())
+        raise ValueError(f"{source} looks like {seen}: say --format")
     if not found:
         expected = {
             "voc": "a folder Annotations, or XML files beside the images",
             "yolo": "data.yaml, or a list of class names in classes.txt",
+            "coco": "JSON files with images, annotations and categories",
         }
-        wanted = " and no ".join(f"{what} ({name})" for name, what in expected.items() if format in (None, name))
-        raise ValueError(f"{source} has no {wanted}")
+        wanted = "; ".join(f"{name.upper()} has {what}" for name, what in expected.items() if format in (None, name))
+        raise ValueError(f"{source} is in no layout that is known: {wanted}")
     return next(iter(found.items()))
 
 
-def _drop_strangers(pictures: dict[str, list[Picture]], classes: list[str], problems: Problems) -> None:
+def _drop_others(pictures: dict[str, list[Picture]], classes: list[str], kind: str, problems: Problems) -> None:
     known = set(classes)
     for picture in {id(p): p for found in pictures.values() for p in found}.values():
         for box in picture.boxes:
             if box.label not in known:
-                problems.add("unknown class", f"{picture.path.name}: {box.label} is none of --classes: left out")
+                problems.add(kind, f"{picture.path.name}: {box.label} is none of --classes: left out")
         picture.boxes = [box for box in picture.boxes if box.label in known]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from tqdm import tqdm
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".jpe", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 ORIENTATION = 0x0112  # EXIF; from 5 on, width and height change places
 LINES_PER_KIND = 5
+SAME_SHAPE = 0.01  # relative difference of aspect ratios
 Corners = tuple[float, float, float, float]  # left, top, right, bottom
 
 
@@ -119,6 +120,30 @@ def turn(box: Corners, width: float, height: float, orientation: int) -> Corners
     if orientation in (7, 8):
         left, right = width - right, width - left
     return top, left, bottom, right
+
+
+def to_upright(
+    file: ImageFile, stated: tuple[float, float] | None, where: str, problems: Problems
+) -> Callable[[Corners], Corners]:
+    """What maps boxes of an annotation to the upright image, where the annotation has the size as `stated`: width and
+    height, None if it has none. `where` is for the report."""
+    upright = (file.width, file.height)
+    if stated is None:
+        problems.add("no image size", f"{where}: the file's, {file.width}x{file.height}, is taken")
+        return lambda corners: corners
+    width, height = stated
+    if stated == upright:
+        return lambda corners: corners
+    line = f"{where} says {width:g}x{height:g}, the image is {file.width}x{file.height}"
+    if file.turned and stated == upright[::-1]:
+        problems.add("image annotated before it was turned", f"{line} by its EXIF data: boxes turned with it")
+        return lambda corners: turn(corners, width, height, file.orientation)
+    if abs(width * file.height / (height * file.width) - 1) < SAME_SHAPE:
+        problems.add("other image size", f"{line}: boxes scaled")
+        scale = file.width / width, file.height / height
+        return lambda corners: tuple(value * scale[i % 2] for i, value in enumerate(corners))
+    problems.add("other image size", f"{line}, of another shape: boxes taken as they are, please check")
+    return lambda corners: corners
 
 
 def add_box(picture: Picture, box: Box, where: str, problems: Problems) -> None:

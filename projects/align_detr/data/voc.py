@@ -20,14 +20,13 @@ from .pictures import (
     look_at_all,
     read_text,
     relative,
-    turn,
+    to_upright,
 )
 
 SPLITS = ("train", "val", "trainval", "test")
 ALL = "all"  # the split of a folder that has none
 IMAGE_FOLDERS = ("JPEGImages", "images", "Images")
 DIFFICULT = ("ignore", "keep", "drop")
-SAME_SHAPE = 0.01  # relative difference of aspect ratios
 
 
 def find_voc(folder: Path) -> Path | None:
@@ -222,22 +221,9 @@ def _picture(
     path: Path, file: ImageFile, element: Element, xml: str, problems: Problems, difficult: str, zero_based: bool
 ) -> Picture:
     picture = Picture(path, file.width, file.height)
-    annotated = tuple(_number(element, f"size/{side}") for side in ("width", "height"))
-    width, height = annotated
-    scale, rotate = (1.0, 1.0), False
-    upright = (file.width, file.height)
-    if None in annotated or min(annotated) <= 0:
-        problems.add("no image size", f"{xml}: the file's, {file.width}x{file.height}, is taken")
-    elif annotated != upright:
-        stated = f"{xml} says {width:g}x{height:g}, the image is {file.width}x{file.height}"
-        if file.turned and annotated == upright[::-1]:
-            rotate = True
-            problems.add("image annotated before it was turned", f"{stated} by its EXIF data: boxes turned with it")
-        elif abs(width * file.height / (height * file.width) - 1) < SAME_SHAPE:
-            scale = file.width / width, file.height / height
-            problems.add("other image size", f"{stated}: boxes scaled")
-        else:
-            problems.add("other image size", f"{stated}, of another shape: boxes taken as they are, please check")
+    width, height = (_number(element, f"size/{side}") for side in ("width", "height"))
+    is_stated = None not in (width, height) and min(width, height) > 0
+    to_image = to_upright(file, (width, height) if is_stated else None, xml, problems)
 
     for number, obj in enumerate(element.iter("object"), 1):
         label = " ".join((obj.findtext("name") or "").split())
@@ -257,10 +243,7 @@ def _picture(
             problems.add("object without a box", f"{where}: xmin, ymin, xmax, ymax are not four numbers: left out")
             continue
         corners = _to_edges(corners, zero_based, where, problems)
-        if rotate:
-            corners = turn(corners, width, height, file.orientation)
-        corners = tuple(value * scale[i % 2] for i, value in enumerate(corners))
-        add_box(picture, Box(label, corners, ignored), where, problems)
+        add_box(picture, Box(label, to_image(corners), ignored), where, problems)
     return picture
 
 
