@@ -4,6 +4,8 @@ Importing this package makes `detectron2`, `detrex` and `projects.*` importable:
 any, the embedded engine's for the rest (see `_platform`). `align_detr.Detector` runs a trained model on pictures.
 """
 
+import sys
+from pathlib import Path
 from typing import Any
 
 from ._platform import resolve as _resolve
@@ -11,7 +13,13 @@ from ._platform import resolve as _resolve
 __version__ = "0.1.0"
 __all__ = ["Detector"]
 
-_resolve()
+try:
+    _resolve()
+except (ImportError, ValueError) as problem:
+    # `align-detr` and `python -m align_detr` import this before any code of theirs could tell it in one line.
+    if Path(sys.argv[0]).stem in ("align-detr", "-m"):
+        sys.exit(f"error: {problem}")
+    raise
 
 
 def __getattr__(name: str) -> Any:

@@ -32,6 +32,14 @@ def test_help_and_lists_do_not_wait_for_pytorch(tmp_path, words):
     assert result.stdout
 
 
+def test_a_wrong_platform_is_told_in_one_line(tmp_path, monkeypatch):
+    """Protects who mistypes it from a traceback: it is found out while the package is imported."""
+    monkeypatch.setenv("ALIGN_DETR_PLATFORM", "detrex")
+    result = align_detr("configs", cwd=tmp_path)
+    assert result.returncode == 1 and not result.stdout
+    assert result.stderr.startswith("error: ALIGN_DETR_PLATFORM='detrex': set it to") and result.stderr.count("\n") == 1
+
+
 def test_unknown_commands_are_told_with_the_nearest(tmp_path):
     result = align_detr("trian", "x", cwd=tmp_path)
     assert result.returncode == 2

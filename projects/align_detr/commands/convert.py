@@ -3,9 +3,9 @@
     align-detr convert VOCdevkit/VOC2007 --output datasets/voc
     align-detr convert mine/data.yaml --output datasets/mine
 
-The dataset stays as it is; `align-detr train --data` does this by itself. Writes one annotation file per split, and says
-what was wrong with the dataset: a line for each problem, of each kind the first few and their number, then a summary
-and the lines for a config.
+The dataset stays as it is; `align-detr train --data` does this by itself. Writes one annotation file per split, and
+says what was wrong with the dataset: a line for each problem, of each kind the first few and their number, then a
+summary and the lines for a config.
 """
 
 from __future__ import annotations
