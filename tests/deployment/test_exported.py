@@ -38,7 +38,7 @@ def test_an_exported_file_is_the_detector(tmp_path, pictures, kind):
     ]
     a, b = ([*detector(pictures[:2], 0.1)] for detector in detectors)
     for one, other in zip(a, b, strict=True):
-        assert len(one) > 3 and one.labels == other.labels
+        assert len(one) > 0 and one.labels == other.labels
         assert np.array_equal(one.boxes, other.boxes) and np.array_equal(one.scores, other.scores)
         assert {entry["category_id"] for entry in one.to_coco(1)} <= set(NAMES.ids)
 
@@ -66,6 +66,7 @@ def test_a_config_for_tools_and_a_start_for_training(tmp_path):
     cfg, state = export(tmp_path / "model.safetensors")
     read = load_config_file(str(tmp_path / "model.safetensors"))
     assert read.model.num_queries == cfg.model.num_queries
+    read.model.device = "cpu"  # as tools set it: the file says "auto"
     model = instantiate(read.model)
     SafeCheckpointer(model).load(str(tmp_path / "model.safetensors"))
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())

@@ -146,7 +146,7 @@ def folder_config(folder, *words):
     """What `align-detr train --data` makes of a folder, before it trains."""
     args = train.argument_parser().parse_args(["--data", str(folder), *map(str, words)])
     train_folder.check_folder_options(args)
-    return load_config(str(train_folder.config_of_folder(args)), [])
+    return load_config(train_folder.config_of_folder(args), [])
 
 
 def test_the_config_of_a_folder(tmp_path, monkeypatch, capsys):

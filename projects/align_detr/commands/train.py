@@ -46,6 +46,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from align_detr._platform import describe
+from align_detr.catalogue import find_config
 from align_detr.checkpoint_files import WholeModelCheckpointer
 from align_detr.commands import program
 from align_detr.commands.command_line import errors_in_one_line, load_config, parse_arguments, subnormals_flushed
@@ -82,8 +83,9 @@ def run(args: argparse.Namespace) -> None:
     """What each process of a run does."""
     with errors_in_one_line(), subnormals_flushed():
         join_torchrun()
-        path, overrides = (str(config_of_folder(args)), []) if args.data else (args.config_file, args.opts)
-        cfg = load_config(path, overrides)
+        if args.data:
+            args.config_file, args.opts = config_of_folder(args), []
+        cfg = load_config(args.config_file, args.opts)
         began_with = described(cfg)
         point = newest_whole(cfg.train.output_dir) if args.resume else None
         if point and not (args.eval_only or args.allow_changes):
@@ -122,6 +124,7 @@ def prepare(cfg: DictConfig, args: argparse.Namespace) -> None:
     if evaluator.get("output_dir", "") is None:
         evaluator.output_dir = cfg.train.output_dir
 
+    args.config_file = str(find_config(args.config_file))  # detectron2 copies it to the log
     default_setup(cfg, args)
     for name in ("detrex", "align_detr", "projects"):
         setup_logger(cfg.train.output_dir, comm.get_rank(), name=name)

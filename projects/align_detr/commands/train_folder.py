@@ -58,7 +58,7 @@ def check_folder_options(args: argparse.Namespace) -> None:
         args.config_file = BASE
 
 
-def config_of_folder(args: argparse.Namespace) -> Path:
+def config_of_folder(args: argparse.Namespace) -> str:
     """The config of a training on `args.data`, written by the first process of a run; all of them call it.
 
     Raises:
@@ -75,7 +75,7 @@ def config_of_folder(args: argparse.Namespace) -> Path:
         print(conversion.table(), end="\n\n")
         file.write_text(_text(args, cfg, taken, conversion, output), encoding="utf-8")
     comm.synchronize()
-    return file
+    return str(file)
 
 
 def _name(folder: Path) -> str:
