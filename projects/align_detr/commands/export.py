@@ -11,7 +11,8 @@ and nothing in it is run.
 ONNX and `.pt2` (torch.export) hold the whole network, from images to boxes. Its input `images` (N, 3, H, W) are float32
 from 0 to 255; its outputs `boxes` (N, K, 4), left, top, right, bottom in pixels of the images, `scores` and `classes`
 (N, K), best first. N and H, W are those of --batch and --size; with --dynamic, what these do not say is free. --check
-runs pictures through PyTorch and the file, prints the differences, and fails if there are any that matter.
+runs pictures through PyTorch and the file, prints the differences, and fails if there are any that matter; how far
+either is from PyTorch in float64 on these pictures tells rounding from a mistake.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from omegaconf import DictConfig
 from align_detr._platform import ENV_VAR, is_upstream
 from align_detr.commands.command_line import errors_in_one_line, load_config, take_overrides
 from align_detr.data.pictures import image_files
-from align_detr.deployment.agreement import agreement_table, compare
+from align_detr.deployment.agreement import LISTED, agreement_table, compare, compare_each, rounding_table
 from align_detr.deployment.exported import input_size, write_exported
 from align_detr.deployment.graph import Shape, metadata_of, write_onnx, write_program
 from align_detr.deployment.network import Network
@@ -91,17 +92,22 @@ def open_graph(path: Path) -> Network:
     return OnnxNetwork(path, "cpu") if path.suffix == ".onnx" else ProgramNetwork(path)
 
 
-def agree(reference: Network, other: Network, folder: Path, suffix: str) -> None:
-    """Print how far the two agree on the pictures of a folder; ValueError if they do not, or if nothing was found."""
+def agree(reference: PyTorchNetwork, other: Network, folder: Path, suffix: str) -> None:
+    """Print how far the two agree on the pictures of a folder, and where they do not, how far each of them is from
+    PyTorch in float64; ValueError if they do not, or if nothing was found."""
     files = list(image_files(folder))
     if not files:
         raise ValueError(f"--check {folder}: no image in this folder")
     results = compare(reference, other, ((path.name, read_image(path)) for path in files))
-    print(agreement_table(results, ("PyTorch", {".onnx": "ONNX Runtime"}.get(suffix, "torch.export"))))
+    names = "PyTorch", {".onnx": "ONNX Runtime"}.get(suffix, "torch.export")
+    print(agreement_table(results, names))
     if not any(result.counts[0] for result in results):
         raise ValueError(f"--check {folder}: nothing scores above 0.05 there, so nothing was compared")
-    if wrong := sum(not result.agrees for result in results):
-        raise ValueError(f"PyTorch and the file disagree on {wrong} of {len(results)} pictures")
+    if wrong := [path for path, result in zip(files, results, strict=True) if not result.agrees]:
+        pictures = ((path.name, read_image(path)) for path in wrong[:LISTED])
+        beside = compare_each(reference.in_float64(), [reference, other], other.prepare, pictures)
+        print(f"\n{rounding_table(dict(zip(names, beside, strict=True)))}")
+        raise ValueError(f"PyTorch and the file disagree on {len(wrong)} of {len(results)} pictures")
 
 
 def source_of(args: argparse.Namespace) -> Source:

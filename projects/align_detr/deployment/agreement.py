@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,15 +48,32 @@ def compare(reference: Network, other: Network, pictures: Iterable[tuple[str, np
     Args:
         pictures: names and pixels, (H, W, 3) RGB uint8.
     """
-    results = []
+    (results,) = compare_each(reference, [other], other.prepare, pictures)
+    return results
+
+
+def compare_each(
+    reference: Network,
+    others: Sequence[Network],
+    prepare: Callable[[np.ndarray], np.ndarray],
+    pictures: Iterable[tuple[str, np.ndarray]],
+) -> list[list[Comparison]]:
+    """`compare` with several others at once: the results of each, in their order.
+
+    Args:
+        prepare: makes the image that all of them get, see `Network.prepare`.
+    """
+    results: list[list[Comparison]] = [[] for _ in others]
     for name, pixels in pictures:
-        image, size = other.prepare(pixels), pixels.shape[:2]
+        image, size = prepare(pixels), pixels.shape[:2]
         moments = [time.perf_counter()]
         found = []
-        for network in (reference, other):
+        for network in (reference, *others):
             found += network.detect([image], [size])
             moments.append(time.perf_counter())
-        results.append(_compared(name, *found, tuple(np.diff(moments).tolist())))
+        spent, *each = np.diff(moments).tolist()
+        for of_network, its, seconds in zip(results, found[1:], each, strict=True):
+            of_network.append(_compared(name, found[0], its, (spent, seconds)))
     return results
 
 
@@ -99,6 +116,21 @@ def agreement_table(results: list[Comparison], names: tuple[str, str]) -> str:
     return tabulate(rows, heads, disable_numparse=True, colalign=("left", *["right"] * (len(heads) - 1)))
 
 
+def rounding_table(results: Mapping[str, list[Comparison]]) -> str:
+    """How far networks that round are from one that does not; a line for each of them."""
+    rows = [
+        [
+            name,
+            f"{sum(result.agrees for result in its)} of {len(its)}",
+            str(sum(result.unmatched for result in its)),
+            *_largest(its),
+        ]
+        for name, its in results.items()
+    ]
+    heads = ["beside float64", "agrees", "unmatched", "boxes, px", "scores"]
+    return tabulate(rows, heads, disable_numparse=True, colalign=("left", *["right"] * (len(heads) - 1)))
+
+
 def _row(name: str, results: list[Comparison]) -> list[str]:
     counts = [str(sum(result.counts[side] for result in results)) for side in (0, 1)]
     seconds = [f"{np.median([result.seconds[side] for result in results]):.3f}" for side in (0, 1)]
@@ -107,7 +139,10 @@ def _row(name: str, results: list[Comparison]) -> list[str]:
         str(len(results)),
         *counts,
         str(sum(result.unmatched for result in results)),
-        f"{max(result.box for result in results):.2g}",
-        f"{max(result.score for result in results):.2g}",
+        *_largest(results),
         *seconds,
     ]
+
+
+def _largest(results: list[Comparison]) -> list[str]:
+    return [f"{max(getattr(result, what) for result in results):.2g}" for what in ("box", "score")]
