@@ -108,6 +108,7 @@ def _text(args: argparse.Namespace, cfg: DictConfig, taken: set[str], conversion
         "dataloader.train.dataset.names": f"{name}_train",
         "dataloader.test.dataset.names": f"{name}_val",
         "model.num_classes": len(conversion.classes),
+        **_detections(cfg.model, len(conversion.classes)),
         "train.output_dir": str(output),
         "train.max_iter": iterations,
         "train.eval_period": period,
@@ -135,3 +136,12 @@ def _text(args: argparse.Namespace, cfg: DictConfig, taken: set[str], conversion
         "",
     ]
     return "\n".join(lines)
+
+
+def _detections(model: DictConfig, classes: int) -> dict[str, int]:
+    """How many detections to keep of an image, where the config wants more than few classes make possible."""
+    queries = model.get("num_queries_one2one") or model.get("num_queries")
+    wanted = model.get("select_box_nums_for_evaluation")
+    if queries and wanted and wanted > queries * classes:
+        return {"model.select_box_nums_for_evaluation": queries * classes}
+    return {}
