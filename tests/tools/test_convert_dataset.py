@@ -122,24 +122,16 @@ def test_from_folder_to_evaluated_model(tmp_path, capsys):
 
 
 def test_from_folder_by_one_command(tmp_path):
-    """Protects `--data`: a folder, and nothing else to write; the config that it leaves evaluates what it trained."""
+    """Protects `--data`: a folder, and nothing else to write. What its config is good for, the tutorial's test sees."""
     make_voc(tmp_path / "mine")
     done = train_net("--config-file", "align_detr_tiny", "--data", "mine", *SHORT, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "broken annotation file: Annotations/train0.xml" in done.stderr
     output = tmp_path / "output/mine"
     check_evaluated(output)
-    trained = json.loads((output / "metrics.json").read_text().splitlines()[-1])["bbox/AP"]
     cfg = load_config(str(output / "config.py"), [])
     assert cfg.model.num_classes == 2 and cfg.model.num_queries == 20
     assert cfg.train.output_dir == "output/mine" and (cfg.train.max_iter, cfg.train.eval_period) == (2, 2)
-
-    again = train_net(
-        "--config-file", "output/mine/config.py", "--eval-only", "train.init_checkpoint=output/mine/model_final.pth",
-        "train.output_dir=again", cwd=tmp_path,
-    )  # fmt: skip
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert f"{trained:.4f}" in again.stdout
 
 
 def folder_config(folder, *words):
