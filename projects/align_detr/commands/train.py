@@ -19,7 +19,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -163,6 +163,13 @@ def amp_type(cfg: DictConfig) -> torch.dtype | None:
     return AMP_TYPES.get(cfg.train.amp.get("dtype", "float16"))
 
 
+def autocast_of(cfg: DictConfig) -> AbstractContextManager:
+    """The precision that `train.amp` asks for, for what is not a training step."""
+    if not cfg.train.amp.enabled:  # PyTorch before 2.3 minds float16 on a CPU even where it is switched off
+        return nullcontext()
+    return torch.autocast(torch.device(cfg.train.device).type, amp_type(cfg))
+
+
 def build_model(cfg: DictConfig) -> nn.Module:
     """The model on its device, with an empty moving average if the config wants one."""
     model = instantiate(cfg.model).to(cfg.train.device)
@@ -236,10 +243,8 @@ def evaluator_of(
 
     def run(weights: str) -> dict[str, Any]:
         logger.info("Evaluating the %s weights", weights)
-        device_type = torch.device(cfg.train.device).type
-        with torch.autocast(device_type, amp_type(cfg), enabled=cfg.train.amp.enabled):
-            with annotations_explained(names):
-                return dict(inference_on_dataset(model, loader, evaluators))
+        with autocast_of(cfg), annotations_explained(names):
+            return dict(inference_on_dataset(model, loader, evaluators))
 
     def evaluate() -> dict[str, Any]:
         if not cfg.train.model_ema.enabled:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from align_detr.checkpoint_files import load_detector
 from align_detr.commands.command_line import load_config
 from align_detr.commands.stopwatch import Memory, Run, Stopwatch
-from align_detr.commands.train import ClipGradients, amp_type, build_optimizer, build_trainer, compile_parts
+from align_detr.commands.train import ClipGradients, autocast_of, build_optimizer, build_trainer, compile_parts
 from align_detr.config import EMBEDDED_ROOT
 
 REFERENCE = EMBEDDED_ROOT.parent / "tests" / "reference" / "training_step.py"
@@ -253,12 +253,10 @@ class Inference(Setting):
         cfg = self.config()
         model = load_detector(cfg, "")
         batch = synthetic_batch(self.batch, self.size, self.objects, model.num_classes)
-        device_type = torch.device(cfg.train.device).type
         formulation = reference().plain_formulation if plain else nullcontext
 
         def run(watch: Stopwatch) -> None:
-            autocast = torch.autocast(device_type, amp_type(cfg), enabled=cfg.train.amp.enabled)
-            with formulation(model), torch.no_grad(), autocast:
+            with formulation(model), torch.no_grad(), autocast_of(cfg):
                 model(batch)
             watch.mark("inference")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -81,7 +81,7 @@ class PyTorchNetwork:
     def _precision(self) -> AbstractContextManager:
         if self._dtype == torch.float64:
             return _Float64()
-        return torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
+        return nullcontext() if self._dtype == torch.float32 else torch.autocast(self._device.type, self._dtype)
 
     def prepare(self, pixels: np.ndarray) -> np.ndarray:
         augmented = T.AugInput(pixels if self._is_rgb else np.ascontiguousarray(pixels[..., ::-1]))
