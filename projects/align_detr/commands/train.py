@@ -42,7 +42,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
 from detectron2.utils.logger import setup_logger
 from detrex.modeling import ema
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from align_detr._platform import describe
@@ -186,10 +186,14 @@ def build_model(cfg: DictConfig) -> nn.Module:
 def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
     """`cfg.optimizer` over the parameters of `model`, in one kernel for all where PyTorch has one for the device."""
     cfg.optimizer.params.model = model
+    optimizer = None
     if "fused" in call_parameters(cfg.optimizer.get("_target_")) and "fused" not in cfg.optimizer:
         with suppress(RuntimeError):  # not for this device, or not yet in this PyTorch
-            return instantiate({**cfg.optimizer, "fused": True})
-    return instantiate(cfg.optimizer)
+            optimizer = instantiate({**cfg.optimizer, "fused": True})
+    optimizer = optimizer or instantiate(cfg.optimizer)
+    for group in optimizer.param_groups:  # what older PyTorch keeps as it was given, and checkpoints must not hold
+        group.update({name: tuple(value) for name, value in group.items() if isinstance(value, ListConfig)})
+    return optimizer
 
 
 def compile_parts(model: nn.Module) -> None:
