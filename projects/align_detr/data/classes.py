@@ -88,7 +88,7 @@ def classes_of_dataset(cfg: DictConfig) -> Classes | None:
 def classes_in_checkpoint(path: str | Path) -> Classes | None:
     """The classes that a training left in a checkpoint; None if there are none, or it is another file."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)  # PyTorch 2.1 maps no Path
         found = content["trainer"]["hooks"]["RunState"]["facts"]["classes"]
     except Exception:  # not a checkpoint of a training, or damaged; who loads its weights will say so
         return None

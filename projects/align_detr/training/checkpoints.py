@@ -218,7 +218,7 @@ def _whole_content(path: Path) -> dict[str, Any] | None:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:
                 return None
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)  # PyTorch 2.1 maps no Path
     except Exception:  # a damaged file may trip over anything
         return None
     is_training = isinstance(content, dict) and "model" in content and isinstance(content.get("iteration"), int)
