@@ -125,6 +125,7 @@ def changed(folder, key, by):
     return PyTorchNetwork(*find_source(folder), "cpu", "float32")
 
 
+@pytest.mark.engine("`tools/export_model.py` starts itself on the engine, whose modules compute in float64 too")
 @pytest.mark.parametrize(
     "reference, other, beside",
     [

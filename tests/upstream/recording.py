@@ -13,7 +13,9 @@ import hashlib
 import importlib
 import inspect
 import json
+import re
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -113,12 +115,23 @@ def _parameter(parameter: inspect.Parameter) -> str:
     return f"{parameter.name}={list(default) if isinstance(default, tuple) else default}" if plain else parameter.name
 
 
+def saved_names(files: dict[str, Path]) -> list[str]:
+    """What configs that were saved as YAML call, by the names that saving gave it."""
+    names: set[str] = set()
+    with tempfile.TemporaryDirectory() as folder:
+        for path in files.values():
+            LazyConfig.save(LazyConfig.load(str(path)), saved := f"{folder}/config.yaml")
+            names |= set(re.findall(r"_target_: ([\w.]+)", Path(saved).read_text(encoding="utf-8")))
+    return sorted(names)
+
+
 def record() -> dict[str, Any]:
     files = config_files()
     configs = {name: resolved(path) for name, path in files.items()}
     return {
         "configs": configs,
         "models": {name: tensors(files[name]) for name in models(configs)},
+        "saved": saved_names(files),
         "signatures": {name: signature(name) for name in public_names()},
     }
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.utils import get_object
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -37,3 +38,9 @@ def test_a_model_has_the_recorded_tensors(name):
 def test_a_public_name_takes_the_recorded_arguments(name):
     """What the project calls, it may call with the same arguments there: nothing rests on what the engine adds."""
     assert recording.signature(name) == RECORDED["signatures"][name]
+
+
+@pytest.mark.parametrize("name", RECORDED["saved"])
+def test_a_saved_config_names_what_is_here(name):
+    """The config.yaml of a training there is read here: exported graphs are made on the engine wherever one trained."""
+    assert callable(get_object(name))
