@@ -76,6 +76,7 @@ def test_the_plain_formulation_is_the_same_training_step(config, kind):
     assert step() == pytest.approx(ours, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_tables_and_figures(capsys, tmp_path, no_memory):
     """Every part's row has its time, memory and ratios; the same are in the JSON file, with all phases."""
     output = run(

@@ -67,6 +67,7 @@ def test_configs_are_found_by_name_and_by_path(tmp_path, monkeypatch):
         find_config("yolo")
 
 
+@pytest.mark.slow
 def test_the_first_word_is_the_config(tmp_path):
     """Without --config-file; its mistakes are told before anything else."""
     result = align_detr("train", "align_detr_tiny", "train.max_itr=10", cwd=tmp_path)

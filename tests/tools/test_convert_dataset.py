@@ -94,6 +94,7 @@ def check_evaluated(output):
     assert {r["image_id"] for r in results} == {1, 2} and {r["category_id"] for r in results} <= {1, 2}
 
 
+@pytest.mark.slow
 def test_from_folder_to_evaluated_model(tmp_path, capsys):
     """Protects the way by hand: convert, paste the printed lines into a config, train, evaluate. A broken file on the
     way is told of, and does not stop it."""

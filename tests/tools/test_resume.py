@@ -16,23 +16,24 @@ CONFIG = str(Path(__file__).with_name("mixed_config.py"))
 TOOL = str(Path(__file__).resolve().parents[2] / "tools" / "train_net.py")
 
 
-@pytest.fixture(scope="module")
-def kills_output(tmp_path_factory):
-    """The folder and the output of a short run of the script, which leaves an uninterrupted run in `straight`."""
-    folder = tmp_path_factory.mktemp("resume")
-    return folder, run_script(folder, "--kills=4", "--per-run=2")
-
-
 def run_script(folder, *arguments):
     command = [sys.executable, kills.__file__, f"--output={folder}", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=1800)
 
 
-@pytest.fixture
-def folder(kills_output, monkeypatch):
-    folder, _ = kills_output
-    monkeypatch.setenv("MIXED_DATA", str(folder / "data"))
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """A folder in which the script has left an uninterrupted run, in `straight`."""
+    folder = tmp_path_factory.mktemp("resume")
+    result = run_script(folder, "--kills=0")
+    assert result.returncode == 0, result.stdout + result.stderr
     return folder
+
+
+@pytest.fixture
+def folder(uninterrupted, monkeypatch):
+    monkeypatch.setenv("MIXED_DATA", str(uninterrupted / "data"))
+    return uninterrupted
 
 
 def assert_same_run(folder, other):
@@ -40,9 +41,9 @@ def assert_same_run(folder, other):
     assert kills.metrics(folder / "straight") == kills.metrics(other)
 
 
-def test_killed_at_random_moments(kills_output):
+def test_killed_at_random_moments(tmp_path):
     """By SIGKILL, without data workers and with: nothing unreadable, no line lost, the same end to the bit."""
-    _, result = kills_output
+    result = run_script(tmp_path, "--kills=4", "--per-run=2")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "4 kills" in result.stdout and "0 ended differently, 0 unreadable" in result.stdout
 
@@ -66,6 +67,7 @@ def resume(out, *arguments):
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_is_resumed_exactly(folder):
     """As clusters send it before they take a machine back: a checkpoint of the iteration under way, exit status 143."""
     out = folder / "terminated"
