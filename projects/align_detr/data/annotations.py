@@ -67,40 +67,43 @@ def _short(value: Any) -> str:
     return text if len(text) < 60 else f"{text[:57]}..."
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """One of a size that images may have."""
     return isinstance(value, int | float) and not isinstance(value, bool) and -MOST <= value <= MOST
 
 
-def _is_id(value: Any) -> bool:
+def is_id(value: Any) -> bool:
+    """A whole number that fits into 64 bits."""
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**62
 
 
 def _is_size(value: Any) -> bool:
-    return _is_id(value) and 0 < value <= MOST
+    return is_id(value) and 0 < value <= MOST
 
 
-def _is_box(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+def is_box(value: Any) -> bool:
+    """Four numbers; whether they enclose anything is another question."""
+    return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
 
 
 MOST = 1e9
 _NEEDED: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
     "images": {
-        "id": (_is_id, "a whole number"),
+        "id": (is_id, "a whole number"),
         "file_name": (lambda name: isinstance(name, str) and "\0" not in name and name != "", "a file's name"),
         "width": (_is_size, "a number of pixels"),
         "height": (_is_size, "a number of pixels"),
     },
     "annotations": {
-        "id": (_is_id, "a whole number"),
-        "image_id": (_is_id, "a whole number"),
-        "category_id": (_is_id, "a whole number"),
-        "bbox": (_is_box, "x, y, width and height"),
-        "area": (_is_number, "a number of pixels"),
+        "id": (is_id, "a whole number"),
+        "image_id": (is_id, "a whole number"),
+        "category_id": (is_id, "a whole number"),
+        "bbox": (is_box, "x, y, width and height"),
+        "area": (is_number, "a number of pixels"),
         "iscrowd": (lambda value: value in (0, 1), "0 or 1"),
     },
     "categories": {
-        "id": (_is_id, "a whole number"),
+        "id": (is_id, "a whole number"),
         "name": (lambda name: isinstance(name, str), "a text"),
     },
 }

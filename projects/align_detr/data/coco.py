@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .pictures import Box, Corners, Picture, Problems, add_box, look_at_all, relative, to_upright
+from .annotations import is_box, is_id, is_number
+from .pictures import ALL, Box, Corners, Picture, Problems, add_box, look_at_all, relative, to_upright
 
-ALL = "all"
 SPLITS = {"trainval": "trainval", "train": "train", "valid": "val", "val": "val", "test": "test"}
 LISTS = ("images", "annotations", "categories")
 BEGINNING = 1 << 16  # bytes in which a file of this format has named one of its lists
@@ -75,7 +75,7 @@ def read_coco(
                 continue
             picture = Picture(path, looked[path].width, looked[path].height)
             annotated = entry.get("width"), entry.get("height")
-            stated = annotated if all(_is_number(side) and side > 0 for side in annotated) else None
+            stated = annotated if all(is_number(side) and side > 0 for side in annotated) else None
             found[image_id] = picture, to_upright(looked[path], stated, f"{where}, {path.name}", problems)
         _add_objects(content, found, labels, where, problems)
         pictures[split] = [picture for picture, _ in found.values()]
@@ -118,7 +118,7 @@ def _entries(entries: list, kind: str, where: str, problems: Problems) -> Iterat
     ids = set()
     for number, entry in enumerate(entries):
         at = f"{where}, {kind}[{number}]"
-        if not isinstance(entry, dict) or not _is_id(entry.get("id")):
+        if not isinstance(entry, dict) or not is_id(entry.get("id")):
             problems.add("entry without an id", f"{at}: left out")
         elif entry["id"] in ids:
             problems.add("id given twice", f"{at} has id {entry['id']}, as one before it: left out")
@@ -184,23 +184,23 @@ def _add_objects(
     where: str,
     problems: Problems,
 ) -> None:
-    listed = {entry["id"] for entry in content["images"] if isinstance(entry, dict) and _is_id(entry.get("id"))}
+    listed = {entry["id"] for entry in content["images"] if isinstance(entry, dict) and is_id(entry.get("id"))}
     for number, entry in enumerate(content["annotations"]):
         at = f"{where}, annotations[{number}]"
         if not isinstance(entry, dict):
             problems.add("entry that is no object", f"{at}: left out")
             continue
         image_id, category = entry.get("image_id"), entry.get("category_id")
-        if not (_is_id(image_id) and image_id in pictures):
-            if not (_is_id(image_id) and image_id in listed):  # what became of the others was told with the image
+        if not (is_id(image_id) and image_id in pictures):
+            if not (is_id(image_id) and image_id in listed):  # what became of the others was told with the image
                 problems.add("object of no image", f"{at}: image {str(image_id)[:50]}: left out")
             continue
         picture, to_image = pictures[image_id]
-        if not (_is_id(category) and category in labels):
+        if not (is_id(category) and category in labels):
             problems.add("unknown class", f"{at}: category {str(category)[:50]}: left out")
             continue
         box = entry.get("bbox")
-        if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
+        if not is_box(box):
             problems.add("object without a box", f"{at}: bbox is not x, y, width and height: left out")
             continue
         left, top, width, height = map(float, box)
@@ -217,11 +217,3 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):  # a name that no file can have
         return False
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".jpe", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 ORIENTATION = 0x0112  # EXIF; from 5 on, width and height change places
 LINES_PER_KIND = 5
+ALL = "all"  # the split of a dataset that has none
 SAME_SHAPE = 0.01  # relative difference of aspect ratios
 Corners = tuple[float, float, float, float]  # left, top, right, bottom
 

@@ -9,6 +9,7 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from .pictures import (
+    ALL,
     IMAGE_SUFFIXES,
     Box,
     Corners,
@@ -24,7 +25,6 @@ from .pictures import (
 )
 
 SPLITS = ("train", "val", "trainval", "test")
-ALL = "all"  # the split of a folder that has none
 IMAGE_FOLDERS = ("JPEGImages", "images", "Images")
 DIFFICULT = ("ignore", "keep", "drop")
 

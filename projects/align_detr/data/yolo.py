@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from .pictures import (
+    ALL,
     IMAGE_SUFFIXES,
     Box,
     Corners,
@@ -23,7 +24,6 @@ from .pictures import (
 )
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-ALL = "all"
 NAME_LISTS = ("classes.txt", "obj.names")
 
 
