@@ -165,7 +165,7 @@ def amp_type(cfg: DictConfig) -> torch.dtype | None:
 
 def autocast_of(cfg: DictConfig) -> AbstractContextManager:
     """The precision that `train.amp` asks for, for what is not a training step."""
-    if not cfg.train.amp.enabled:  # PyTorch before 2.3 minds float16 on a CPU even where it is switched off
+    if not cfg.train.amp.enabled:  # PyTorch 2.1 minds float16 on a CPU even where it is switched off
         return nullcontext()
     return torch.autocast(torch.device(cfg.train.device).type, amp_type(cfg))
 

@@ -64,8 +64,8 @@ def config_of_folder(args: argparse.Namespace) -> str:
     Raises:
         ValueError: the folder cannot be used, or a training that is to go on would do so with other pictures.
     """
-    taken = {OverridesParser.create().parse_override(text).key_or_group for text in args.opts}
     cfg = load_config(args.config_file, args.opts)
+    taken = {OverridesParser.create().parse_override(text).key_or_group for text in args.opts}
     output = Path(cfg.train.output_dir if "train.output_dir" in taken else f"output/{_name(args.data)}")
     file = output / "config.py"
     if comm.is_main_process():
