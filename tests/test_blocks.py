@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -58,11 +59,11 @@ def shell(text):
     assert done.returncode == 0, f"{text}\n{done.stdout[-1000:]}\n{done.stderr[-2000:]}"
 
 
-def run_blocks(page, names, changes=()):
-    """Runs them; returns the names that those in Python leave, and how many blocks of each kind there were."""
+def run_blocks(page, names, changes):
+    """Runs them, those in Python in `names`; returns how many there were of each kind."""
     kinds = []
     for kind, text in BLOCK.findall((ROOT / page).read_text(encoding="utf-8")):
-        for line, instead in dict(changes).items():
+        for line, instead in changes.items():
             text = text.replace(line, instead)
         kinds.append(kind)
         if kind == "python":
@@ -70,7 +71,7 @@ def run_blocks(page, names, changes=()):
         else:
             assert kind == "bash", kind
             shell(text)
-    return names, {kind: kinds.count(kind) for kind in kinds}
+    return Counter(kinds)
 
 
 @pytest.mark.slow
@@ -81,7 +82,7 @@ def test_readme(folder):
     shell("align-detr make-data --synthetic --train 16 --val 4 --output mine")
     for config in ("projects/align_detr/configs/align_detr_tiny.py", "embedded/projects/dino/configs/dino_tiny.py"):
         shell(f"python tools/train_net.py --config-file {config} {SMALL}")
-    _, kinds = run_blocks("README.md", {"array": np.asarray(image), "pil_image": image}, README_AT_A_SMALL_SIZE)
+    kinds = run_blocks("README.md", {"array": np.asarray(image), "pil_image": image}, README_AT_A_SMALL_SIZE)
     assert kinds["python"] == 1 and kinds["bash"] >= 5
 
 
@@ -92,7 +93,7 @@ def test_tutorial(folder):
     pytest.importorskip("onnxruntime")
     picture(folder / "street.jpg")
     shell("align-detr make-data --synthetic --train 16 --val 4 --output mine")
-    names, kinds = run_blocks("docs/tutorial.md", {})
+    kinds = run_blocks("docs/tutorial.md", names := {}, {})
     assert kinds == {"bash": 6, "python": 1}
     assert (folder / "sheet.png").is_file() and names["found"].width == 160
     results = json.loads((folder / "output/mine/coco_instances_results.json").read_text())
@@ -107,7 +108,7 @@ def test_the_page_on_deploying(folder):
     write_run(folder / "output/align_detr_tiny")
     for number, name in enumerate(("street.jpg", "cells.png", "pictures/1.png")):
         picture(folder / name, number)
-    names, kinds = run_blocks("docs/deploying.md", {})
+    kinds = run_blocks("docs/deploying.md", names := {}, {})
     assert kinds == {"python": 6, "bash": 3}
     assert (folder / "drawn.png").is_file() and (folder / "drawn/street.png").is_file()
     assert len(names["results"]) == len(names["found"].to_coco(0)) * 2

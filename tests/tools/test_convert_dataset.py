@@ -151,8 +151,7 @@ def test_the_config_of_a_folder(tmp_path, monkeypatch, capsys):
     assert "Annotations/train0.xml" in capsys.readouterr().err
     assert cfg.model.num_queries == 900 and cfg.model.num_classes == 2  # of R50
     assert cfg.train.output_dir == "output/mine" and cfg.train.max_iter == math.ceil(50 * 7 / 16)
-    names = [name for split in ("train", "test") for name in [cfg.dataloader[split].dataset.names]]
-    assert [len(DatasetCatalog.get(name)) for name in names] == [7, 2]
+    assert [len(DatasetCatalog.get(cfg.dataloader[split].dataset.names)) for split in ("train", "test")] == [7, 2]
 
     words = ["--config-file", "align_detr_tiny", "--classes", "bar", "train.output_dir=o", "model.dn_number=7"]
     cfg = folder_config("mine", "--epochs", "100", *words)
