@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
+from hypothesis import given
+from hypothesis import strategies as st
 
 import align_detr
 from align_detr import Detector
 from align_detr.data.classes import Classes
 from align_detr.deployment.agreement import agreement_table, compare
 from align_detr.deployment.exported import INPUT, input_size
+from align_detr.deployment.float64 import convolve
 from align_detr.deployment.graph import Shape, metadata_of, write_onnx, write_program
 from align_detr.deployment.network import Predictions
 from align_detr.deployment.pytorch import PyTorchNetwork
@@ -85,27 +88,83 @@ def test_detector_on_an_onnx_file(networks, pictures, tmp_path):
     assert set(next(renamed(pictures[0], 0.1)).labels) <= {"a", "b", "c"}
 
 
+@pytest.mark.parametrize(
+    "kind", ["dino", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("h_detr", "dab_detr"))]
+)
+def test_a_file_in_float64_agrees_to_the_last_digits(networks, pictures, tmp_path, kind):
+    """Without rounding, what is left of a difference is a mistake in the graph: there is none."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    network, cfg = networks[kind]
+    exact = network.in_float64()
+    write_onnx(exact.model, tmp_path / "model.onnx", metadata_of(NAMES, input_size(cfg), FREE, "RGB"), FREE, (64, 96))
+    exported = OnnxNetwork(tmp_path / "model.onnx", "cpu")
+    results = compare(exact, exported, [(str(n), pixels) for n, pixels in enumerate(pictures[:3])])
+    assert sum(result.counts[0] for result in results) > 20
+    assert all(result.agrees for result in results)
+    # What is compared are float32s of pixels and scores.
+    assert max(result.box for result in results) < 1e-4 and max(result.score for result in results) < 2e-7
+
+
+@given(
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    dilation=st.integers(1, 2),
+    has_bias=st.booleans(),
+)
+def test_convolutions_as_products(kernel, stride, padding, dilation, has_bias):
+    """ONNX Runtime has none in float64; the engine's kernels, strides and dilations, and others."""
+    images, weight = torch.randn(2, 3, 11, 9, dtype=torch.double), torch.randn(5, 3, *kernel, dtype=torch.double)
+    bias = torch.randn(5, dtype=torch.double) if has_bias else None
+    expected = torch.conv2d(images, weight, bias, stride, padding, dilation)
+    assert torch.allclose(convolve(images, weight, bias, stride, padding, dilation), expected, atol=1e-12)
+
+
+def test_convolutions_that_are_no_single_product_are_refused():
+    with pytest.raises(ValueError, match="groups"):
+        convolve(torch.zeros(1, 2, 3, 3), torch.zeros(2, 1, 1, 1), groups=2)
+
+
+@pytest.mark.slow
+def test_the_full_model_agrees_in_float64(pictures, tmp_path):
+    """R50 with random weights, each query with a content of its own, where float32 has ranks of proposals wrong."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    network, metadata = full_model(tmp_path)
+    exact = network.in_float64()
+    write_onnx(exact.model, tmp_path / "model.onnx", metadata, FREE, (224, 299))
+    exported = OnnxNetwork(tmp_path / "model.onnx", "cpu")
+    results = compare(exact, exported, [(str(n), pixels) for n, pixels in enumerate(pictures[:2])])
+    assert all(result.agrees for result in results), agreement_table(results, ("PyTorch", "ONNX Runtime"))
+    assert [result.counts for result in results] == [(300, 300)] * 2
+
+
+def full_model(folder, change=lambda state: None):
+    """`align_detr_r50_4scale_12ep` with random weights, on images of 224 pixels, and what its file says of it."""
+    cfg = LazyConfig.load(str(Path(align_detr.__file__).parent / "configs/align_detr_r50_4scale_12ep.py"))
+    cfg.train.device = "cpu"
+    cfg.dataloader.test.mapper.augmentation[0].short_edge_length = 224
+    state = random_weights(cfg)
+    change(state)
+    torch.save({"model": state}, folder / "weights.pth")
+    network = PyTorchNetwork(cfg, str(folder / "weights.pth"), None, "cpu", "float32")
+    return network, metadata_of(network.classes, input_size(cfg), FREE, "RGB")
+
+
 @pytest.mark.slow
 def test_the_full_model_agrees(pictures, tmp_path):
     """R50, where rounding cannot choose: of 900 proposals some score closer to each other than float32 is exact, so
     which is the 380th is chance. Here all queries have one content, and what place a proposal has does not matter."""
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    cfg = LazyConfig.load(str(Path(align_detr.__file__).parent / "configs/align_detr_r50_4scale_12ep.py"))
-    cfg.train.device = "cpu"
-    cfg.dataloader.test.mapper.augmentation[0].short_edge_length = 224
-    state = random_weights(cfg)
-    content = state["transformer.tgt_embed.weight"]
-    content[:] = content[0].clone()
-    torch.save({"model": state}, tmp_path / "model.pth")
-    network = PyTorchNetwork(cfg, str(tmp_path / "model.pth"), None, "cpu", "float32")
-    write_onnx(
-        network.model,
-        tmp_path / "model.onnx",
-        metadata_of(network.classes, input_size(cfg), FREE, "RGB"),
-        FREE,
-        (224, 299),
-    )
+
+    def one_content(state):
+        content = state["transformer.tgt_embed.weight"]
+        content[:] = content[0].clone()
+
+    network, metadata = full_model(tmp_path, one_content)
+    write_onnx(network.model, tmp_path / "model.onnx", metadata, FREE, (224, 299))
     exported = OnnxNetwork(tmp_path / "model.onnx", "cpu")
     results = compare(network, exported, [(str(n), pixels) for n, pixels in enumerate(pictures[:2])])
     assert all(result.agrees for result in results), agreement_table(results, ("PyTorch", "ONNX Runtime"))

@@ -1,7 +1,7 @@
 """Writes a trained detector as one file that is all one needs to use it.
 
     align-detr export SOURCE --output FILE.safetensors
-    align-detr export SOURCE --output FILE.onnx|FILE.pt2 [--batch N] [--size H W] [--dynamic] [--check PICS]
+    align-detr export SOURCE --output FILE.onnx|FILE.pt2 [--batch N] [--size H W] [--dynamic] [--float64] [--check PICS]
 
 SOURCE is the folder of a training, or an exported file; or give `--config-file CONFIG --checkpoint FILE`, and
 `key=value` to change the config. A `.safetensors` file holds weights (averaged ones, where the training kept them),
@@ -12,7 +12,8 @@ ONNX and `.pt2` (torch.export) hold the whole network, from images to boxes. Its
 from 0 to 255; its outputs `boxes` (N, K, 4), left, top, right, bottom in pixels of the images, `scores` and `classes`
 (N, K), best first. N and H, W are those of --batch and --size; with --dynamic, what these do not say is free. --check
 runs pictures through PyTorch and the file, prints the differences, and fails if there are any that matter; how far
-either is from PyTorch in float64 on these pictures tells rounding from a mistake.
+either is from PyTorch in float64 on these pictures tells rounding from a mistake. So does an ONNX file of --float64,
+which computes, and is compared, in float64.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ def export(args: argparse.Namespace) -> None:
     if args.output.resolve() == Path(weights).resolve():
         raise ValueError(f"--output {args.output} is where the weights come from: give another name")
     network = PyTorchNetwork(cfg, weights, classes, "cpu", "float32")
+    network = network.in_float64() if args.float64 else network
     model = network.model
     if args.output.suffix == WEIGHTS:
         write_exported(args.output, model.state_dict(), cfg, network.classes)
@@ -72,6 +74,8 @@ def check(args: argparse.Namespace) -> None:
     graph_only = [name for name in ("batch", "size", "dynamic", "check") if getattr(args, name) not in (None, False)]
     if args.output.suffix == WEIGHTS and graph_only:
         raise ValueError(f"--{graph_only[0]} is for {' and '.join(GRAPHS)}: a {WEIGHTS} file has no graph")
+    if args.float64 and args.output.suffix != ".onnx":
+        raise ValueError("--float64 is for .onnx")
     if any(number is not None and number < 1 for number in (args.batch, *(args.size or []))):
         raise ValueError("--batch and --size are at least 1")
 
@@ -136,6 +140,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "with --dynamic, what it makes of each)",
     )
     parser.add_argument("--dynamic", action="store_true", help="leave free what --batch and --size do not say")
+    parser.add_argument("--float64", action="store_true", help="exact and slow, to tell rounding from a mistake")
     parser.add_argument("--check", type=Path, metavar="FOLDER", help="compare with PyTorch on these pictures")
     args = parser.parse_intermixed_args(argv)
     args.opts = []

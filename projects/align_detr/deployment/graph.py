@@ -7,6 +7,7 @@ import io
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +22,11 @@ from ..config import call_parameters
 from ..data.classes import Classes
 from ..training.checkpoints import replacing
 from .exported import CLASSES, INPUT, InputSize
+from .float64 import IN_OTHER_OPERATORS, Float64
 
 OUTPUTS = ("boxes", "scores", "classes")
 OPSET = 17  # the first with layer norms; grid_sample came one before
+OPSET_FLOAT64 = 20  # the first whose grid_sample ONNX Runtime has in float64
 EXTRA = "pip install 'align-detr[onnx]'"
 
 
@@ -99,7 +102,8 @@ class DetectorGraph(nn.Module):
     Its own steps are taken, but for reading a batch of dictionaries and for making instances, which are Python.
 
     Args:
-        model: DINO, H-Deformable-DETR, DAB-DETR or Conditional DETR, or one built on these; left as it is.
+        model: DINO, H-Deformable-DETR, DAB-DETR or Conditional DETR, or one built on these; left as it is. One in
+            float64 is called under `Float64`.
 
     Raises:
         ValueError: detectron2 or detrex are installed ones: their modules keep Python numbers of one image's size.
@@ -118,6 +122,8 @@ class DetectorGraph(nn.Module):
             for name, part in list(module.named_children()):
                 if isinstance(part, MultiScaleDeformableAttention):
                     setattr(module, name, GridSampleAttention(part, shapes))
+            if isinstance(module, nn.MultiheadAttention):
+                module.register_forward_pre_hook(_without_padding, with_kwargs=True)
 
         def note_shapes(module: nn.Module, arguments: tuple) -> None:
             if isinstance(arguments[0], Sequence):  # the levels' maps; other transformers have one
@@ -147,7 +153,13 @@ class DetectorGraph(nn.Module):
         queries = flat.div(count, rounding_mode="floor")
         corners = box_cxcywh_to_xyxy(boxes.gather(1, queries[..., None].expand(-1, -1, 4)))
         height, width = (corners.new_ones(()) * extent for extent in images.shape[-2:])
-        return corners * torch.stack([width, height, width, height]), scores, flat - queries * count
+        corners = corners * torch.stack([width, height, width, height])
+        return corners.to(images.dtype), scores.to(images.dtype), flat - queries * count
+
+
+def _without_padding(module: nn.Module, arguments: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """All images of a batch have its size."""
+    return arguments, {**options, "key_padding_mask": None}
 
 
 def metadata_of(classes: Classes, size: InputSize, shape: Shape, channel_order: str) -> dict[str, str]:
@@ -167,7 +179,7 @@ def write_onnx(
     By tracing: torch.export takes twenty times as long for the same graph, and is not in PyTorch 2.1.
 
     Args:
-        model: see `DetectorGraph`.
+        model: see `DetectorGraph`; in float32 or float64.
         example: height and width to trace it with where they are free; enough for the model's queries.
 
     Raises:
@@ -181,13 +193,14 @@ def write_onnx(
     free = {axis: name for axis, name in {0: "batch", 2: "height", 3: "width"}.items() if axis in _free(shape)}
     traced = io.BytesIO()
     by_tracing = {"dynamo": False} if "dynamo" in call_parameters(torch.onnx.export) else {}
-    with warnings.catch_warnings(), torch.no_grad():
+    is_float64 = next(model.parameters()).dtype == torch.float64
+    with warnings.catch_warnings(), torch.no_grad(), Float64(IN_OTHER_OPERATORS) if is_float64 else nullcontext():
         warnings.simplefilter("ignore")  # of numbers that tracing keeps, and of its age
         torch.onnx.export(
             DetectorGraph(model),
             (_images(shape, example),),
             traced,
-            opset_version=OPSET,
+            opset_version=OPSET_FLOAT64 if is_float64 else OPSET,
             input_names=["images"],
             output_names=list(OUTPUTS),
             dynamic_axes={"images": free, **{name: {0: "batch"} for name in OUTPUTS if 0 in free}},

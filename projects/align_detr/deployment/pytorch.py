@@ -3,35 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import instantiate
 from detectron2.data import transforms as T
 from omegaconf import DictConfig
-from torch.overrides import TorchFunctionMode
 
 from ..checkpoint_files import load_detector
 from ..config import resolve_device
 from ..data.classes import Classes
+from .float64 import Float64
 from .network import Predictions
 
 DTYPES = ("float32", "float16", "bfloat16")
-
-
-class _Float64(TorchFunctionMode):
-    """Makes float64 of what asks for float32 by name, as positions do, which are made of masks that have no dtype."""
-
-    def __torch_function__(
-        self, function: Callable, types: Sequence[type], arguments: tuple = (), options: dict | None = None
-    ) -> Any:
-        options = dict(options or {})
-        if options.get("dtype") is torch.float32:
-            options["dtype"] = torch.float64
-        return (torch.Tensor.double if function is torch.Tensor.float else function)(*arguments, **options)
 
 
 class PyTorchNetwork:
@@ -72,15 +59,14 @@ class PyTorchNetwork:
         self.classes = classes.for_outputs(count) if classes else Classes.numbered(count)
 
     def in_float64(self) -> PyTorchNetwork:
-        """The same network, which rounds nothing that would show in the digits of a float32; two to three times as
-        slow. To tell rounding from a mistake."""
+        """The same network in float64, see `Float64`; two to three times as slow."""
         other = copy.copy(self)
         other.model, other._dtype = copy.deepcopy(self.model).double(), torch.float64
         return other
 
     def _precision(self) -> AbstractContextManager:
         if self._dtype == torch.float64:
-            return _Float64()
+            return Float64()
         return nullcontext() if self._dtype == torch.float32 else torch.autocast(self._device.type, self._dtype)
 
     def prepare(self, pixels: np.ndarray) -> np.ndarray:
