@@ -7,7 +7,7 @@ from .coco_detr import dataloader
 register_tiny_coco()
 
 dataloader.train.dataset.names = "tiny_coco_train"
-dataloader.train.total_batch_size = 2
+dataloader.train.total_batch_size = 4
 dataloader.train.num_workers = 2
 dataloader.train.mapper.augmentation[1].short_edge_length = [128]
 dataloader.train.mapper.augmentation[1].max_size = 256

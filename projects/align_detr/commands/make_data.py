@@ -15,7 +15,7 @@ from pathlib import Path
 from align_detr.small_data.shapes import write_synthetic
 from align_detr.small_data.subset import SPLITS, annotation_path, link_or_copy, plan_subset
 
-SYNTHETIC_DEFAULTS = {"train": 400, "val": 100, "size": 128}
+SYNTHETIC_DEFAULTS = {"train": 1600, "val": 100, "size": 128}
 MANIFEST = "tiny_coco.json"  # says that the folder is this tool's own
 AREA_LIMITS = {"small": 32**2, "medium": 96**2, "large": float("inf")}  # COCO's, pixels
 

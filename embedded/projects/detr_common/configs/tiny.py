@@ -29,7 +29,7 @@ backbone = L(ResNet)(
     freeze_at=0,
 )
 
-optimizer.lr = 4e-4
+optimizer.lr = 8e-4
 optimizer.weight_decay = 1e-4
 
 lr_multiplier = L(WarmupParamScheduler)(
@@ -40,9 +40,9 @@ lr_multiplier = L(WarmupParamScheduler)(
 )
 
 train.seed = 1
-train.max_iter = 3600
+train.max_iter = 2400
 train.eval_period = 0
-train.checkpointer.period = 900
+train.checkpointer.period = 600
 train.log_period = 50
 train.clip_grad.enabled = True
 train.clip_grad.params.max_norm = 0.5
