@@ -7,6 +7,7 @@ TESTABLE := $(VENV)/.testable
 
 export TINY_COCO_ROOT ?= datasets/tiny_coco
 TINY := $(TINY_COCO_ROOT)/annotations/instances_val2017.json
+SEED ?= 1
 DEMO := output/align_detr_tiny
 
 .PHONY: demo baseline comparison ablation test test-all lint smoke docs clean
@@ -25,7 +26,8 @@ $(TINY): | $(READY)
 	$(BIN)/python tools/make_tiny_coco.py --synthetic --output $(TINY_COCO_ROOT)
 
 demo: $(READY) $(TINY)  ## train on drawn shapes, evaluate, and show predictions beside ground truth
-	$(BIN)/python tools/train_net.py --config-file projects/align_detr/configs/align_detr_tiny.py train.output_dir=$(DEMO)
+	$(BIN)/python tools/train_net.py --config-file projects/align_detr/configs/align_detr_tiny.py \
+		train.output_dir=$(DEMO) train.seed=$(SEED)
 	$(BIN)/python tools/visualize_results.py --dataset tiny_coco_val \
 		--input $(DEMO)/coco_instances_results.json --output $(DEMO)/predictions.png
 
