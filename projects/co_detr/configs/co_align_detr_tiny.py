@@ -2,6 +2,4 @@ from .co_dino_tiny import dataloader, lr_multiplier, model, optimizer, train
 
 model.criterion.loss_class_type = "ia_bce_loss"
 
-# The rate of Align-DETR: its losses want a lower one.
-optimizer.lr = 8e-4
 train.output_dir = "./output/co_align_detr_tiny"
