@@ -36,6 +36,7 @@ COMMANDS = {
     "analyze": Command("measure how well a detector's scores agree with its boxes", True),
     "model": Command("count a detector's parameters, multiply-adds and activations", True),
     "benchmark": Command("time criterion, attention, training step, inference and data loading", True),
+    "gpu-report": Command("measure on a GPU what only a GPU can tell, and write it as one page", True, "gpu_report"),
     "ablate": Command("train with a grid of settings, several seeds each", True),
     "compare": Command("train detectors with Align-DETR's supervision and with their own"),
     "export": Command("write a detector as one file to use: .safetensors, ONNX, torch.export"),

@@ -102,6 +102,8 @@ def layer_losses(logits, boxes, targets, pairs, alpha, gamma, tau, kind, ranked=
     query = torch.cat([query for query, _ in pairs]).to(device)
     owner, labels, gt = torch.cat(owners).to(device), torch.cat(labels), torch.cat(gt)
 
+    # Half precision for what is large only.
+    logits, boxes = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (logits, boxes))
     matched = boxes[image, query]
     iou, giou = (x.diagonal() for x in pairwise_iou_giou(box_cxcywh_to_xyxy(matched), box_cxcywh_to_xyxy(gt)))
     t = (logits[image, query, labels].sigmoid() ** alpha * iou ** (1 - alpha)).detach().clamp(min=0.01)

@@ -8,7 +8,7 @@ import torch
 from detectron2.config import LazyConfig, instantiate
 
 from align_detr.commands import benchmark as tool
-from align_detr.commands import stopwatch
+from align_detr.commands import stopwatch, workloads
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "projects" / "align_detr" / "configs"
@@ -68,11 +68,11 @@ def test_the_plain_formulation_is_the_same_training_step(config, kind):
 
     ours = step()
     with tool.reference().plain_formulation(model):
-        assert getattr(tool.attention, tool.ATTENTION) is tool.reference().deform_attn
+        assert getattr(workloads.attention, workloads.ATTENTION) is tool.reference().deform_attn
         assert "forward" in vars(model.criterion)
         plain = step()
     assert ours == pytest.approx(plain, rel=1e-3)
-    assert getattr(tool.attention, tool.ATTENTION) is not tool.reference().deform_attn
+    assert getattr(workloads.attention, workloads.ATTENTION) is not tool.reference().deform_attn
     assert step() == pytest.approx(ours, rel=1e-6)
 
 

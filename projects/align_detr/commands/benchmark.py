@@ -27,13 +27,10 @@ from functools import cache
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
-from detrex.layers import multi_scale_deform_attn as attention
 from omegaconf import DictConfig
 from tabulate import tabulate
-from torch import Tensor
 from tqdm import tqdm
 
 from align_detr._platform import describe
@@ -42,13 +39,13 @@ from align_detr.commands.command_line import errors_in_one_line, load_config, ta
 from align_detr.commands.stopwatch import by_turns, copy_bandwidth
 from align_detr.commands.train import build_loader, device_name
 from align_detr.commands.workloads import (
-    ATTENTION,
     Attention,
     Criterion,
     Inference,
     Setting,
     Size,
     Step,
+    attention_inputs,
     peak_bytes,
     reference,
     synthetic_batch,
@@ -130,23 +127,13 @@ class Benchmark:
     def attention(self) -> None:
         rows = []
         for size in self.sizes:
-            inputs: dict[str, tuple] = {}
-            function = getattr(attention, ATTENTION)
-
-            def record(*args: Any, inputs: dict = inputs, function: Callable = function) -> Tensor:
-                value, _, locations, _ = args
-                where = "encoder" if value.shape[1] == locations.shape[1] else "decoder"
-                inputs.setdefault(where, args)
-                return function(*args)
-
-            with patch.object(attention, ATTENTION, record):
-                self.step_of_one_image(size, OBJECTS)
+            inputs = attention_inputs(self.model, synthetic_batch(1, size, OBJECTS, self.model.num_classes))
             for (where, given), batch in progress(list(product(inputs.items(), self.batch_sizes)), "attention"):
                 setting = self.setting(Attention, batch, size, OBJECTS, given)
                 labels = {"layer": where, "queries": given[2].shape[1]}
                 rows.append(self.measure("attention", setting, self.args.reference, **labels))
                 if self.on_gpu:
-                    rows[-1]["bound_s"] = self.bound(setting)
+                    rows[-1]["bound_s"] = bound(setting, self.device)
         if not rows:
             print("no deformable attention, or none that detrex calls by a public function")
             return
@@ -162,15 +149,6 @@ class Benchmark:
         table(rows, ("image_size", "layer", "queries", "batch"), columns)
         if not self.on_gpu:
             print("no GPU here: the time that memory traffic takes at least is not compared with")
-
-    def bound(self, setting: Attention) -> dict[str, float]:
-        """Seconds that the traffic takes at the speed of copies: the longer of memory's and the cache's."""
-        memory, cached = self.bandwidths
-        return {phase: max(far / memory, near / cached) for phase, (far, near) in setting.traffic().items()}
-
-    @property
-    def bandwidths(self) -> tuple[float, float]:
-        return _bandwidths(self.device)
 
     def step(self) -> None:
         rows = self.whole_model("step", Step)
@@ -215,6 +193,12 @@ class Benchmark:
 
 def progress(settings: Sequence[Any], part: str) -> Iterable[Any]:
     return tqdm(settings, desc=part, unit="setting", leave=False, disable=None)
+
+
+def bound(setting: Attention, device: torch.device) -> dict[str, float]:
+    """Seconds that the traffic takes at the speed of copies: the longer of memory's and the cache's."""
+    memory, cached = _bandwidths(device)
+    return {phase: max(far / memory, near / cached) for phase, (far, near) in setting.traffic().items()}
 
 
 @cache

@@ -13,6 +13,7 @@ from itertools import repeat
 from multiprocessing.connection import Connection
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from detectron2.config import instantiate
@@ -131,6 +132,21 @@ class Criterion(Setting):
         return run
 
 
+def attention_inputs(model: nn.Module, batch: list[dict[str, Any]]) -> dict[str, tuple]:
+    """What deformable attention gets first in "encoder" and "decoder" in a training step; empty without it."""
+    inputs: dict[str, tuple] = {}
+    function = getattr(attention, ATTENTION)
+
+    def record(*args: Any) -> Tensor:
+        value, _, locations, _ = args
+        inputs.setdefault("encoder" if value.shape[1] == locations.shape[1] else "decoder", args)
+        return function(*args)
+
+    with patch.object(attention, ATTENTION, record), torch.no_grad():
+        model(batch)
+    return inputs
+
+
 @dataclass
 class Attention(Setting):
     """`inputs`: value, shapes, locations and weights that a layer gets in the model, with one image."""
@@ -143,7 +159,7 @@ class Attention(Setting):
         for i in (0, 2, 3):
             on_device[i] = on_device[i].repeat(self.batch, *[1] * (on_device[i].dim() - 1)).requires_grad_()
         wanted = [on_device[i] for i in (0, 2, 3)]
-        function = reference().deform_attn if plain else getattr(attention, ATTENTION)
+        function = _plain_attention if plain else getattr(attention, ATTENTION)
         times = 1 if device.type == "cpu" else AT_ONCE
 
         def run(watch: Stopwatch) -> None:
@@ -172,6 +188,11 @@ class Attention(Setting):
             "forward": (arguments + output, gathered),
             "backward": (arguments + output + 3 * values + places + shares, gathered + 2 * added),
         }
+
+
+def _plain_attention(value: Tensor, shapes: Any, locations: Tensor, weights: Tensor) -> Tensor:
+    """In the type of the locations, as autocast has it."""
+    return reference().deform_attn(value.to(locations.dtype), shapes, locations, weights.to(locations.dtype))
 
 
 @dataclass
