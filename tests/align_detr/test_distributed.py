@@ -74,7 +74,8 @@ def gradients(detector, rank, world_size):
 
 @pytest.mark.parametrize("detector", ["align_detr", pytest.param("sd_detr", marks=pytest.mark.slow)])
 def test_two_processes_equal_one(tmp_path, detector):
-    """Protects the loss normaliser and the gradients under DDP, and ranks without any object."""
+    """Protects the loss normaliser and the gradients under DDP, ranks without any object, and that all of them evaluate
+    one model, the one in the checkpoint."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     worker = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     done = subprocess.run(
@@ -86,6 +87,7 @@ def test_two_processes_equal_one(tmp_path, detector):
     )
     assert done.returncode == 0, done.stderr
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    assert ranks[0]["evaluated_mean"].tolist() == ranks[1]["evaluated_mean"].tolist() == [1.0, 1.0]
     for case, expected in gradients(detector, 0, 1).items():
         for name, grad in expected["grads"].items():
             shared = ranks[0][case]["grads"][name]
@@ -97,10 +99,22 @@ def test_two_processes_equal_one(tmp_path, detector):
             torch.testing.assert_close(mean_loss, expected["loss"], rtol=1e-5, atol=1e-5)
 
 
+def evaluated_mean(rank):
+    """The mean that a batch norm has in an evaluation, having seen other images in each process."""
+    from align_detr.commands.train import share_buffers
+
+    norm = torch.nn.BatchNorm1d(2)
+    norm.running_mean += rank + 1
+    share_buffers(norm)
+    return norm.running_mean
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     this_rank = torch.distributed.get_rank()
     folder, name = sys.argv[1:]
-    torch.save(gradients(name, this_rank, torch.distributed.get_world_size()), Path(folder) / f"{this_rank}.pt")
+    results = gradients(name, this_rank, torch.distributed.get_world_size())
+    results["evaluated_mean"] = evaluated_mean(this_rank)
+    torch.save(results, Path(folder) / f"{this_rank}.pt")
     torch.distributed.destroy_process_group()

@@ -230,6 +230,14 @@ def check_classes(cfg: DictConfig, names: list[str]) -> None:
             raise ValueError(f"model.num_classes={have}, but {name} has {need} classes: set model.num_classes={need}")
 
 
+def share_buffers(model: nn.Module) -> None:
+    """Give every process the buffers of the first, which checkpoints have: each has batch norm's statistics of its own
+    images, and one training would be evaluated as several models."""
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+
 def evaluator_of(
     cfg: DictConfig, model: nn.Module, watchers: Sequence[DatasetEvaluator] = ()
 ) -> Callable[[], Mapping[str, Any]]:
@@ -247,6 +255,7 @@ def evaluator_of(
 
     def run(weights: str) -> dict[str, Any]:
         logger.info("Evaluating the %s weights", weights)
+        share_buffers(model)
         with autocast_of(cfg), annotations_explained(names):
             return dict(inference_on_dataset(model, loader, evaluators))
 
