@@ -57,8 +57,8 @@ def test_every_config_is_trained_analysed_and_compared_with_its_own_baseline(run
     assert "12 of 12 runs are finished already" in capsys.readouterr().out
     out = tmp_path / "out"
     report = json.loads((out / "results.json").read_text())
-    assert len(report["pairs"]) == 3
-    for family in report["pairs"]:
+    assert len(report["families"]) == 3
+    for family in report["families"]:
         baseline, ours = family["settings"]
         assert baseline["difference"] is None and ours["name"].startswith("align")
         assert ours["difference"]["mean"] == 10 and not ours["difference"]["within_noise"]
@@ -69,6 +69,15 @@ def test_every_config_is_trained_analysed_and_compared_with_its_own_baseline(run
     assert "seed_2/model_final.pth" in analysis
     assert (out / "comparison.png").stat().st_size > 10_000
     assert "11.50 ± 0.71" in (out / "table.md").read_text()
+
+
+def test_several_configs_with_one_baseline_are_one_family(run, tmp_path):
+    """The baseline is trained and shown once, and what seeds do to one is counted for all."""
+    assert run("--seeds", 1, 2, "--pairs", "align_detr_tiny:dino_tiny", "align_dab_detr_tiny:dino_tiny") == 0
+    (family,) = json.loads((tmp_path / "out/results.json").read_text())["families"]
+    assert [row["name"] for row in family["settings"]] == ["dino_tiny", "align_detr_tiny", "align_dab_detr_tiny"]
+    assert family["degrees_of_freedom"] == 3
+    assert (tmp_path / "out/table.md").read_text().count("dino_tiny,") == 1
 
 
 def test_a_table_with_runs_missing_says_so(run, tmp_path, capsys):

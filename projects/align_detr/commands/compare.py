@@ -3,8 +3,8 @@
     align-detr compare [--pairs CONFIG:BASELINE ...] [--seeds 1 2 3] [--max-iter N] [--jobs N] [--output FOLDER] \\
         [key=value ...]
 
-A pair is two configs that differ in the supervision. `key=value` goes for all runs. After each training,
-align-detr analyze looks at all decoder layers of the model.
+A pair is two configs that differ in the supervision; several may have one baseline. `key=value` goes for all runs.
+After each training, align-detr analyze looks at all decoder layers of the model.
 
 Every run is an `align-detr train` in a folder of its own. Interrupted or failed, the same command goes on where it
 was: finished runs are kept, others resume from their last checkpoint. Writes results.json, table.md and comparison.png.
@@ -74,12 +74,14 @@ def plan(args: argparse.Namespace, pairs: Sequence[Pair]) -> list[Run]:
 
 
 def summarize(runs: Sequence[Run], pairs: Sequence[Pair]) -> list[dict]:
-    """`seeds.summarize` of each pair, the baseline first; the deviation is pooled over the two."""
+    """`seeds.summarize` of each baseline with the configs that are compared with it, the baseline first; the deviation
+    is pooled over them."""
     families = []
-    for pair in pairs:
-        members = {c.stem: [run.result for run in runs if run.setting.config == c and run.result] for c in pair[::-1]}
-        family = seeds.summarize(members, pair[1].stem, list(METRICS), METRIC)
-        for row, config in zip(family["settings"], pair[::-1], strict=True):
+    for baseline in dict.fromkeys(baseline for _, baseline in pairs):
+        configs = [baseline, *(config for config, its in pairs if its == baseline)]
+        members = {c.stem: [run.result for run in runs if run.setting.config == c and run.result] for c in configs}
+        family = seeds.summarize(members, baseline.stem, list(METRICS), METRIC)
+        for row, config in zip(family["settings"], configs, strict=True):
             row["config"] = relative(config)
             row["max_iter"] = next(run.max_iter for run in runs if run.setting.config == config)
         families.append(family)
@@ -118,7 +120,7 @@ def compare(args: argparse.Namespace) -> bool:
 
     def report() -> tuple[dict, str]:
         families = summarize(runs, pairs)
-        return {"pairs": families}, make_table(families, len(args.seeds))
+        return {"families": families}, make_table(families, len(args.seeds))
 
     return carry_out(
         args,
