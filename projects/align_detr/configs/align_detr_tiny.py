@@ -13,6 +13,4 @@ train = _baseline.train
 _criterion.weight_dict = model.criterion.weight_dict
 model.criterion = _criterion
 
-# Its best, found as docs/evidence.md tells.
-optimizer.lr = 8e-4
 train.output_dir = "./output/align_detr_tiny"

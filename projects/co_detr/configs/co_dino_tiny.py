@@ -27,6 +27,4 @@ model.collaboration.heads.faster_rcnn.proposals.num_before = 400
 model.collaboration.heads.faster_rcnn.proposals.num_after = 100
 model.collaboration.heads.faster_rcnn.proposals.num_samples = 64
 
-# Its best, found as docs/evidence.md tells.
-optimizer.lr = 8e-4
 train.output_dir = "./output/co_dino_tiny"

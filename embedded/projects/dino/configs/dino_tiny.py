@@ -23,6 +23,4 @@ model.device = "${train.device}"
 # From scratch, boxes fit long before classes are told apart.
 model.criterion.weight_dict.loss_class = 3.0
 
-# Its best, found as docs/evidence.md tells.
-optimizer.lr = 1.2e-3
 train.output_dir = "./output/dino_tiny"
