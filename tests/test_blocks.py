@@ -80,8 +80,8 @@ def test_readme(folder):
     image = picture(folder / "street.jpg")
     shell("align-detr make-data --synthetic")
     shell("align-detr make-data --synthetic --train 16 --val 4 --output mine")
-    for config in ("projects/align_detr/configs/align_detr_tiny.py", "embedded/projects/dino/configs/dino_tiny.py"):
-        shell(f"python tools/train_net.py --config-file {config} {SMALL}")
+    for config, name in {"align_detr_tiny": "demo", "dino_tiny": "baseline"}.items():
+        shell(f"align-detr train {config} train.output_dir=output/{name} {SMALL}")
     kinds = run_blocks("README.md", {"array": np.asarray(image), "pil_image": image}, README_AT_A_SMALL_SIZE)
     assert kinds["python"] == 1 and kinds["bash"] >= 5
 

@@ -155,7 +155,7 @@ def test_the_config_of_a_folder(tmp_path, monkeypatch, capsys):
 
     words = ["--config-file", "align_detr_tiny", "--classes", "bar", "train.output_dir=o", "model.dn_number=7"]
     cfg = folder_config("mine", "--epochs", "100", *words)
-    assert (cfg.train.max_iter, cfg.train.eval_period, cfg.train.checkpointer.period) == (350, 35, 35)
+    assert (cfg.train.max_iter, cfg.train.eval_period, cfg.train.checkpointer.period) == (175, 18, 18)
     assert (cfg.model.num_classes, cfg.train.output_dir, cfg.model.dn_number) == (1, "o", 7)
     assert cfg.model.select_box_nums_for_evaluation == cfg.model.num_queries == 30  # there are no more of one class
     cfg = folder_config("mine", "--resume", *words, "train.max_iter=9")

@@ -1,8 +1,6 @@
 from ...dab_detr.configs.dab_detr_tiny import _backbone, dataloader, lr_multiplier, optimizer, train
 from .models.conditional_detr_r50 import model
 
-model.embed_dim = 128
-model.position_embedding.num_pos_feats = 64  # half of embed_dim
 model.backbone = _backbone
 model.in_features = ["res4"]
 model.in_channels = 256

@@ -7,8 +7,6 @@ _backbone.stages[2].stride_per_block = [1, 1]
 _backbone.stages[2].dilation = 2
 _backbone.out_features = ["res4"]
 
-model.embed_dim = 128
-model.position_embedding.num_pos_feats = 64  # half of embed_dim
 model.backbone = _backbone
 model.in_features = ["res4"]
 model.in_channels = 256

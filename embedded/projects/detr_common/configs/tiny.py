@@ -29,7 +29,7 @@ backbone = L(ResNet)(
     freeze_at=0,
 )
 
-# The best for DINO, Align-DETR and Co-DINO; docs/evidence.md has the search.
+# The best for DINO, Align-DETR and Co-DINO with 128 channels; docs/evidence.md has the search.
 optimizer.lr = 8e-4
 optimizer.weight_decay = 1e-4
 

@@ -5,8 +5,6 @@ from ...detr_common.configs.tiny import backbone as _backbone
 from ...detr_common.configs.tiny import dataloader, lr_multiplier, optimizer, train
 from .models.h_deformable_detr_r50 import model
 
-model.embed_dim = 128
-model.position_embedding.num_pos_feats = 64  # half of embed_dim
 model.backbone = _backbone
 model.neck.input_shapes = {"res3": L(ShapeSpec)(channels=128), "res4": L(ShapeSpec)(channels=256)}
 model.neck.in_features = ["res3", "res4"]
