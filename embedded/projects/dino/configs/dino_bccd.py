@@ -6,5 +6,6 @@ model.num_queries = 100
 model.select_box_nums_for_evaluation = 100
 model.criterion.weight_dict.loss_class = 1.0
 
+optimizer.lr = 4e-4
 train.max_iter = 1500
 train.output_dir = "./output/dino_bccd"
