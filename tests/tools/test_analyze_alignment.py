@@ -154,3 +154,20 @@ def test_mistakes(run, tmp_path, capsys):
     assert "--names has 1 names for 2 models" in error("--compare", tmp_path / "low.pth", "--names", "a")
     assert "at least 1" in error("--batch-size", 0)
     assert "num_classes=1" in error("--checkpoint", tmp_path / "low.pth", "model.num_classes=1")
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("a/b.pth", ("mine.py", "a/b.pth")),
+        ("a/c.py:a/b.pth", ("a/c.py", "a/b.pth")),
+        ("run/config.yaml:run/model.pth", ("run/config.yaml", "run/model.pth")),
+        ("https://a.b/c.pth", ("mine.py", "https://a.b/c.pth")),
+        ("c.py:https://a.b/c.pth", ("c.py", "https://a.b/c.pth")),
+    ],
+)
+def test_what_a_model_is_compared_with(text, expected):
+    """A checkpoint of the same config, or of another one: a file of ours, or what a training wrote of its own."""
+    from align_detr.commands.analyze import split_pair
+
+    assert split_pair(text, "mine.py") == expected

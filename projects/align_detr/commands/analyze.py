@@ -15,6 +15,7 @@ import argparse
 import io
 import json
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -115,8 +116,8 @@ def read_candidates(args: argparse.Namespace) -> list[Candidate]:
 
 def split_pair(text: str, config: str) -> tuple[str, str]:
     """`CONFIG:FILE` or `FILE`, of which the config is `config`."""
-    own, colon, checkpoint = text.partition(".py:")
-    return (f"{own}.py", checkpoint) if colon else (config, text)
+    pair = re.fullmatch(r"(.+?\.(?:py|ya?ml)):(.+)", text)
+    return (pair[1], pair[2]) if pair else (config, text)
 
 
 def default_names(candidates: Sequence[Candidate]) -> list[str]:
