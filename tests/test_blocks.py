@@ -24,6 +24,7 @@ make() {{ :; }}
 pip() {{ :; }}
 """
 SMALL = "train.max_iter=2 train.eval_period=0 train.report.enabled=False dataloader.test.num_workers=0"
+NARROW = "model.embed_dim=128 model.position_embedding.num_pos_feats=64"  # as `make demo` and `make baseline` have it
 # What takes eight GPUs or a day is done at a small size, and what the reader fills in is filled in.
 README_AT_A_SMALL_SIZE = {
     "align_detr_r50_4scale_12ep.py --num-gpus 8": f"align_detr_tiny.py {SMALL}",
@@ -81,7 +82,7 @@ def test_readme(folder):
     shell("align-detr make-data --synthetic")
     shell("align-detr make-data --synthetic --train 16 --val 4 --output mine")
     for config, name in {"align_detr_tiny": "demo", "dino_tiny": "baseline"}.items():
-        shell(f"align-detr train {config} train.output_dir=output/{name} {SMALL}")
+        shell(f"align-detr train {config} train.output_dir=output/{name} {SMALL} {NARROW}")
     kinds = run_blocks("README.md", {"array": np.asarray(image), "pil_image": image}, README_AT_A_SMALL_SIZE)
     assert kinds["python"] == 1 and kinds["bash"] >= 5
 
