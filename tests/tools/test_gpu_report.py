@@ -1,6 +1,7 @@
 """The page about a GPU: here on a CPU, where it has the same sections and says what it is of."""
 
 import json
+from argparse import Namespace
 
 import pytest
 import torch
@@ -53,19 +54,35 @@ def test_a_wrong_kernel_is_told(monkeypatch):
     assert tool.errors(inputs, torch.bfloat16)["within rounding"] == "yes"
 
 
-def test_what_does_not_fit_is_a_line(quick, tmp_path, monkeypatch):
-    """Out of memory in one setting: the others are measured, and the page says which it was."""
+def steps(monkeypatch, fits):
+    """The rows of training steps, where those fit into memory for which `fits(setting, plain)`."""
 
     def prepare(self, plain, real=tool.Step.prepare):
-        if plain:
+        if not fits(self, plain):
             raise torch.cuda.OutOfMemoryError("no")
         return real(self, plain)
 
     monkeypatch.setattr(tool.Step, "prepare", prepare)
-    report = tool.Report(
-        tool.argparse.Namespace(
-            config_file="align_detr_tiny", opts=["train.device=cpu"], image_size=(64, 64), repeats=1, batch_sizes=[1]
-        )
-    )
-    (plain, ours), _ = report.step()
+    options = {"config_file": "align_detr_tiny", "opts": ["train.device=cpu"], "image_size": (64, 64), "repeats": 1}
+    rows, _ = tool.Report(Namespace(**options, batch_sizes=[1])).step()
+    return rows
+
+
+def test_what_does_not_fit_is_a_line(quick, monkeypatch):
+    """Out of memory in one setting: the others are measured, and the page says which it was."""
+    plain, ours = steps(monkeypatch, lambda setting, plain: not plain)
     assert plain["images/s"] == "out of memory" and ours["images/s"] > 0 and ours["as fast as plain"] is None
+
+
+def test_a_precision_is_compared_with_its_own_plain_formulation(quick, monkeypatch):
+    """If that does not fit into memory, there is nothing to compare with: not the one of the precision before."""
+    monkeypatch.setattr(tool, "STEPS", {**tool.STEPS, **{f"{name}, again": it for name, it in tool.STEPS.items()}})
+    calls = []
+
+    def fits(setting, plain):
+        calls.append(plain)
+        return calls.count(True) < 2 or not plain
+
+    _, first, plain, second = steps(monkeypatch, fits)
+    assert plain["images/s"] == "out of memory"
+    assert first["as fast as plain"] > 0 and second["images/s"] > 0 and second["as fast as plain"] is None

@@ -53,8 +53,8 @@ from align_detr.training.checkpoints import replacing
 CONFIG = "align_detr_r50_4scale_12ep"
 COCO_IMAGES, EPOCHS = 118_287, 12
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Of the largest value, in units of the type's rounding: sums have many terms, and are rounded once.
-TOLERANCE = 8
+# Of the largest value: twice the type's rounding, or in float32 twice what the order of a sum's terms does.
+TOLERANCE = 2
 FLOAT32_ERROR = 2e-6
 BFLOAT16 = ("train.amp.enabled=True", "train.amp.dtype=bfloat16")
 
@@ -142,9 +142,10 @@ class Report:
         yield "Forward and backward, each beside the least time of its memory traffic at the speed of copies."
 
     def attention_row(self, setting: Attention, labels: dict[str, Any]) -> dict[str, Any]:
-        found = self.beside(setting, {"plain": True, "ours": False})
-        ours, plain = found["ours"], found["plain"]
-        self.records.append({"part": "attention", **labels, **{name: _summary(t) for name, t in found.items()}})
+        runs = self.fitting(setting, {"plain": True, "ours": False})
+        timings = by_turns(runs, self.device, self.args.repeats)
+        ours, plain = timings.get("ours"), timings.get("plain")
+        self.records.append({"part": "attention", **labels, "ours": _summary(ours), "plain": _summary(plain)})
         if ours is None:
             return {"forward, ms": "out of memory"}
         row = {f"{phase}, ms": 1e3 * ours.phases[phase] for phase in ("forward", "backward")}
@@ -165,10 +166,13 @@ class Report:
     ) -> list[dict[str, Any]]:
         rows = []
         for batch in batches:
-            slowest = None
+            plain_seconds = None  # of the same precision
             for name, variant in tqdm(variants.items(), f"{part}, batch {batch}", leave=False, disable=None):
                 setting = self.setting(kind, variant.overrides, batch)
-                timing = self.beside(setting, {"it": variant.plain})["it"]
+                runs = self.fitting(setting, {"it": variant.plain})
+                timing = by_turns(runs, self.device, self.args.repeats).get("it")
+                if variant.plain:
+                    plain_seconds = timing and timing.median
                 record = {"part": part, "batch": batch, "variant": name, "it": _summary(timing)}
                 self.records.append(record)
                 row = {"batch": batch, "": name}
@@ -177,12 +181,12 @@ class Report:
                     row["images/s"] = "out of memory"
                     continue
                 record["images_per_s"] = batch / timing.median
-                # What the first of a precision is: its plain formulation.
-                slowest = timing.median if variant.plain else slowest
+                busy = self.busy(runs.pop("it"), timing.median)
+                _free()
                 peak = peak_bytes(setting, variant.plain, self.device)
                 row |= {"images/s": record["images_per_s"], "ms": 1e3 * timing.median}
-                row |= {"as fast as plain": slowest and slowest / timing.median, "memory, GB": peak and peak / 1e9}
-                row["busy"] = self.busy(setting, variant.plain, timing.median)
+                row["as fast as plain"] = plain_seconds and plain_seconds / timing.median
+                row |= {"memory, GB": peak and peak / 1e9, "busy": busy}
                 total = sum(timing.phases.values())
                 row |= {phase: f"{seconds / total:.0%}" for phase, seconds in timing.phases.items() if part == "step"}
         return rows
@@ -204,28 +208,26 @@ class Report:
         changes = [*self.overrides, *overrides]
         return kind(self.args.config_file, changes, batch, self.args.image_size, OBJECTS, *inputs)
 
-    def beside(self, setting: Setting, names: dict[str, bool]) -> dict[str, Timing | None]:
-        """Timings of the formulations, by turns; None for those that do not fit into memory."""
-        runs: dict[str, Run] = {}
-        timings: dict[str, Timing | None] = dict.fromkeys(names)
-        for name, plain in names.items():
-            run = _fitting(lambda plain=plain: _tried(setting.prepare(plain), self.device))
-            if run is not None:
-                runs[name] = run
-        timings |= by_turns(runs, self.device, self.args.repeats)
-        runs.clear()
+    def fitting(self, setting: Setting, names: dict[str, bool]) -> dict[str, Run]:
+        """The formulations, whether they are plain by name, prepared; without those that do not fit into memory."""
         _free()
-        return timings
+        runs: dict[str, Run] = {}
+        for name, plain in names.items():
+            try:
+                run = setting.prepare(plain)
+                run(Stopwatch(self.device))
+                runs[name] = run
+            except torch.cuda.OutOfMemoryError:
+                run = None
+                _free()
+        return runs
 
-    def busy(self, setting: Setting, plain: bool, seconds: float) -> str:
+    def busy(self, run: Run, seconds: float) -> str:
         """The share of a run's time in which the GPU computes."""
         if self.device.type != "cuda":
             return "no GPU"
-        run = _tried(setting.prepare(plain), self.device)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             run(Stopwatch(self.device))
-        del run
-        _free()
         computing = sum(event.self_device_time_total for event in profile.key_averages()) / 1e6
         return f"{min(computing / seconds, 1):.0%}"
 
@@ -260,20 +262,6 @@ def errors(inputs: tuple, dtype: torch.dtype) -> dict[str, Any]:
     }
     limit = TOLERANCE * max(torch.finfo(dtype).eps, FLOAT32_ERROR)
     return largest | {"within rounding": "yes" if max(largest.values()) <= limit else "**no**"}
-
-
-def _tried(run: Run, device: torch.device) -> Run:
-    """The same, after one go: what does not fit into memory is known then."""
-    run(Stopwatch(device))
-    return run
-
-
-def _fitting(make: Callable[[], Run]) -> Run | None:
-    try:
-        return make()
-    except torch.cuda.OutOfMemoryError:
-        _free()
-        return None
 
 
 def _free() -> None:
