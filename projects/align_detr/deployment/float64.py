@@ -76,16 +76,10 @@ def interpolate(images: Tensor, *arguments: Any, **options: Any) -> Tensor:
 
 
 def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0
 ) -> Tensor:
-    """`torch.nn.functional.scaled_dot_product_attention` at inference by its definition; the mask is added."""
-    weights = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    """`torch.nn.functional.scaled_dot_product_attention` at inference by its definition; the mask is one to add."""
+    weights = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
     return (weights if attn_mask is None else weights + attn_mask).softmax(-1) @ value
 
 
