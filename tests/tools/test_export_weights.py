@@ -12,11 +12,10 @@ from detectron2.config import LazyConfig, instantiate
 from detrex.modeling.ema import EMAState
 
 from align_detr.commands import export_weights as tool
+from align_detr.config import get_project_config
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "projects" / "align_detr" / "configs" / "align_detr_tiny.py"
-
-
 
 
 def build(seed):
@@ -113,6 +112,19 @@ def test_half_precision_takes_half_the_space(released, tmp_path):
         assert tensor.dtype == (torch.int64 if name.endswith("num_batches_tracked") else torch.float16)
 
 
+def test_a_backbone_starts_another_detector(released, tmp_path):
+    """`--only backbone` holds that and nothing else, so that of a DINO a DAB-DETR gets the backbone alone, and whole."""
+    path, original = released
+    output = export(path, tmp_path / "backbone.pth", "--only", "backbone")
+    written = torch.load(output, weights_only=True)["model"]
+    assert written.keys() == {f"backbone.{name}" for name in original.backbone.state_dict()}
+    other = instantiate(get_project_config("dab_detr/configs/dab_detr_tiny.py").model)
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    DetectionCheckpointer(other).load(str(output))
+    for name, tensor in other.state_dict().items():
+        assert torch.equal(tensor, written[name] if name.startswith("backbone.") else before[name])
+
+
 def refusal(capsys, *arguments):
     with pytest.raises(SystemExit) as stop:
         export(*arguments)
@@ -127,6 +139,7 @@ def test_a_config_checks_what_is_exported(released, tmp_path, capsys):
     export(path, tmp_path / "a.pth", "--config-file", str(CONFIG))
     other = ["--config-file", str(CONFIG), "model.num_classes=7"]
     assert "class_embed" in refusal(capsys, path, tmp_path / "b.pth", *other)
+    assert "neck, transformer" in refusal(capsys, path, tmp_path / "b.pth", "--only", "back")
     assert not (tmp_path / "b.pth").exists()
 
 

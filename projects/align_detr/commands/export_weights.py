@@ -1,10 +1,12 @@
 """Writes a checkpoint's weights alone, without the optimizer and the rest, to share them or to start from them.
 
-    align-detr export-weights --checkpoint output/model_final.pth --output weights.safetensors [--ema] [--half]
+    align-detr export-weights --checkpoint output/model_final.pth --output weights.safetensors [--ema] [--half] \\
+        [--only backbone]
 
 A `.pth` file holds `{"model": state dict}`, which detectron2, detrex and this project load; a `.safetensors` file the
 state dict. Both names of a shared parameter are kept; Co-DETR's auxiliary heads, which only training needs, are not.
-What was written is read again and compared.
+`--only backbone` keeps that module's weights under their names: from such a file `train.init_checkpoint` starts the
+backbone of any detector that has the same. What was written is read again and compared.
 """
 
 from __future__ import annotations
@@ -95,6 +97,15 @@ def halved(state: State) -> State:
     return {name: done.get(place(tensor), tensor) for name, tensor in state.items()}
 
 
+def part_of(state: State, module: str, source: Path) -> State:
+    """The tensors of the module of that name, such as backbone or transformer.encoder, under their whole names."""
+    part = {name: tensor for name, tensor in state.items() if name.startswith(f"{module}.")}
+    if not part:
+        modules = ", ".join(dict.fromkeys(name.partition(".")[0] for name in state))
+        raise ValueError(f"--only {module}: {source} has no such module, but {modules}")
+    return part
+
+
 def check_against(config: str, overrides: list[str], state: State, source: Path) -> None:
     """Raise ValueError unless these are the weights of the config's model."""
     cfg = load_config(config, overrides)
@@ -169,6 +180,8 @@ def export(args: argparse.Namespace) -> str:
     state = without_training_parts(weights_of(read_checkpoint(args.checkpoint), args.ema, args.checkpoint))
     if args.config_file:
         check_against(args.config_file, args.overrides, state, args.checkpoint)
+    if args.only:
+        state = part_of(state, args.only, args.checkpoint)
     if args.half:
         state = halved(state)
     write(state, args.output)
@@ -185,6 +198,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="the file to write, .pth or .safetensors", **required)
     parser.add_argument("--ema", action="store_true", help="the moving average instead of the weights themselves")
     parser.add_argument("--half", action="store_true", help="floating-point numbers in float16")
+    parser.add_argument("--only", metavar="MODULE", help="this part of the model, such as backbone")
     parser.add_argument("--config-file", default="", help="check that the weights are of this config's model")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     return parser.parse_args(argv)
