@@ -79,6 +79,17 @@ def test_one_change_at_a_time_and_all_combinations(tool):
     assert sorted(names) == sorted(["default", "k=1", "k=3", "alpha=0", "alpha=0 k=1", "alpha=0 k=3"])
 
 
+def test_a_chain_keeps_what_it_changed(tool):
+    """One part after the other, in the given order; no link repeats the one before."""
+    cfg = tool.load_config(tool.CONFIG, [])
+    chain = tool.parse_chain(["k=1", "optimizer.lr=1e-3", "alpha=0"])
+    links = tool.make_links(cfg, tool.CONFIG, chain, tool.BASELINE)
+    assert [s.name for s in links] == [
+        "baseline", "default", "k=1", "k=1 optimizer.lr=1e-3", "k=1 optimizer.lr=1e-3 alpha=0",
+    ]
+    assert dict(links[-1].changes) == {"model.criterion.k": "1", "optimizer.lr": "1e-3", "model.criterion.alpha": "0"}
+
+
 def test_defaults_that_the_config_does_not_spell_out(tool):
     """They are those of the constructor."""
     cfg = tool.load_config(str(TOY), [])
@@ -93,6 +104,9 @@ def test_defaults_that_the_config_does_not_spell_out(tool):
         (["--grid", "k=1,,2"], "not k=1,,2"),
         (["--grid", "k=1", "model.criterion.k=2"], "model.criterion.k twice"),
         (["--grid", "alfa=1"], "did you mean model.criterion.alpha?"),
+        (["--chain", "k=1,3"], "--chain takes one value of each, not model.criterion.k=1,3"),
+        (["--chain", "k=1", "alpha=0.25"], "alpha=0.25 is what the config has already"),
+        (["--chain", "k=1", "--full"], "--chain is instead of --grid and --full"),
         (["--seeds", "1", "1"], "--seeds"),
         (["--jobs", "0"], "--jobs"),
         (["--baseline", "nowhere.py"], "no such config: nowhere.py"),
@@ -129,6 +143,16 @@ def test_runs_once_reports_and_refuses_to_mix(run, tmp_path, capsys):
     assert len(calls(out / "k-3/seed_1")) == 1
     assert run("model.criterion.tau=3", *arguments[:-1]) == 1
     assert "holds a run of another config" in capsys.readouterr().err
+
+
+def test_a_chain_is_reported_link_by_link(run, tmp_path):
+    """Each link has the changes of those before it, in its training, in the table and in the plot."""
+    assert run("--no-baseline", "--chain", "k=3", "tau=2", "--seeds", "0", "1") == 0
+    table = (tmp_path / "out/table.md").read_text().splitlines()
+    assert [line.split("|")[1].strip() for line in table[2:5]] == ["default (align_detr_tiny)", "k = 3", "k = 3, τ = 2"]
+    (call,) = calls(tmp_path / "out/k-3_tau-2/seed_1")
+    assert "model.criterion.k=3" in call and "model.criterion.tau=2" in call
+    assert (tmp_path / "out/ablation.png").is_file()
 
 
 def test_a_failed_run_is_named_and_tried_again(run, tmp_path, capsys):

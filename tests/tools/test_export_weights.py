@@ -113,7 +113,7 @@ def test_half_precision_takes_half_the_space(released, tmp_path):
 
 
 def test_a_backbone_starts_another_detector(released, tmp_path):
-    """`--only backbone` holds that and nothing else, so that of a DINO a DAB-DETR gets the backbone alone, and whole."""
+    """`--only backbone` holds that and nothing else, so a DAB-DETR gets that of a DINO, whole, and nothing besides."""
     path, original = released
     output = export(path, tmp_path / "backbone.pth", "--only", "backbone")
     written = torch.load(output, weights_only=True)["model"]

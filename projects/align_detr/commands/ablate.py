@@ -1,12 +1,14 @@
 """Train with a grid of settings, several seeds each, and tell differences from noise.
 
-    align-detr ablate [key=value ...] [--grid alpha=0,0.25,0.5 k=1,2,3 ...] [--full] [--seeds 0 1 2] \\
-        [--max-iter N] [--jobs N] [--config-file CONFIG] [--baseline CONFIG | --no-baseline] [--output FOLDER]
+    align-detr ablate [key=value ...] [--grid alpha=0,0.25,0.5 k=1,2,3 ... [--full] | --chain alpha=0 k=1 ...] \\
+        [--seeds 0 1 2] [--max-iter N] [--jobs N] [--config-file CONFIG] [--baseline CONFIG | --no-baseline] \\
+        [--output FOLDER]
 
-Each value of the grid is tried on its own, with all else as in CONFIG; `--full` tries all combinations. A short name is
-an option of the criterion: alpha is model.criterion.alpha. Others are written in full: optimizer.lr=1e-4,2e-4. The
-baseline is another config that is trained alike. `key=value` comes first and goes for all runs; what it says of
-model.criterion, not for the baseline.
+Each value of the grid is tried on its own, with all else as in CONFIG; `--full` tries all combinations; `--chain`
+changes one option after the other and keeps what it changed, as in papers' tables of parts. A short name is an option
+of the criterion: alpha is model.criterion.alpha. Others are written in full: optimizer.lr=1e-4,2e-4. The baseline is
+another config that is trained alike. `key=value` comes first and goes for all runs; what it says of model.criterion,
+not for the baseline.
 
 Every run is an `align-detr train` in a folder of its own. Interrupted or failed, the same command goes on where it
 was: finished runs are kept, others resume from their last checkpoint. Writes results.json, table.md and ablation.png.
@@ -49,7 +51,7 @@ SYMBOLS = {"alpha": "α", "tau": "τ", "gamma": "γ"}
 DEFAULT, PLAIN = "default", "baseline"
 
 
-def parse_grid(words: Sequence[str]) -> dict[str, list[str]]:
+def parse_grid(words: Sequence[str], option: str = "--grid") -> dict[str, list[str]]:
     """`["k=1,2"]` as `{"model.criterion.k": ["1", "2"]}`.
 
     Raises:
@@ -59,12 +61,24 @@ def parse_grid(words: Sequence[str]) -> dict[str, list[str]]:
     for word in words:
         name, equals, values = word.partition("=")
         if not equals or not re.fullmatch(r"[\w.]+", name) or not all(values.split(",")):
-            raise ValueError(f"--grid takes name=value,value,..., not {word}")
+            raise ValueError(f"{option} takes name=value,value,..., not {word}")
         key = name if "." in name else CRITERION + name
         if key in grid:
-            raise ValueError(f"--grid has {name} twice")
+            raise ValueError(f"{option} has {name} twice")
         grid[key] = list(dict.fromkeys(values.split(",")))
     return grid
+
+
+def parse_chain(words: Sequence[str]) -> dict[str, list[str]]:
+    """`["k=1", "tau=2"]` as `parse_grid` has them.
+
+    Raises:
+        ValueError: as there, or a word has several values.
+    """
+    chain = parse_grid(words, "--chain")
+    if several := [f"{key}={','.join(values)}" for key, values in chain.items() if len(values) > 1]:
+        raise ValueError(f"--chain takes one value of each, not {several[0]}")
+    return chain
 
 
 def default_of(cfg: DictConfig, key: str) -> object:
@@ -111,9 +125,27 @@ def make_settings(
         combinations = [tuple(filter(None, combination)) for combination in itertools.product(*axes)]
     else:
         combinations = [((key, value),) for key, values in changed.items() for value in values]
-    settings = [Setting(PLAIN, baseline)] if baseline else []
-    settings.append(Setting(DEFAULT, config))
-    return settings + [Setting(name_of(changes), config, changes) for changes in combinations if changes]
+    changing = [Setting(name_of(changes), config, changes) for changes in combinations if changes]
+    return always(config, baseline) + changing
+
+
+def make_links(
+    cfg: DictConfig, config: Path, chain: Mapping[str, Sequence[str]], baseline: Path | None
+) -> list[Setting]:
+    """The baseline, the default, and that with the first change of the chain, with the first two, and so on.
+
+    Raises:
+        ValueError: the config has one of them already.
+    """
+    changes = [(key, value) for key, (value,) in chain.items()]
+    if idle := [f"{key}={value}" for key, value in changes if is_same(value, default_of(cfg, key))]:
+        raise ValueError(f"--chain: {idle[0]} is what the config has already")
+    links = [tuple(changes[: count + 1]) for count in range(len(changes))]
+    return always(config, baseline) + [Setting(name_of(link), config, link) for link in links]
+
+
+def always(config: Path, baseline: Path | None) -> list[Setting]:
+    return [*([Setting(PLAIN, baseline)] if baseline else []), Setting(DEFAULT, config)]
 
 
 def name_of(changes: Sequence[tuple[str, str]]) -> str:
@@ -178,14 +210,9 @@ def note(summary: Mapping) -> str:
     return text
 
 
-def draw(
-    summary: Mapping, defaults: Mapping[str, object], grid: Mapping[str, Sequence[str]], full: bool
-) -> Figure:
-    """AP by value, one panel per option; with `full` by setting."""
+def draw(summary: Mapping, defaults: Mapping[str, object], grid: Mapping[str, Sequence[str]]) -> Figure:
+    """AP by value, one panel per option."""
     rows = {row["name"]: row for row in summary["settings"]}
-    if full:
-        titles = [title_of(row) for row in rows.values()]
-        return seeds.draw_rows(list(rows.values()), titles, METRIC, "box AP (%)", "All combinations")
     panels = {}
     for key, values in grid.items():
         names = [DEFAULT if is_same(value, defaults[key]) else name_of([(key, value)]) for value in values]
@@ -194,19 +221,36 @@ def draw(
     return seeds.draw_panels(panels, rows[DEFAULT], rows.get(PLAIN), list(rows.values()), METRIC, "box AP (%)")
 
 
+def draw_lines(summary: Mapping, title: str) -> Figure:
+    """AP of each setting."""
+    rows = summary["settings"]
+    return seeds.draw_rows(rows, [title_of(row) for row in rows], METRIC, "box AP (%)", title)
+
+
 def ablate(args: argparse.Namespace) -> bool:
     """Trains and reports; returns whether all runs succeeded."""
     check_counts(args.seeds, args.jobs, args.max_iter)
-    grid = parse_grid(args.grid)
+    if args.chain and (args.grid or args.full):
+        raise ValueError("--chain is instead of --grid and --full")
+    grid = parse_chain(args.chain) if args.chain else parse_grid(args.grid or GRID)
     config = find_config(args.config_file)
     cfg = load_config(str(config), args.opts)
     load_config(str(config), [f"{key}={value}" for key, values in grid.items() for value in values])
-    settings = make_settings(cfg, config, grid, args.full, None if args.no_baseline else find_config(args.baseline))
+    baseline = None if args.no_baseline else find_config(args.baseline)
+    if args.chain:
+        settings = make_links(cfg, config, grid, baseline)
+    else:
+        settings = make_settings(cfg, config, grid, args.full, baseline)
     runs = plan(args, settings)
 
     def report() -> tuple[dict, str]:
         summary = summarize(runs)
         return summary, make_table(summary)
+
+    def figure() -> Figure:
+        if args.chain or args.full:
+            return draw_lines(summarize(runs), "One after the other" if args.chain else "All combinations")
+        return draw(summarize(runs), {key: default_of(cfg, key) for key in grid}, grid)
 
     return carry_out(
         args,
@@ -214,7 +258,7 @@ def ablate(args: argparse.Namespace) -> bool:
         f"{len(settings)} settings x {len(args.seeds)} seeds of {runs[0].max_iter} iterations",
         {"device": str(cfg.train.device), "max_iter": runs[0].max_iter},
         report,
-        lambda: draw(summarize(runs), {key: default_of(cfg, key) for key in grid}, grid, args.full),
+        figure,
         "ablation.png",
     )
 
@@ -228,10 +272,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--grid", nargs="+", action="extend", metavar="NAME=V,V", help=f"what to vary (default: {' '.join(GRID)})"
     )
     parser.add_argument("--full", action="store_true", help="all combinations instead of one change at a time")
+    parser.add_argument("--chain", nargs="+", metavar="NAME=V", help="what to change one after the other, and keep so")
     add_options(parser, [0, 1, 2], "output/ablation")
-    args = parse_words(parser, argv)
-    args.grid = args.grid or list(GRID)
-    return args
+    return parse_words(parser, argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
