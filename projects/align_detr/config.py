@@ -63,6 +63,9 @@ def load_config_file(path: str) -> DictConfig:
         raise ValueError("no config: give one by --config-file")
     path = str(find_config(path))
     if Path(path).suffix in (".yaml", ".yml"):
+        from .data import register_own_datasets  # which takes longer to import than most of what needs no data
+
+        register_own_datasets()
         return load_yaml(path)
     if Path(path).suffix == ".safetensors":
         from .deployment.exported import read_exported  # which imports more than most configs need

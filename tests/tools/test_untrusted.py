@@ -71,15 +71,21 @@ def test_a_pickle_runs_nothing(tmp_path):
 
 
 def test_a_saved_config_is_read(tmp_path):
-    """The config.yaml of a training can be trained from again."""
+    """The config.yaml of a training can be trained from again, and evaluated: its datasets are known, though no program
+    registers them any more."""
     from detectron2.config import LazyConfig, instantiate
+    from detectron2.data import DatasetCatalog, MetadataCatalog
 
     from align_detr.commands.command_line import load_config
 
     tiny = load_config(str(HERE.parents[1] / "projects/align_detr/configs/align_detr_tiny.py"), [])
     LazyConfig.save(tiny, str(tmp_path / "config.yaml"))
+    for name in ("tiny_coco_train", "tiny_coco_val"):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
     again = load_config(str(tmp_path / "config.yaml"), ["train.device=cpu", "model.num_queries=5"])
     assert type(instantiate(again.model)).__name__ == "DINO"
+    assert {again.dataloader.test.dataset.names, again.dataloader.train.dataset.names} <= set(DatasetCatalog.list())
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,10 @@
-"""Blood cells under the microscope, in the folder $BCCD_ROOT: github.com/Shenggan/BCCD_Dataset (MIT licence), 292 + 72
-photographs with `train.json` and `val.json` in COCO's format beside its `JPEGImages`; at a quarter of their size."""
+"""Photographs of blood cells under the microscope, in the folder $BCCD_ROOT, at a quarter of their size."""
 
-import os
-
-from align_detr.data import register_coco
+from align_detr.data import register_bccd
 
 from .coco_detr import dataloader
 
-_root = os.environ.get("BCCD_ROOT", "datasets/bccd")
-for _split in ("train", "val"):
-    register_coco(f"bccd_{_split}", f"{_root}/{_split}.json", f"{_root}/JPEGImages", root_env="BCCD_ROOT")
+register_bccd()
 
 dataloader.train.dataset.names = "bccd_train"
 dataloader.train.total_batch_size = 2

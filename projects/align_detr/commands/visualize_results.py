@@ -18,7 +18,7 @@ from detectron2.utils.visualizer import ColorMode, Visualizer
 from PIL import Image, ImageDraw, ImageFont
 
 from align_detr.commands.command_line import errors_in_one_line, load_config
-from align_detr.data import register_tiny_coco
+from align_detr.data import register_own_datasets
 
 CELL = 320  # side of the square that an image is fitted into, pixels
 GAP = 8
@@ -179,7 +179,7 @@ def visualize(args: argparse.Namespace) -> str:
     if args.num < 1:
         raise ValueError(f"--num must be at least 1, not {args.num}")
     detections = read_results(args.input)
-    register_tiny_coco()
+    register_own_datasets()
     if args.config_file:  # which registers its datasets
         load_config(args.config_file, [])
     if args.dataset not in DatasetCatalog.list():
