@@ -15,6 +15,7 @@ from PIL import Image
 import align_detr
 from align_detr import Detector
 from align_detr.deployment import detector as module
+from align_detr.deployment import pytorch
 
 from .conftest import random_weights, small_config, write_run
 
@@ -167,13 +168,25 @@ def test_supervision_that_is_not_there(detector, pictures, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])
-def test_mixed_precision(run_folder, pictures, dtype):
+def test_mixed_precision(run_folder, pictures, dtype, monkeypatch):
     """Scores change in the third digit; results are float32 still."""
+    monkeypatch.setattr(pytorch, "pays", lambda dtype, device: True)  # whatever CPU this is
     (exact,) = Detector(run_folder, device="cpu")(pictures[0], 0)
     (found,) = Detector(run_folder, device="cpu", dtype=dtype)(pictures[0], 0)
     assert found.scores.dtype == found.boxes.dtype == np.float32
     assert np.allclose(np.sort(found.scores)[-5:], np.sort(exact.scores)[-5:], atol=0.05)
     assert not np.array_equal(found.scores, exact.scores)
+
+
+def test_a_cpu_without_units_for_bfloat16_computes_in_float32(run_folder, pictures, monkeypatch, caplog):
+    """Which is faster there; it is said, once."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    (exact,) = Detector(run_folder, device="cpu")(pictures[0], 0)
+    (found,) = Detector(run_folder, device="cpu", dtype="bfloat16")(pictures[0], 0)
+    assert np.array_equal(found.scores, exact.scores)
+    assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [
+        "This CPU has no units for bfloat16: float32 is faster, and used instead"
+    ]
 
 
 def test_names_of_classes(tmp_path, run_folder):

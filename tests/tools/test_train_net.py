@@ -72,8 +72,9 @@ def last_results(out):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_resumed_training_equals_one_in_one_go(run, fails, monkeypatch, tmp_path, precision):
+def test_resumed_training_equals_one_in_one_go(tool, run, fails, monkeypatch, tmp_path, precision):
     """Weights, optimizer, schedule, average and best model continue as if nothing had happened."""
+    monkeypatch.setattr(tool, "pays", lambda dtype, device: True)  # whatever CPU this is
     amp = ["train.amp.enabled=True", "train.amp.dtype=bfloat16"] if precision == "bfloat16" else []
     run(*amp, f"train.output_dir={tmp_path}/straight")
     broken = [*amp, f"train.output_dir={tmp_path}/broken"]
@@ -89,6 +90,16 @@ def test_resumed_training_equals_one_in_one_go(run, fails, monkeypatch, tmp_path
     assert same(resumed, straight)
     assert kills.metrics(tmp_path / "broken") == kills.metrics(tmp_path / "straight")
     assert len(metrics(tmp_path / "broken")) == 7
+
+
+def test_a_cpu_without_units_for_bfloat16_trains_in_float32(run, monkeypatch, tmp_path, capfd):
+    """Which is faster there: the same weights as without `train.amp`, and a line that says so."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    amp = ["train.amp.enabled=True", "train.amp.dtype=bfloat16"]
+    run(*amp, f"train.output_dir={tmp_path}/mixed")
+    assert "no units for bfloat16" in "".join(capfd.readouterr())
+    run(f"train.output_dir={tmp_path}/exact")
+    assert same(*(load(tmp_path / name / "model_final.pth")["model"] for name in ("mixed", "exact")))
 
 
 def test_schedule_clipping_and_losses_are_recorded(run, tmp_path):

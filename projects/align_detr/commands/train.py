@@ -55,6 +55,7 @@ from align_detr.commands.training_report import DetectionSample, TrainingReport,
 from align_detr.config import call_parameters, resolve_device
 from align_detr.data.annotations import annotations_explained
 from align_detr.data.classes import classes_of_dataset
+from align_detr.precision import pays
 from align_detr.training import (
     BestCheckpointer,
     ResumePoint,
@@ -114,7 +115,7 @@ def prepare(cfg: DictConfig, args: argparse.Namespace) -> None:
     cfg.train.device = resolve_device(cfg.train.device)
     if "device" in call_parameters(cfg.model.get("_target_")):
         cfg.model.device = cfg.train.device
-    if cfg.train.amp.enabled and amp_type(cfg) is None:
+    if cfg.train.amp.enabled and amp_name(cfg) not in AMP_TYPES:
         raise ValueError(f"train.amp.dtype={cfg.train.amp.dtype} is not one of {', '.join(AMP_TYPES)}")
     if cfg.train.fast_dev_run.enabled:
         cfg.train.update(FAST_DEV_RUN)
@@ -130,6 +131,8 @@ def prepare(cfg: DictConfig, args: argparse.Namespace) -> None:
         setup_logger(cfg.train.output_dir, comm.get_rank(), name=name)
     logger.info(describe())
     logger.info("PyTorch %s on %s, %d process(es)", torch.__version__, device_name(cfg), comm.get_world_size())
+    if cfg.train.amp.enabled and amp_type(cfg) is None:
+        logger.warning("This CPU has no units for %s, so train.amp goes by float32, which is faster", amp_name(cfg))
 
 
 def check_unchanged(point: ResumePoint, config: Mapping[str, str]) -> None:
@@ -159,15 +162,21 @@ def device_name(cfg: DictConfig) -> str:
     return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
 
 
+def amp_name(cfg: DictConfig) -> str:
+    return cfg.train.amp.get("dtype", "float16")
+
+
 def amp_type(cfg: DictConfig) -> torch.dtype | None:
-    return AMP_TYPES.get(cfg.train.amp.get("dtype", "float16"))
+    """The precision that `train.amp` asks for; None for float32: it is off, or would be slower on this CPU."""
+    dtype = AMP_TYPES[amp_name(cfg)] if cfg.train.amp.enabled else None
+    return dtype if dtype and pays(dtype, cfg.train.device) else None
 
 
 def autocast_of(cfg: DictConfig) -> AbstractContextManager:
     """The precision that `train.amp` asks for, for what is not a training step."""
-    if not cfg.train.amp.enabled:  # PyTorch 2.1 minds float16 on a CPU even where it is switched off
-        return nullcontext()
-    return torch.autocast(torch.device(cfg.train.device).type, amp_type(cfg))
+    dtype = amp_type(cfg)
+    # PyTorch 2.1 minds float16 on a CPU even where it is switched off.
+    return torch.autocast(torch.device(cfg.train.device).type, dtype) if dtype else nullcontext()
 
 
 def build_model(cfg: DictConfig) -> nn.Module:
@@ -390,7 +399,7 @@ def build_trainer(
         model,
         loader,
         optimizer,
-        amp_type(cfg) if cfg.train.amp.enabled else None,
+        amp_type(cfg),
         skip_nonfinite=cfg.train.get("skip_nonfinite", 0),
         folder=cfg.train.output_dir,
         mark=mark,

@@ -40,7 +40,8 @@ class Detector:
         weights: a checkpoint (`.pth`) or weights alone (`.pth`, `.safetensors`); beside `source`, in place of its
             own. They must cover the whole model. Averaged weights are used where the config has them.
         device: "cuda", "cuda:1", "mps" or "cpu"; "auto" for the first of these that is there.
-        dtype: "float32", or "float16" or "bfloat16" for mixed precision, as in training with `train.amp`.
+        dtype: "float32", or "float16" or "bfloat16" for mixed precision, as in training with `train.amp`: on a CPU
+            only where it has units for it, as float32 is faster otherwise.
         class_names: of the model's outputs, if not those that the checkpoint or the config's dataset knows.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -15,10 +16,12 @@ from omegaconf import DictConfig
 from ..checkpoint_files import load_detector
 from ..config import resolve_device
 from ..data.classes import Classes
+from ..precision import pays
 from .float64 import Float64
 from .network import Predictions
 
 DTYPES = ("float32", "float16", "bfloat16")
+logger = logging.getLogger(__name__)
 
 
 class PyTorchNetwork:
@@ -29,7 +32,8 @@ class PyTorchNetwork:
         weights: see `load_detector`.
         classes: None: numbered.
         device: see `Detector`.
-        dtype: one of DTYPES or of PyTorch's types of these names.
+        dtype: one of DTYPES or of PyTorch's types of these names; float32 instead, with a warning, where a CPU is
+            faster so.
 
     Raises:
         FileNotFoundError: there are no such weights.
@@ -55,6 +59,9 @@ class PyTorchNetwork:
         self._is_rgb = mapper.get("img_format", "RGB") == "RGB"
         self.model = load_detector(cfg, weights)
         self._device = torch.device(cfg.train.device)
+        if self._dtype != torch.float32 and not pays(self._dtype, self._device):
+            logger.warning("This CPU has no units for %s: float32 is faster, and used instead", name)
+            self._dtype = torch.float32
         count = cfg.model.num_classes
         self.classes = classes.for_outputs(count) if classes else Classes.numbered(count)
 
