@@ -39,6 +39,10 @@ baseline: $(READY) $(TINY)  ## plain DINO with the demo's budget
 
 comparison: $(READY) $(TINY)  ## three detectors with both supervisions, three seeds each: hours; may be interrupted and goes on
 	$(BIN)/python tools/compare.py --output output/detectors $(NARROW)
+	$(BIN)/python tools/export_weights.py --only backbone --output output/backbone.safetensors \
+		--checkpoint output/detectors/dino_tiny/seed_1/model_final.pth
+	$(BIN)/python tools/compare.py --output output/dense_detectors $(NARROW) \
+		train.init_checkpoint=output/backbone.safetensors --pairs align_dab_detr_tiny:dab_detr_tiny
 
 ablation: $(READY) $(TINY)  ## every option of the criterion, three seeds each: hours; may be interrupted and goes on
 	$(BIN)/python tools/ablate.py --output output/ablation $(NARROW)

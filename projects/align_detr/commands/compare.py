@@ -36,7 +36,6 @@ from align_detr.commands.training_runs import (
 )
 
 PAIRS = ("align_detr_tiny:dino_tiny", "align_h_deformable_detr_tiny:h_deformable_detr_tiny")
-PAIRS += ("align_dab_detr_tiny:dab_detr_tiny",)
 
 Pair = tuple[Path, Path]
 
