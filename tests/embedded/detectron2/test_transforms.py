@@ -5,6 +5,7 @@ import pytest
 from detectron2.data import transforms as T
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +74,20 @@ def test_resize_of_any_image(dtype, shape):
         one = (image if image.ndim == 2 else image[..., channel]).astype(np.float32)
         found = (resized if image.ndim == 2 else resized[..., channel]).astype(np.float32)
         assert np.abs(resize.apply_image(one) - found).max() <= 1
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.data())
+def test_resize_is_pils(data):
+    """Larger or smaller, of a view, flipped, or of memory that is read-only: PIL's pixels, but for rounding."""
+    height, width, new_height, new_width = (data.draw(st.integers(1, 90)) for _ in range(4))
+    image = np.random.default_rng(height).integers(0, 256, (height + 2, width + 3, 3), dtype=np.uint8)
+    image.flags.writeable = data.draw(st.booleans())
+    image = image[1:-1, 2:-1][:, :: data.draw(st.sampled_from([1, -1]))]
+    found = T.ResizeTransform(height, width, new_height, new_width).apply_image(image)
+    expected = np.asarray(Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BILINEAR))
+    assert found.shape == expected.shape and found.dtype == np.uint8
+    assert np.abs(found.astype(int) - expected).max() <= 1
 
 
 def test_resize_of_labels_points_and_back():
