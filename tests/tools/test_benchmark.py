@@ -1,6 +1,7 @@
 """The benchmark: what it measures is what it says, and the reference it compares with computes the same."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from detectron2.config import LazyConfig, instantiate
 
 from align_detr.commands import benchmark as tool
-from align_detr.commands import stopwatch, workloads
+from align_detr.commands import make_data, stopwatch, workloads
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "projects" / "align_detr" / "configs"
@@ -155,6 +156,16 @@ def test_data(capsys, tmp_path):
     )
     (record,) = json.loads((tmp_path / "figures.json").read_text())["records"]
     assert record["batch"] == 4 and record["images_per_s"] > 0 and "images/s in batches of 4" in output
+
+
+def test_data_beside_decoding(capsys, monkeypatch, tmp_path):
+    """How much of the time goes into what training does to an image once it is read."""
+    make_data.main(["--synthetic", "--train", "8", "--val", "1", "--output", str(tmp_path)])
+    monkeypatch.setenv("TINY_COCO_ROOT", str(tmp_path))
+    options = ("--parts", "data", "--repeats", 1, "train.device=cpu", "dataloader.train.num_workers=0")
+    output = run(capsys, "--config-file", CONFIGS / "align_detr_tiny.py", *options)
+    rate, share = re.search(r"(\S+) images/s in one process, (\S+) of decoding alone", output).groups()
+    assert float(rate) > 0 and 0 < float(share) < 1
 
 
 def test_data_that_is_not_there(capsys, monkeypatch):

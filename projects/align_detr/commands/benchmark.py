@@ -9,7 +9,7 @@
                 gets; on a GPU also against the time that its memory traffic takes at least
     step        of align-detr train: forward, backward, clipping, optimizer; and the share of each part
     inference   from a batch of images to detections
-    data        `dataloader.train`, with nothing else to do
+    data        `dataloader.train`, with nothing else to do; and what one process makes of its images, beside decoding
 
 Images are noise, and objects lie anywhere, except for `data`. Times are medians after a warm-up, ± the interquartile
 range. Memory is what a run needs at its peak, on a GPU by PyTorch's allocator, on Linux by a process of its own; for
@@ -24,11 +24,14 @@ import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from itertools import islice, product
+from itertools import cycle, islice, product
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
+from detectron2.config import instantiate
+from detectron2.data.detection_utils import read_image
 from omegaconf import DictConfig
 from tabulate import tabulate
 from tqdm import tqdm
@@ -55,6 +58,7 @@ PARTS = ("criterion", "attention", "step", "inference", "data")
 MANY_BATCHES = (2, 4, 8, 16, 32)
 GPU_BATCHES = (2, 4, 8, 16)
 OBJECTS = 7  # per image, COCO's mean, where their number makes no difference
+DECODED = 20  # images per repeat
 LARGE_COPY, CACHED_COPY = 1 << 30, 1 << 23  # bytes: many times a GPU's cache, and a part of it
 Record = dict[str, Any]
 
@@ -189,6 +193,22 @@ class Benchmark:
         steps = [r["batch"] / seconds(r) for r in self.records if r["part"] == "step"]
         if steps:
             print(f"{rate / max(steps):.3g} times what the fastest step above takes")
+        if {"dataset", "mapper"} <= set(self.cfg.dataloader.train):
+            record |= self.one_process()
+            share = record["one_process_per_s"] / record["decoded_per_s"]
+            print(f"{record['one_process_per_s']:.3g} images/s in one process, {share:.2f} of decoding alone")
+
+    def one_process(self) -> Record:
+        """Images per second of processor time: mapped for training, and only decoded; the same ones, by turns."""
+        data = self.cfg.dataloader.train
+        mapper = instantiate(data.mapper)
+        spent = {"one_process_per_s": [], "decoded_per_s": []}
+        for image in islice(cycle(instantiate(data.dataset)), DECODED * self.args.repeats):
+            for doing, seconds_ in zip((mapper, decode), spent.values(), strict=True):
+                start = time.process_time()
+                doing(image)
+                seconds_.append(time.process_time() - start)
+        return {name: 1 / fmean(seconds_) for name, seconds_ in spent.items()}
 
 
 def progress(settings: Sequence[Any], part: str) -> Iterable[Any]:
@@ -206,6 +226,10 @@ def _bandwidths(device: torch.device) -> tuple[float, float]:
     rates = copy_bandwidth(device, LARGE_COPY), copy_bandwidth(device, CACHED_COPY)
     print(f"copies: {rates[0] / 1e9:.0f} GB/s from memory, {rates[1] / 1e9:.0f} GB/s within the cache")
     return rates
+
+
+def decode(image: dict[str, Any]) -> None:
+    read_image(image["file_name"], "RGB")
 
 
 def loader_workers(cfg: DictConfig) -> int:
