@@ -51,7 +51,9 @@ SYMBOLS = {"alpha": "α", "tau": "τ", "gamma": "γ"}
 DEFAULT, PLAIN = "default", "baseline"
 
 
-def parse_grid(words: Sequence[str], option: str = "--grid") -> dict[str, list[str]]:
+def parse_grid(
+    words: Sequence[str], option: str = "--grid", form: str = "name=value,value,..."
+) -> dict[str, list[str]]:
     """`["k=1,2"]` as `{"model.criterion.k": ["1", "2"]}`.
 
     Raises:
@@ -61,7 +63,7 @@ def parse_grid(words: Sequence[str], option: str = "--grid") -> dict[str, list[s
     for word in words:
         name, equals, values = word.partition("=")
         if not equals or not re.fullmatch(r"[\w.]+", name) or not all(values.split(",")):
-            raise ValueError(f"{option} takes name=value,value,..., not {word}")
+            raise ValueError(f"{option} takes {form}, not {word}")
         key = name if "." in name else CRITERION + name
         if key in grid:
             raise ValueError(f"{option} has {name} twice")
@@ -75,7 +77,7 @@ def parse_chain(words: Sequence[str]) -> dict[str, list[str]]:
     Raises:
         ValueError: as there, or a word has several values.
     """
-    chain = parse_grid(words, "--chain")
+    chain = parse_grid(words, "--chain", "name=value")
     if several := [f"{key}={','.join(values)}" for key, values in chain.items() if len(values) > 1]:
         raise ValueError(f"--chain takes one value of each, not {several[0]}")
     return chain

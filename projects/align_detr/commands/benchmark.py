@@ -24,9 +24,8 @@ import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from itertools import cycle, islice, product
+from itertools import islice, product
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -39,7 +38,7 @@ from tqdm import tqdm
 from align_detr._platform import describe
 from align_detr.checkpoint_files import load_detector
 from align_detr.commands.command_line import errors_in_one_line, load_config, take_overrides
-from align_detr.commands.stopwatch import by_turns, copy_bandwidth
+from align_detr.commands.stopwatch import Run, Stopwatch, by_turns, copy_bandwidth
 from align_detr.commands.train import build_loader, device_name
 from align_detr.commands.workloads import (
     Attention,
@@ -58,7 +57,7 @@ PARTS = ("criterion", "attention", "step", "inference", "data")
 MANY_BATCHES = (2, 4, 8, 16, 32)
 GPU_BATCHES = (2, 4, 8, 16)
 OBJECTS = 7  # per image, COCO's mean, where their number makes no difference
-DECODED = 20  # images per repeat
+DECODED = 20  # images
 LARGE_COPY, CACHED_COPY = 1 << 30, 1 << 23  # bytes: many times a GPU's cache, and a part of it
 Record = dict[str, Any]
 
@@ -199,16 +198,21 @@ class Benchmark:
             print(f"{record['one_process_per_s']:.3g} images/s in one process, {share:.2f} of decoding alone")
 
     def one_process(self) -> Record:
-        """Images per second of processor time: mapped for training, and only decoded; the same ones, by turns."""
+        """Images per second, mapped for training, and only decoded; the same ones, by turns."""
         data = self.cfg.dataloader.train
-        mapper = instantiate(data.mapper)
-        spent = {"one_process_per_s": [], "decoded_per_s": []}
-        for image in islice(cycle(instantiate(data.dataset)), DECODED * self.args.repeats):
-            for doing, seconds_ in zip((mapper, decode), spent.values(), strict=True):
-                start = time.process_time()
-                doing(image)
-                seconds_.append(time.process_time() - start)
-        return {name: 1 / fmean(seconds_) for name, seconds_ in spent.items()}
+        images, mapper = instantiate(data.dataset)[:DECODED], instantiate(data.mapper)
+
+        def over_images(do: Callable[[dict[str, Any]], Any]) -> Run:
+            def run(watch: Stopwatch) -> None:
+                for image in images:
+                    do(image)
+                watch.mark("images")
+
+            return run
+
+        runs = {"one_process_per_s": over_images(mapper), "decoded_per_s": over_images(decode)}
+        timings = by_turns(runs, torch.device("cpu"), self.args.repeats)
+        return {name: len(images) / timing.median for name, timing in timings.items()}
 
 
 def progress(settings: Sequence[Any], part: str) -> Iterable[Any]:
