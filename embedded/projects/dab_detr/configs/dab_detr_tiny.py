@@ -24,5 +24,5 @@ model.criterion.weight_dict.loss_class = 3.0
 # Dense attention has to learn where to look, and does so in this time with a backbone that can see already:
 # train.init_checkpoint, as docs/evidence.md says.
 optimizer.lr = 4e-4
-train.max_iter = 4000
+train.max_iter = 5400
 train.output_dir = "./output/dab_detr_tiny"
