@@ -101,17 +101,20 @@ def test_published_settings():
 
 
 @pytest.mark.parametrize(
-    "name, baseline",
+    "name, baseline, rates",
     [
-        ("align_detr_tiny", "dino/configs/dino_tiny.py"),
-        ("align_h_deformable_detr_tiny", "h_deformable_detr/configs/h_deformable_detr_tiny.py"),
-        ("align_dab_detr_tiny", "dab_detr/configs/dab_detr_tiny.py"),
-        ("align_detr_bccd", "dino/configs/dino_bccd.py"),
+        ("align_detr_tiny", "dino/configs/dino_tiny.py", (8e-4, 8e-4)),
+        ("align_h_deformable_detr_tiny", "h_deformable_detr/configs/h_deformable_detr_tiny.py", (8e-4, 4e-4)),
+        ("align_dab_detr_tiny", "dab_detr/configs/dab_detr_tiny.py", (4e-4, 4e-4)),
+        ("align_detr_bccd", "dino/configs/dino_bccd.py", (4e-4, 4e-4)),
     ],
 )
-def test_pairs_differ_in_the_supervision_alone(name, baseline):
-    """Protects the comparisons: with the same data, model, rate and budget, a gain is the supervision's."""
+def test_pairs_differ_in_the_supervision_alone(name, baseline, rates):
+    """Protects the comparisons: with the same data, model and budget, each at the rate that a search found best for
+    it, a gain is the supervision's."""
     ours, theirs = load(name), get_project_config(baseline)
+    assert (ours.optimizer.lr, theirs.optimizer.lr) == rates
+    ours.optimizer.lr = theirs.optimizer.lr
     for cfg in (ours, theirs):
         cfg.train.device = cfg.train.output_dir = cfg.model.criterion = cfg.model._target_ = ""
     assert OmegaConf.to_container(ours, resolve=False) == OmegaConf.to_container(theirs, resolve=False)

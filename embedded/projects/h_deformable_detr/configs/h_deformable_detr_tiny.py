@@ -22,4 +22,5 @@ model.device = "${train.device}"
 # From scratch, boxes fit long before classes are told apart.
 model.criterion.weight_dict.loss_class = 3.0
 
+optimizer.lr = 4e-4
 train.output_dir = "./output/h_deformable_detr_tiny"
