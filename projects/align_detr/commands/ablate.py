@@ -42,10 +42,17 @@ from align_detr.commands.training_runs import (
     parse_words,
     relative,
 )
+from align_detr.modeling.losses import CLASSIFICATION_LOSSES
 
 CONFIG, BASELINE = "align_detr_tiny", "dino_tiny"
 CRITERION = "model.criterion."
-GRID = ("alpha=0,0.25,0.5,0.75", "k=1,2,3", "tau=0.5,1.5,3", "gamma=1,2,3", "loss_class_type=ia_bce_loss,align_loss")
+GRID = (
+    "alpha=0,0.25,0.5,0.75",
+    "k=1,2,3",
+    "tau=0.5,1.5,3,1000",
+    "gamma=1,2",
+    f"loss_class_type={','.join(CLASSIFICATION_LOSSES)}",
+)
 SYMBOLS = {"alpha": "α", "tau": "τ", "gamma": "γ"}
 
 DEFAULT, PLAIN = "default", "baseline"
@@ -271,7 +278,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--baseline", default=BASELINE, metavar="CONFIG", help="(default: %(default)s)")
     parser.add_argument("--no-baseline", action="store_true")
     parser.add_argument(
-        "--grid", nargs="+", action="extend", metavar="NAME=V,V", help=f"what to vary (default: {' '.join(GRID)})"
+        "--grid",
+        nargs="+",
+        action="extend",
+        metavar="NAME=V,V",
+        help="what to vary (default: alpha, k, tau, gamma and loss_class_type of the criterion)",
     )
     parser.add_argument("--full", action="store_true", help="all combinations instead of one change at a time")
     parser.add_argument("--chain", nargs="+", metavar="NAME=V", help="what to change one after the other, and keep so")
