@@ -28,7 +28,7 @@ $(TESTABLE): $(READY)
 $(TINY): | $(READY)
 	$(BIN)/python tools/make_tiny_coco.py --synthetic --output $(TINY_COCO_ROOT)
 
-# γ = 1 instead of 2 leaves fewer doubtful boxes above the pictures' threshold, at the same AP (docs/evidence.md).
+# γ = 1 instead of 2 leaves fewer doubtful boxes above the pictures' threshold, docs/evidence.md.
 demo: $(READY) $(TINY)  ## train on drawn shapes, evaluate, and show predictions beside ground truth
 	$(BIN)/python tools/train_net.py --config-file projects/align_detr/configs/align_detr_tiny.py \
 		$(NARROW) $(BUDGET) model.criterion.gamma=1 train.output_dir=$(DEMO) train.seed=$(SEED)

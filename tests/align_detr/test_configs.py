@@ -110,8 +110,8 @@ def test_published_settings():
     ],
 )
 def test_pairs_differ_in_the_supervision_alone(name, baseline, rates):
-    """Protects the comparisons: with the same data, model and budget, each at the rate that a search found best for
-    it, a gain is the supervision's."""
+    """Protects the comparisons: with the same data, model and budget, and a known rate for each, a gain is the
+    supervision's."""
     ours, theirs = load(name), get_project_config(baseline)
     assert (ours.optimizer.lr, theirs.optimizer.lr) == rates
     ours.optimizer.lr = theirs.optimizer.lr

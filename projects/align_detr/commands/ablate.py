@@ -50,7 +50,7 @@ GRID = (
     "alpha=0,0.25,0.5,0.75",
     "k=1,2,3",
     "tau=0.5,1.5,3,1000",
-    "gamma=1,2",
+    "gamma=1,2,3",
     f"loss_class_type={','.join(CLASSIFICATION_LOSSES)}",
 )
 SYMBOLS = {"alpha": "α", "tau": "τ", "gamma": "γ"}
@@ -282,7 +282,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         action="extend",
         metavar="NAME=V,V",
-        help="what to vary (default: alpha, k, tau, gamma and loss_class_type of the criterion)",
+        help=f"what to vary (default: {', '.join(word.partition('=')[0] for word in GRID)}, in several values each)",
     )
     parser.add_argument("--full", action="store_true", help="all combinations instead of one change at a time")
     parser.add_argument("--chain", nargs="+", metavar="NAME=V", help="what to change one after the other, and keep so")
