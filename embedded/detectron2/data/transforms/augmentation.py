@@ -1,5 +1,6 @@
 """Random augmentations: each looks at an image and draws the transform to apply to it and to what belongs to it."""
 
+import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -46,14 +47,20 @@ class Augmentation(ABC):
 
     def __call__(self, aug_input: AugInput) -> Transform:
         """Draws a transform for the input, applies it in place and returns it."""
-        wanted = inspect.signature(self.get_transform).parameters
-        transform = self.get_transform(*(getattr(aug_input, name) for name in wanted))
+        transform = self.get_transform(*(getattr(aug_input, name) for name in _inputs_of(type(self))))
         aug_input.transform(transform)
         return transform
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
         return f"{type(self).__name__}({settings})"
+
+
+@functools.cache
+def _inputs_of(policy: type[Augmentation]) -> tuple[str, ...]:
+    """Names of what `get_transform` looks at."""
+    _, *inputs = inspect.signature(policy.get_transform).parameters
+    return tuple(inputs)
 
 
 class AugmentationList(Augmentation):
