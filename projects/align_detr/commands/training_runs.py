@@ -23,6 +23,7 @@ from datetime import timedelta
 from pathlib import Path
 from pkgutil import resolve_name
 
+import dask
 import torch
 from detectron2.config import LazyConfig
 from distributed import Client, Event, Future, wait
@@ -56,6 +57,12 @@ METRICS = {  # what is kept of a run: its name in metrics.json; its name and dig
 LAYERS = "layers/"  # metrics of all decoder layers, which `align-detr analyze` finds
 RETRIES = 2
 CONNECT_SECONDS = 30
+# By default Dask looks at itself so often that it takes a twentieth of a core from the trainings.
+SELDOM = {
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.system-monitor.interval": "10s",
+    "distributed.admin.tick.interval": "1s",
+}
 BEGUN, DONE = "run_config.yaml", "run_result.json"
 
 
@@ -131,7 +138,8 @@ class Runner:
         else:
             where = {"address": self.cluster, "timeout": CONNECT_SECONDS}
         try:
-            client = Client(**where)
+            with dask.config.set({} if self.cluster else SELDOM):
+                client = Client(**where)
         except OSError as problem:
             raise ValueError(f"no Dask scheduler answers at {self.cluster}") from problem
         with client:
