@@ -109,6 +109,35 @@ def test_tables_and_figures(capsys, tmp_path, no_memory):
     assert "no GPU here" in output and "96x96, batch 2: backbone" in output
 
 
+@pytest.mark.slow
+def test_growth_is_of_one_thing_at_a_time(capsys, tmp_path, no_memory):
+    """Each row differs from the smallest of its kind in what it says, and its products are those of such a step."""
+    output = run(
+        capsys,
+        *("--config-file", CONFIGS / "align_h_deformable_detr_tiny.py", "--parts", "growth", "--repeats", 1),
+        *("--image-sizes", "64x64", "64x128", "--batch-sizes", 1, 2, "--objects", 2, 4),
+        *("--json", tmp_path / "figures.json", "train.device=cpu"),
+        *("model.num_queries_one2one=16", "model.num_queries_one2many=32"),
+    )
+    records = json.loads((tmp_path / "figures.json").read_text())["records"]
+    rows = {(r["cause"], r["value"]): (r["image_size"], r["batch"], r["objects"]) for r in records}
+    assert rows == {
+        ("image size", "64x64"): ("64x64", 1, 2),
+        ("image size", "64x128"): ("64x128", 1, 2),
+        ("batch", 1): ("64x64", 1, 2),
+        ("batch", 2): ("64x64", 2, 2),
+        ("objects", 2): ("64x64", 1, 2),
+        ("objects", 4): ("64x64", 1, 4),
+        **{("queries", number): ("64x64", 1, 2) for number in (12, 24, 48)},
+    }
+    products = {(r["cause"], r["value"]): r["products"] for r in records}
+    assert products["batch", 2] == pytest.approx(2 * products["batch", 1], rel=0.01)
+    assert products["image size", "64x128"] > 1.3 * products["image size", "64x64"]
+    assert products["objects", 2] == products["batch", 1] == products["queries", 48] > products["queries", 12]
+    line = next(line.split() for line in output.splitlines() if line.startswith("batch") and line.split()[1] == "2")
+    assert line[-1] == "2.00" and line[-2] == "1.00"  # memory is faked
+
+
 @pytest.mark.parametrize("config", ["align_h_deformable_detr_tiny.py", "align_dab_detr_tiny.py"])
 def test_other_detectors(config, capsys, no_memory):
     """Criteria that are called in another way, and a detector without deformable attention."""

@@ -1,6 +1,6 @@
 """Time a config's criterion, deformable attention, training step, inference and data loading on this device.
 
-    align-detr benchmark --config-file CONFIG [--parts criterion attention step inference data]
+    align-detr benchmark --config-file CONFIG [--parts criterion attention step inference data growth]
         [--batch-sizes 2 4 8] [--image-sizes 480x640] [--objects 7 14 28 56] [--repeats 7] [--reference]
         [--json FILE] [key=value ...]
 
@@ -10,6 +10,8 @@
     step        of align-detr train: forward, backward, clipping, optimizer; and the share of each part
     inference   from a batch of images to detections
     data        `dataloader.train`, with nothing else to do; and what one process makes of its images, beside decoding
+    growth      how a training step's time, its criterion's and its memory grow with image size, batch, objects and
+                queries, one at a time from the first of each; beside the operations of its products of matrices
 
 Images are noise, and objects lie anywhere, except for `data`. Times are medians after a warm-up, ± the interquartile
 range. Memory is what a run needs at its peak, on a GPU by PyTorch's allocator, on Linux by a process of its own; for
@@ -33,6 +35,7 @@ from detectron2.config import instantiate
 from detectron2.data.detection_utils import read_image
 from omegaconf import DictConfig
 from tabulate import tabulate
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from align_detr._platform import describe
@@ -53,9 +56,12 @@ from align_detr.commands.workloads import (
     synthetic_batch,
 )
 
-PARTS = ("criterion", "attention", "step", "inference", "data")
+USUAL_PARTS = ("criterion", "attention", "step", "inference", "data")
+PARTS = (*USUAL_PARTS, "growth")
 MANY_BATCHES = (2, 4, 8, 16, 32)
 GPU_BATCHES = (2, 4, 8, 16)
+GROWING_BATCHES = (1, 2, 4)
+GROWING_QUERIES = (0.25, 0.5, 1)  # of the config's
 OBJECTS = 7  # per image, COCO's mean, where their number makes no difference
 DECODED = 20  # images
 LARGE_COPY, CACHED_COPY = 1 << 30, 1 << 23  # bytes: many times a GPU's cache, and a part of it
@@ -112,8 +118,8 @@ class Benchmark:
             calls = self.criterion_calls(size, objects)
             rows.append(self.measure("criterion", self.setting(Criterion, batch, size, objects, calls), plain))
         table(rows, ("objects", "batch"), {"per image": lambda r: f"{1e3 * per_image(r):.2f} ms"})
-        growth(rows, "objects", "batch", "images", per_image, "time per image")
-        growth(rows, "batch", "objects", "objects per image", seconds, "time")
+        say_growth(rows, "objects", "batch", "images", per_image, "time per image")
+        say_growth(rows, "batch", "objects", "objects per image", seconds, "time")
         if self.args.reference and not plain:
             print(f"no reference of {type(self.model.criterion).__name__} with these options")
 
@@ -197,6 +203,32 @@ class Benchmark:
             share = record["one_process_per_s"] / record["decoded_per_s"]
             print(f"{record['one_process_per_s']:.3g} images/s in one process, {share:.2f} of decoding alone")
 
+    def growth(self) -> None:
+        rows = []
+        for (cause, value), setting in progress(list(self.growing().items()), "growth"):
+            labels = {"cause": cause, "value": value, "products": count_products(setting)}
+            rows.append(self.measure("growth", setting, plain=False, **labels))
+        print(tabulate(grown(rows), headers="keys", floatfmt=".2f"), flush=True)
+
+    def growing(self) -> dict[tuple[str, Any], Setting]:
+        """By what grows and how large it is, the smallest first; all else as the first of its kind."""
+        batches = self.args.batch_sizes or GROWING_BATCHES
+        sizes = self.args.image_sizes or [(240, 320), *self.sizes]
+        base = {"batch": batches[0], "size": sizes[0], "objects": self.args.objects[0]}
+        kinds = {"size": ("image size", sizes), "batch": ("batch", batches), "objects": ("objects", self.args.objects)}
+        settings = {
+            (cause, "x".join(map(str, value)) if key == "size" else value): self.setting(Step, **{**base, key: value})
+            for key, (cause, values) in kinds.items()
+            for value in sorted(values)
+        }
+        queries = {name: value for name, value in self.cfg.model.items() if str(name).startswith("num_queries")}
+        for share in GROWING_QUERIES if queries else ():
+            fewer = {name: max(1, round(share * value)) for name, value in queries.items()}
+            setting = self.setting(Step, **base)
+            setting.overrides = [*self.overrides, *(f"model.{name}={value}" for name, value in fewer.items())]
+            settings["queries", sum(fewer.values())] = setting
+        return settings
+
     def one_process(self) -> Record:
         """Images per second, mapped for training, and only decoded; the same ones, by turns."""
         data = self.cfg.dataloader.train
@@ -213,6 +245,29 @@ class Benchmark:
         runs = {"one_process_per_s": over_images(mapper), "decoded_per_s": over_images(decode)}
         timings = by_turns(runs, torch.device("cpu"), self.args.repeats)
         return {name: len(images) / timing.median for name, timing in timings.items()}
+
+
+def count_products(setting: Setting) -> int:
+    """Floating-point operations of the products of matrices and the convolutions of one run."""
+    run = setting.prepare(plain=False)
+    with FlopCounterMode(display=False) as counter:
+        run(Stopwatch(torch.device("cpu")))
+    return counter.get_total_flops()
+
+
+def grown(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Rows of a table: each cost, and how many times that of the least of what makes it grow."""
+    rows = []
+    for cause in dict.fromkeys(record["cause"] for record in records):
+        line = [record for record in records if record["cause"] == cause]
+        for record in line:
+            row = {"what grows": cause, "": record["value"], "step": spread(record["ours"])}
+            row |= {"peak memory": megabytes(record["ours"])}
+            for name, cost in COSTS.items():
+                first = cost(line[0])
+                row[f"{name} ×"] = cost(record) / first if first else None
+            rows.append(row)
+    return rows
 
 
 def progress(settings: Sequence[Any], part: str) -> Iterable[Any]:
@@ -248,6 +303,14 @@ def per_image(record: Record) -> float:
     return seconds(record) / record["batch"]
 
 
+COSTS: dict[str, Callable[[Record], float | None]] = {
+    "step": seconds,
+    "criterion": lambda record: record["ours"]["phases_s"]["criterion"],
+    "memory": lambda record: record["ours"]["peak_bytes"],
+    "products": lambda record: record["products"],
+}
+
+
 def table(rows: Sequence[Record], keys: Sequence[str], columns: dict[str, Callable[[Record], Any]]) -> None:
     """Print the rows: the values of `keys`, time and memory, `columns`, and the reference where there is one."""
     cells = []
@@ -273,7 +336,7 @@ def megabytes(measured: dict[str, Any]) -> str:
     return "unknown" if measured["peak_bytes"] is None else f"{measured['peak_bytes'] / 1e6:,.0f} MB"
 
 
-def growth(
+def say_growth(
     rows: Sequence[Record],
     fixed: str,
     varied: str,
@@ -335,12 +398,22 @@ def check(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", default="", metavar="FILE", help="as for align-detr train")
-    parser.add_argument("--parts", nargs="+", default=list(PARTS), metavar="PART", help="what to time; default: all")
     parser.add_argument(
-        "--batch-sizes", nargs="+", default=[], metavar="N", help="default: 2 to 32 for the criterion, else 2, or to 16"
+        "--parts", nargs="+", default=list(USUAL_PARTS), metavar="PART", help="what to time; default: all but growth"
     )
     parser.add_argument(
-        "--image-sizes", nargs="+", default=[], metavar="HxW", help="default: 480x640; on a GPU 800x1066 too"
+        "--batch-sizes",
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="default: 2 to 32 for the criterion, 1 to 4 for growth, else 2, or to 16",
+    )
+    parser.add_argument(
+        "--image-sizes",
+        nargs="+",
+        default=[],
+        metavar="HxW",
+        help="default: 480x640; on a GPU 800x1066 too; for growth 240x320 first",
     )
     parser.add_argument(
         "--objects",
