@@ -7,7 +7,7 @@ from .coco_detr import dataloader
 register_bccd()
 
 dataloader.train.dataset.names = "bccd_train"
-dataloader.train.total_batch_size = 2
+dataloader.train.total_batch_size = 4
 dataloader.train.num_workers = 1
 dataloader.train.mapper.augmentation[1].short_edge_length = [160, 176, 192]
 dataloader.train.mapper.augmentation[1].max_size = 256
