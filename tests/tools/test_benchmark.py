@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,27 @@ def test_tables_and_figures(capsys, tmp_path, no_memory):
     assert "no GPU here" in output and "96x96, batch 2: backbone" in output
 
 
+def test_beside_another_option(capsys, monkeypatch, tmp_path, no_memory):
+    """--beside times, by turns, what the same command times with that option; the ratio is ours to that."""
+    seconds = {"model.num_queries=30": 1.0, "model.num_queries=60": 4.0}
+
+    def prepare(setting: workloads.Inference, plain: bool) -> Callable[[stopwatch.Stopwatch], None]:
+        assert not plain
+        cfg = setting.config()
+        return lambda watch: watch.seconds.update(inference=seconds[f"model.num_queries={cfg.model.num_queries}"])
+
+    monkeypatch.setattr(workloads.Inference, "prepare", prepare)
+    output = run(
+        capsys,
+        *("--config-file", CONFIGS / "align_detr_tiny.py", "--parts", "inference", "--repeats", 1),
+        *("--beside", "model.num_queries=60", "--beside", "model.select_box_nums_for_evaluation=5"),
+        *("--json", tmp_path / "figures.json", "train.device=cpu", "model.num_queries=30"),
+    )
+    (record,) = json.loads((tmp_path / "figures.json").read_text())["records"]
+    assert record["ours"]["median_s"] == 1 and record["beside"]["median_s"] == 4 and "reference" not in record
+    assert "time of beside" in output and output.count("0.25") == 1
+
+
 @pytest.mark.slow
 def test_growth_is_of_one_thing_at_a_time(capsys, tmp_path, no_memory):
     """Each row differs from the smallest of its kind in what it says, and its products are those of such a step."""
@@ -213,6 +235,8 @@ def test_data_that_is_not_there(capsys, monkeypatch):
         (["--parts", "step", "steps"], "there is no steps; choose from criterion, attention"),
         (["--image-sizes", "480"], "--image-sizes: 480 is no image size, such as 480x640"),
         (["--batch-sizes", "0"], "--batch-sizes: 0 is not a number from 1 up"),
+        (["--beside", "train.amp.enable=False"], "the config has no train.amp.enable: did you mean"),
+        (["--parts", "growth", "--beside", "train.amp.enabled=False"], "--parts growth has no --beside"),
     ],
 )
 def test_options_that_make_no_sense(options, reason, capsys):

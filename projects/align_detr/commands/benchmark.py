@@ -2,7 +2,7 @@
 
     align-detr benchmark --config-file CONFIG [--parts criterion attention step inference data growth]
         [--batch-sizes 2 4 8] [--image-sizes 480x640] [--objects 7 14 28 56] [--repeats 7] [--reference]
-        [--json FILE] [key=value ...]
+        [--beside key=value ...] [--json FILE] [key=value ...]
 
     criterion   the losses with their matching, forward and backward, of random predictions in the detector's shapes
     attention   deformable attention alone, forward and backward, on what the first such layer of encoder and decoder
@@ -16,7 +16,8 @@
 Images are noise, and objects lie anywhere, except for `data`. Times are medians after a warm-up, ± the interquartile
 range. Memory is what a run needs at its peak, on a GPU by PyTorch's allocator, on Linux by a process of its own; for
 step and inference that includes the model. `--reference` runs the plain formulations of tests/reference by turns with
-ours in the same process; "of reference" is ours divided by theirs.
+ours in the same process, and `--beside` the same with other options, such as train.amp.enabled=False; "of reference"
+and "of beside" are ours divided by theirs.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import islice, product
 from pathlib import Path
@@ -88,15 +90,19 @@ class Benchmark:
             getattr(self, part)()
 
     def measure(self, part: str, setting: Setting, plain: bool, **labels: Any) -> Record:
-        """Time and memory of a setting, if `plain` beside those of its reference."""
-        names = {"ours": False, "reference": True} if plain else {"ours": False}
-        runs = {name: setting.prepare(is_plain) for name, is_plain in names.items()}
+        """Time and memory of a setting, if `plain` beside those of its reference, and with the options of --beside."""
+        variants = {"ours": (setting, False)}
+        if plain:
+            variants["reference"] = setting, True
+        if self.args.beside:
+            variants["beside"] = replace(setting, overrides=[*setting.overrides, *self.args.beside]), False
+        runs = {name: variant.prepare(is_plain) for name, (variant, is_plain) in variants.items()}
         timings = by_turns(runs, self.device, self.args.repeats)
         del runs
         size = "x".join(map(str, setting.size))
         record = {"part": part, **labels, "batch": setting.batch, "image_size": size, "objects": setting.objects}
-        for name, is_plain in names.items():
-            record[name] = {**timings[name].summary(), "peak_bytes": peak_bytes(setting, is_plain, self.device)}
+        for name, (variant, is_plain) in variants.items():
+            record[name] = {**timings[name].summary(), "peak_bytes": peak_bytes(variant, is_plain, self.device)}
         self.records.append(record)
         return record
 
@@ -312,18 +318,19 @@ COSTS: dict[str, Callable[[Record], float | None]] = {
 
 
 def table(rows: Sequence[Record], keys: Sequence[str], columns: dict[str, Callable[[Record], Any]]) -> None:
-    """Print the rows: the values of `keys`, time and memory, `columns`, and the reference where there is one."""
+    """Print the rows: the values of `keys`, time and memory, `columns`, and what they were timed by turns with."""
     cells = []
     for record in rows:
-        ours, plain = record["ours"], record.get("reference")
+        ours = record["ours"]
         row = {key.replace("_", " "): record[key] for key in keys}
         row |= {"time": spread(ours), "peak memory": megabytes(ours)}
         row |= {name: value(record) for name, value in columns.items()}
-        if plain:
-            row |= {"reference": spread(plain), "its memory": megabytes(plain)}
-            row["time of reference"] = ours["median_s"] / plain["median_s"]
-            if plain["peak_bytes"]:
-                row["memory of reference"] = ours["peak_bytes"] / plain["peak_bytes"]
+        for name in ("reference", "beside"):
+            if other := record.get(name):
+                row |= {name: spread(other), f"memory, {name}": megabytes(other)}
+                row[f"time of {name}"] = ours["median_s"] / other["median_s"]
+                if other["peak_bytes"]:
+                    row[f"memory of {name}"] = ours["peak_bytes"] / other["peak_bytes"]
         cells.append(row)
     print(tabulate(cells, headers="keys", floatfmt=".2f"), flush=True)
 
@@ -393,6 +400,10 @@ def check(args: argparse.Namespace) -> None:
     args.objects = typed(args.objects, positive, "--objects")
     if args.reference:
         reference()
+    if args.beside:
+        if "growth" in args.parts:
+            raise ValueError("--parts growth has no --beside: give it the option as its own, and compare the tables")
+        load_config(args.config_file, [*args.opts, *args.beside])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -424,6 +435,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--repeats", type=positive, default=7, help="after one to warm up")
     parser.add_argument("--reference", action="store_true", help="time the plain formulations as well")
+    parser.add_argument(
+        "--beside",
+        action="append",
+        default=[],
+        metavar="key=value",
+        help="time the same with this changed too, by turns; may be given again",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="key=value", help="changes of the config")
     args = parser.parse_args(argv)
