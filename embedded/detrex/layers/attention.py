@@ -68,10 +68,19 @@ class MultiheadAttention(nn.Module):
             key_pos = query_pos
         query = query if query_pos is None else query + query_pos
         key = key if key_pos is None else key + key_pos
+        query, key, value = (_length_first_in_memory(x, self.batch_first) for x in (query, key, value))
         attended, _ = self.attn(
             query, key, value, attn_mask=attn_mask, key_padding_mask=key_padding_mask, need_weights=False
         )
         return identity + self.proj_drop(attended)
+
+
+def _length_first_in_memory(x: Tensor, batch_first: bool) -> Tensor:
+    """The same tensor, laid out as `nn.MultiheadAttention` multiplies it: (length, batch, width) without gaps.
+
+    From another layout, inference in bfloat16 on a CPU copies the weights once for each position.
+    """
+    return x.transpose(0, 1).contiguous().transpose(0, 1) if batch_first else x.contiguous()
 
 
 def _additive_mask(attn_mask: Tensor | None, key_padding_mask: Tensor | None, like: Tensor) -> Tensor | None:
