@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from align_detr.analysis.seeds import difference, draw_rows, pooled_deviation, summarize, table
+from align_detr.analysis.seeds import PLACES, difference, draw_panels, draw_rows, pooled_deviation, summarize, table
 
 numbers = st.lists(st.integers(0, 1000).map(lambda n: n / 10), min_size=2, max_size=6)
 
@@ -40,3 +40,22 @@ def test_what_is_missing_is_not_made_up():
     assert "2.00 ± 1.41" in first and " 2.0 " in first
     assert second.count("–") == 2
     assert len(draw_rows(summary["settings"], ["A", "B"], "AP", "AP", "").axes[0].get_yticks()) == 1
+
+
+def test_a_panel_has_room_for_its_values():
+    """Labels of many values would cover each other; and names have no order that a line could show."""
+    results = {name: [{"AP": 1.0}, {"AP": 2.0}] for name in "abc"} | {"d": []}
+    row = {row["name"]: row for row in summarize(results, "a", ["AP"], "AP")["settings"]}
+    numbers = [("1", row["a"]), ("2.5", row["b"]), ("1e3", row["d"])]
+    names = [("focal", row["a"]), ("quality\nfocal", row["b"]), *[("x", row["c"])] * (PLACES - 2)]
+    figure = draw_panels({"k": numbers, "loss": names, "more": numbers}, row["a"], None, list(row.values()), "AP", "AP")
+    figure.canvas.draw()
+    k, loss, more = figure.axes
+    assert [[label.get_text() for label in axes.get_xticklabels()] for axes in (k, loss)] == [
+        [text for text, _ in numbers],
+        [text for text, _ in names],
+    ]
+    lines = [[line for line in axes.lines if line.get_marker() == "None"] for axes in figure.axes]
+    assert [len(those) for those in lines] == [2, 1, 2]  # the default's is one of them
+    assert k.get_position().y0 > loss.get_position().y1 > loss.get_position().y0 > more.get_position().y1
+    assert loss.get_position().width == pytest.approx(len(names) / len(numbers) * k.get_position().width, rel=0.2)

@@ -20,6 +20,7 @@ from .plots import STYLE
 
 CONFIDENCE = 0.95
 INK, FAINT = "#123c69", "#777777"
+PLACES = 11  # of values, in a line of panels
 
 
 def summarize(
@@ -142,7 +143,7 @@ def draw_panels(
     metric: str,
     label: str,
 ) -> Figure:
-    """A panel per option, with a place per value: dots are runs, bars standard deviations.
+    """A panel per option, as wide as it has values: dots are runs, bars standard deviations.
 
     Args:
         panels: values and their rows of the summary by option.
@@ -150,28 +151,59 @@ def draw_panels(
         rows: all of the summary; the widest interval among them is drawn as a band around the reference.
         label: what `metric` is.
     """
-    columns = min(3, len(panels)) or 1
-    lines = -(-len(panels) // columns) or 1
-    figure = Figure(figsize=(0.4 + 2.7 * columns, 0.7 + 2.5 * lines))
-    places = figure.subplots(lines, columns, sharey=True, squeeze=False).flat
-    for axes in places[len(panels) :]:
-        axes.set_visible(False)
-    for axes, (option, entries) in zip(places, panels.items(), strict=False):
-        _draw_reference(axes, reference, plain, rows, metric)
-        shown = [(place, row) for place, (_, row) in enumerate(entries) if row["n"]]
-        for place, row in shown:
-            draw_point(axes, place, row, metric, upright=True)
-        axes.plot(
-            [place for place, _ in shown], [row["metrics"][metric]["mean"] for _, row in shown], color=INK, linewidth=1
-        )
-        axes.set_xticks(range(len(entries)), [value for value, _ in entries])
-        axes.set(xlabel=option, xlim=(-0.5, len(entries) - 0.5))
-        axes.grid(axis="x", visible=False)
-    for axes in figure.axes[::columns]:
-        axes.set_ylabel(label)
+    lines = _in_lines(panels)
+    figure = Figure(figsize=(0.4 + 0.82 * PLACES, 0.7 + 2.5 * len(lines)))
+    cells = figure.add_gridspec(len(lines), 1)
+    first = None
+    for cell, line in zip(cells, lines, strict=True):
+        widths = [len(panels[option]) for option in line]
+        beside = [PLACES - sum(widths)] if sum(widths) < PLACES else []
+        for i, (option, place) in enumerate(
+            zip(line, cell.subgridspec(1, len(widths + beside), width_ratios=widths + beside), strict=False)
+        ):
+            axes = figure.add_subplot(place, sharey=first)
+            first = first or axes
+            _draw_reference(axes, reference, plain, rows, metric)
+            _draw_values(axes, panels[option], metric)
+            axes.set_xlabel(option)
+            if i == 0:
+                axes.set_ylabel(label)
+            else:
+                axes.tick_params(labelleft=False)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(columns + 1, 3))
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure
+
+
+def _in_lines(panels: Mapping[str, Sequence]) -> list[list[str]]:
+    """The options in lines that have room for all of their values."""
+    lines: list[list[str]] = [[]]
+    for option, entries in panels.items():
+        if lines[-1] and sum(len(panels[other]) for other in lines[-1]) + len(entries) > PLACES:
+            lines.append([])
+        lines[-1].append(option)
+    return lines
+
+
+def _draw_values(axes: Axes, entries: Sequence[tuple[str, Mapping]], metric: str) -> None:
+    """A place per value; a line joins numbers, whose order means something."""
+    shown = [(place, row) for place, (_, row) in enumerate(entries) if row["n"]]
+    for place, row in shown:
+        draw_point(axes, place, row, metric, upright=True)
+    if all(_is_number(value) for value, _ in entries):
+        means = [row["metrics"][metric]["mean"] for _, row in shown]
+        axes.plot([place for place, _ in shown], means, color=INK, linewidth=1)
+    axes.set_xticks(range(len(entries)), [value for value, _ in entries])
+    axes.set_xlim(-0.5, len(entries) - 0.5)
+    axes.grid(axis="x", visible=False)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _draw_reference(
