@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -93,3 +94,18 @@ def load_case(name: str) -> SimpleNamespace:
 def golden():
     """`golden("resnet")` reads `tests/golden/resnet.npz`; see `load_case`."""
     return load_case
+
+
+@pytest.fixture
+def run_tool(tmp_path):
+    """`run_tool("train_net.py", …)`: what a tool that must succeed prints, with 8 + 2 drawn images as its dataset."""
+    environment = {**os.environ, "TINY_COCO_ROOT": str(tmp_path / "data"), "OMP_NUM_THREADS": "1"}
+
+    def run(tool: str, *arguments: object) -> str:
+        command = [sys.executable, str(ROOT / "tools" / tool), *map(str, arguments)]
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=500)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run("make_tiny_coco.py", "--synthetic", "--train", 8, "--val", 2, "--output", tmp_path / "data")
+    return run

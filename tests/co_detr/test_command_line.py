@@ -1,15 +1,10 @@
 """Co-DINO through the tools: trained, resumed, exported, evaluated with and without its heads, analysed."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "projects/co_detr/configs/co_dino_tiny.py"
 DINO = "embedded/projects/dino/configs/dino_tiny.py"
 SMALL = [
@@ -23,56 +18,41 @@ SMALL = [
 ]
 
 
-@pytest.fixture
-def run(tmp_path):
-    """`run("train_net.py", …)` runs a tool, which must succeed, on 8 + 2 drawn images."""
-    environment = {**os.environ, "TINY_COCO_ROOT": str(tmp_path / "data"), "OMP_NUM_THREADS": "1"}
-
-    def run(tool, *arguments):
-        command = [sys.executable, str(ROOT / "tools" / tool), *map(str, arguments)]
-        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=500)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    run("make_tiny_coco.py", "--synthetic", "--train", 8, "--val", 2, "--output", tmp_path / "data")
-    return run
-
-
 def precisions(output):
     return [line.partition("Average Precision")[2] for line in output.splitlines() if "Average Precision" in line]
 
 
 @pytest.mark.slow
-def test_the_tools_take_it(run, tmp_path):
+def test_the_tools_take_it(run_tool, tmp_path):
     """A training stopped halfway goes on to its end, heads included; the exported weights hold none of them, are whole
     for DINO's config and for its own, and detect the same in both; the report takes them."""
     config, folder = ["--config-file", CONFIG], tmp_path / "out"
-    run("train_net.py", *config, f"train.output_dir={folder}", *SMALL, "train.max_iter=2")
+    run_tool("train_net.py", *config, f"train.output_dir={folder}", *SMALL, "train.max_iter=2")
     half = torch.load(folder / "model_final.pth", weights_only=True)["model"]
-    trained = run("train_net.py", *config, "--resume", f"train.output_dir={folder}", *SMALL)
+    trained = run_tool("train_net.py", *config, "--resume", f"train.output_dir={folder}", *SMALL)
     checkpoint, weights = folder / "model_final.pth", tmp_path / "weights.safetensors"
     content = torch.load(checkpoint, weights_only=True)["model"]
     heads = [name for name in content if name.startswith("collaboration.")]
     assert heads and any(not torch.equal(content[name], half[name]) for name in heads)
 
-    told = run("export_weights.py", "--checkpoint", checkpoint, "--output", weights, "--config-file", DINO)
+    told = run_tool("export_weights.py", "--checkpoint", checkpoint, "--output", weights, "--config-file", DINO)
     assert "collaboration" not in told
-    run("export_weights.py", "--checkpoint", checkpoint, "--output", tmp_path / "own.pth", *config)
+    run_tool("export_weights.py", "--checkpoint", checkpoint, "--output", tmp_path / "own.pth", *config)
     for i, other in enumerate((CONFIG, DINO)):
         options = [f"train.output_dir={tmp_path / str(i)}", *SMALL, f"train.init_checkpoint={weights}"]
-        evaluated = run("train_net.py", "--config-file", other, "--eval-only", *options)
+        evaluated = run_tool("train_net.py", "--config-file", other, "--eval-only", *options)
         assert precisions(trained) and precisions(trained) == precisions(evaluated)
 
     report = tmp_path / "report"
     options = [override for override in SMALL if override.startswith(("train.device", "dataloader.test"))]
     options += ["--compare", f"{CONFIG}:{checkpoint}", "--names", "exported", "trained"]
-    run("analyze_alignment.py", *config, "--checkpoint", weights, "--output", report, *options)
+    run_tool("analyze_alignment.py", *config, "--checkpoint", weights, "--output", report, *options)
     first, second = json.loads((report / "alignment.json").read_text())["models"]
     assert first["figures"] == second["figures"] and first["figures"]["discriminability"] is not None
 
 
 @pytest.mark.slow
-def test_two_processes_train(run, tmp_path):
+def test_two_processes_train(run_tool, tmp_path):
     """Every parameter takes part in every step, or the processes would wait for each other for ever."""
-    run("train_net.py", "--config-file", CONFIG, "--num-gpus", 2, f"train.output_dir={tmp_path / 'two'}", *SMALL)
+    run_tool("train_net.py", "--config-file", CONFIG, "--num-gpus", 2, f"train.output_dir={tmp_path / 'two'}", *SMALL)
     assert (tmp_path / "two/model_final.pth").exists()

@@ -1,15 +1,10 @@
 """SD-DETR through the tools: trained, resumed, evaluated, exported, analysed; on the drawn data."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "projects/sd_detr/configs/sd_detr_tiny.py"
 SMALL = [
     "train.device=cpu",
@@ -24,50 +19,35 @@ SMALL = [
 ]
 
 
-@pytest.fixture
-def run(tmp_path):
-    """`run("train_net.py", …)` runs a tool, which must succeed, on 8 + 2 drawn images."""
-    environment = {**os.environ, "TINY_COCO_ROOT": str(tmp_path / "data"), "OMP_NUM_THREADS": "1"}
-
-    def run(tool, *arguments):
-        command = [sys.executable, str(ROOT / "tools" / tool), *map(str, arguments)]
-        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=500)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    run("make_tiny_coco.py", "--synthetic", "--train", 8, "--val", 2, "--output", tmp_path / "data")
-    return run
-
-
 def precisions(output):
     return [line.partition("Average Precision")[2] for line in output.splitlines() if "Average Precision" in line]
 
 
 @pytest.mark.slow
-def test_the_tools_take_it(run, tmp_path):
+def test_the_tools_take_it(run_tool, tmp_path):
     """A training stopped halfway goes on to its end; the checkpoint and its exported weights are evaluated alike, and
     the alignment report takes them."""
     config, folder = ["--config-file", CONFIG], tmp_path / "out"
-    run("train_net.py", *config, f"train.output_dir={folder}", *SMALL, "train.max_iter=2")
-    trained = run("train_net.py", *config, "--resume", f"train.output_dir={folder}", *SMALL)
+    run_tool("train_net.py", *config, f"train.output_dir={folder}", *SMALL, "train.max_iter=2")
+    trained = run_tool("train_net.py", *config, "--resume", f"train.output_dir={folder}", *SMALL)
     checkpoint, weights = folder / "model_final.pth", tmp_path / "weights.safetensors"
     content = torch.load(checkpoint, weights_only=True)
     assert content["iteration"] == 3 and all(value.isfinite().all() for value in content["model"].values())
     assert any("box_layers" in name for name in content["model"])
 
-    run("export_weights.py", "--checkpoint", checkpoint, "--output", weights)
+    run_tool("export_weights.py", "--checkpoint", checkpoint, "--output", weights)
     start = f"train.init_checkpoint={weights}"
-    evaluated = run("train_net.py", *config, "--eval-only", f"train.output_dir={tmp_path / 'eval'}", *SMALL, start)
+    evaluated = run_tool("train_net.py", *config, "--eval-only", f"train.output_dir={tmp_path / 'eval'}", *SMALL, start)
     assert precisions(trained) and precisions(trained) == precisions(evaluated)
 
     report = tmp_path / "report"
     options = [override for override in SMALL if override.startswith(("train.device", "model", "dataloader.test"))]
-    run("analyze_alignment.py", *config, "--checkpoint", weights, "--output", report, *options)
+    run_tool("analyze_alignment.py", *config, "--checkpoint", weights, "--output", report, *options)
     assert json.loads((report / "alignment.json").read_text())["models"][0]["figures"]
 
 
 @pytest.mark.slow
-def test_two_processes_train(run, tmp_path):
+def test_two_processes_train(run_tool, tmp_path):
     """Every parameter takes part in every step, or the processes would wait for each other for ever."""
-    run("train_net.py", "--config-file", CONFIG, "--num-gpus", 2, f"train.output_dir={tmp_path / 'two'}", *SMALL)
+    run_tool("train_net.py", "--config-file", CONFIG, "--num-gpus", 2, f"train.output_dir={tmp_path / 'two'}", *SMALL)
     assert (tmp_path / "two/model_final.pth").exists()
