@@ -2,7 +2,7 @@
 
     align-detr benchmark --config-file CONFIG [--parts criterion attention step inference data growth]
         [--batch-sizes 2 4 8] [--image-sizes 480x640] [--objects 7 14 28 56] [--repeats 7] [--reference]
-        [--beside key=value ...] [--json FILE] [key=value ...]
+        [--beside key=value]... [--json FILE] [key=value ...]
 
     criterion   the losses with their matching, forward and backward, of random predictions in the detector's shapes
     attention   deformable attention alone, forward and backward, on what the first such layer of encoder and decoder
