@@ -152,37 +152,28 @@ def draw_panels(
         label: what `metric` is.
     """
     lines = _in_lines(panels)
-    figure = Figure(figsize=(0.4 + 0.82 * PLACES, 0.7 + 2.5 * len(lines)))
-    cells = figure.add_gridspec(len(lines), 1)
-    first = None
-    for cell, line in zip(cells, lines, strict=True):
-        widths = [len(panels[option]) for option in line]
-        beside = [PLACES - sum(widths)] if sum(widths) < PLACES else []
-        for i, (option, place) in enumerate(
-            zip(line, cell.subgridspec(1, len(widths + beside), width_ratios=widths + beside), strict=False)
-        ):
-            axes = figure.add_subplot(place, sharey=first)
-            first = first or axes
-            _draw_reference(axes, reference, plain, rows, metric)
-            _draw_values(axes, panels[option], metric)
-            axes.set_xlabel(option)
-            if i == 0:
-                axes.set_ylabel(label)
-            else:
-                axes.tick_params(labelleft=False)
+    figure = Figure(figsize=(0.4 + 0.82 * len(lines[0]), 0.7 + 2.5 * len(lines)))
+    places = figure.subplot_mosaic(lines, sharey=True, empty_sentinel=None)
+    for option, axes in places.items():
+        _draw_reference(axes, reference, plain, rows, metric)
+        _draw_values(axes, panels[option], metric)
+        axes.set_xlabel(option)
+        if axes.get_subplotspec().is_first_col():
+            axes.set_ylabel(label)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure
 
 
-def _in_lines(panels: Mapping[str, Sequence]) -> list[list[str]]:
-    """The options in lines that have room for all of their values."""
-    lines: list[list[str]] = [[]]
+def _in_lines(panels: Mapping[str, Sequence]) -> list[list[str | None]]:
+    """A place for each value, which has the name of its option, in lines that are filled with None."""
+    lines: list[list[str | None]] = [[]]
     for option, entries in panels.items():
-        if lines[-1] and sum(len(panels[other]) for other in lines[-1]) + len(entries) > PLACES:
+        if lines[-1] and len(lines[-1]) + len(entries) > PLACES:
             lines.append([])
-        lines[-1].append(option)
-    return lines
+        lines[-1] += [option] * len(entries)
+    longest = max(PLACES, *map(len, lines))
+    return [line + [None] * (longest - len(line)) for line in lines]
 
 
 def _draw_values(axes: Axes, entries: Sequence[tuple[str, Mapping]], metric: str) -> None:
