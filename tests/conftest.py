@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,11 @@ if UPSTREAM and not torch.cuda.is_available():
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(WITHOUT_CUDA), os.environ.get("PYTHONPATH")]))
     spec = importlib.util.spec_from_file_location("without_cuda", WITHOUT_CUDA / "sitecustomize.py")
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+# Jobs in the background of a shell ignore Ctrl-C, and so would the processes that they start to be interrupted.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:
