@@ -11,6 +11,7 @@ from detrex.modeling import ema
 from omegaconf import DictConfig
 from torch import nn
 
+from .allocation import keep_freed_memory
 from .config import call_parameters, resolve_device
 from .training.checkpoints import SafeCheckpointer
 from .training_parts import drop_training_parts, is_training_part
@@ -65,7 +66,7 @@ def _size(shape: Sequence[int]) -> str:
 
 def load_detector(cfg: DictConfig, checkpoint: str, for_training: bool = False) -> nn.Module:
     """The model of `cfg` on `cfg.train.device`, in evaluation mode, without what only training needs; with averaged
-    weights where the checkpoint has them.
+    weights where the checkpoint has them. The process keeps freed memory from then on, see `keep_freed_memory`.
 
     Args:
         cfg: as `load_config` gives it; its device is resolved in place.
@@ -89,4 +90,7 @@ def load_detector(cfg: DictConfig, checkpoint: str, for_training: bool = False) 
     checkpointer.load(checkpoint)
     if cfg.train.model_ema.enabled and ema.get_model_ema_state(model).has_inited():
         ema.apply_model_ema(model)
-    return model.train() if for_training else drop_training_parts(model).eval()
+    if for_training:
+        return model.train()
+    keep_freed_memory()
+    return drop_training_parts(model).eval()

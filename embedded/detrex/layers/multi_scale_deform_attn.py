@@ -267,7 +267,7 @@ class MultiScaleDeformableAttention(nn.Module):
 
         value = self.value_proj(value)
         if key_padding_mask is not None:
-            value = value.masked_fill(key_padding_mask[..., None], 0)
+            value = value.masked_fill_(key_padding_mask[..., None], 0)
         output = multi_scale_deformable_attn(
             value.unflatten(-1, (self.num_heads, -1)),
             spatial_shapes,

@@ -46,6 +46,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from align_detr._platform import describe
+from align_detr.allocation import keep_freed_memory
 from align_detr.catalogue import find_config
 from align_detr.checkpoint_files import WholeModelCheckpointer
 from align_detr.commands import program
@@ -287,6 +288,7 @@ def evaluate_checkpoint(cfg: DictConfig, point: ResumePoint | None) -> Mapping[s
     """Evaluate the checkpoint of the output folder at `point`, or if that is None `train.init_checkpoint`."""
     if not (point or cfg.train.init_checkpoint):
         raise ValueError("nothing to evaluate: give train.init_checkpoint=FILE, or --resume in the folder of a run")
+    keep_freed_memory()
     model = build_model(cfg)
     evaluate = evaluator_of(cfg, model)
     checkpointer = WholeModelCheckpointer(model, cfg.train.output_dir, **ema.may_get_ema_checkpointer(cfg, model))
