@@ -6,9 +6,8 @@ import torch
 from detectron2.data import build_detection_train_loader
 from detectron2.utils.events import EventStorage
 from torch import nn
-from torch.utils.data import DataLoader
 
-from align_detr.training import ResumableLoader, Trainer, stream
+from align_detr.training import ResumableLoader, Trainer
 from align_detr.training.stream import SampleStream
 from align_detr.training.trainer import stride_gradients_as_parameters
 
@@ -71,9 +70,9 @@ def noisy(image):
 
 
 def build(workers=0, batch=2, grouping=True):
-    def batches(examples, collate):
+    def batches(stream, collate):
         return build_detection_train_loader(
-            examples,
+            stream,
             mapper=None,
             total_batch_size=batch,
             num_workers=workers,
@@ -136,13 +135,3 @@ def test_the_streams_random_numbers_leave_those_of_the_model_alone():
     assert isinstance(SampleStream(IMAGES, noisy, seed=0).example(9)["noise"], float)
     with EventStorage():
         next(iterator)
-
-
-def test_data_workers_alone_keep_what_they_free(monkeypatch):
-    """They decode faster for it; a training's own process would only need more memory."""
-    calls = []
-    monkeypatch.setattr(stream, "keep_freed_memory", lambda: calls.append("kept"))
-    for workers in (0, 1):
-        examples = SampleStream(IMAGES, lambda image: {**image, "calls": len(calls)}, seed=0)
-        batch = next(iter(DataLoader(examples, batch_size=3, collate_fn=list, num_workers=workers)))
-        assert [example["calls"] for example in batch] == [workers] * 3

@@ -41,7 +41,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from align_detr._platform import describe
-from align_detr.allocation import keep_freed_memory
 from align_detr.checkpoint_files import load_detector
 from align_detr.commands.command_line import errors_in_one_line, load_config, take_overrides
 from align_detr.commands.stopwatch import Run, Stopwatch, by_turns, copy_bandwidth
@@ -237,8 +236,7 @@ class Benchmark:
         return settings
 
     def one_process(self) -> Record:
-        """Images per second, mapped for training, and only decoded; the same ones, by turns, as a data worker would."""
-        keep_freed_memory()
+        """Images per second, mapped for training, and only decoded; the same ones, by turns."""
         data = self.cfg.dataloader.train
         images, mapper = instantiate(data.dataset)[:DECODED], instantiate(data.mapper)
 

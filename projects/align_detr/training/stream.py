@@ -20,7 +20,6 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from ..allocation import keep_freed_memory
 from .randomness import random_states_kept, seed_cpu
 
 POSITION = "stream_position"
@@ -58,7 +57,6 @@ class SampleStream(IterableDataset):
         positions: Iterable[int] = chain(self._waiting, count(self._front, self._step))
         worker = get_worker_info()
         if worker is not None:
-            keep_freed_memory()
             positions = _every_nth_chunk(positions, worker.id, worker.num_workers, self._chunk)
         return map(self.example, positions)
 
