@@ -161,7 +161,7 @@ def test_another_config_is_not_resumed_unasked(folder):
     result = resume(out, "optimizer.lr=0.5", "train.log_period=5", "model.criterion.k=1")
     assert result.returncode == 1 and "Traceback" not in result.stderr
     (line,) = result.stderr.splitlines()
-    assert "model.criterion.k=1 (was " in line and "optimizer.lr=0.5 (was " in line
+    assert "model.criterion.k=1 (was " in line and "optimizer.lr=0.5 (was 0.0008)" in line
     assert "log_period" not in line and "--allow-changes" in line
     assert not (out / "config.yaml").exists() and not (out / "log.txt").exists(), "nothing was touched"
     result = resume(out, "optimizer.lr=0.5", "train.max_iter=9", "--allow-changes")

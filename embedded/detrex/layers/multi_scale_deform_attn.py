@@ -265,7 +265,7 @@ class MultiScaleDeformableAttention(nn.Module):
         if not self.batch_first:
             query, value = query.transpose(0, 1), value.transpose(0, 1)
 
-        value = self.value_proj(value)
+        value = self.value_proj(value)  # a new tensor, so padding can be zeroed in place
         if key_padding_mask is not None:
             value = value.masked_fill_(key_padding_mask[..., None], 0)
         output = multi_scale_deformable_attn(
