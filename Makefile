@@ -36,7 +36,7 @@ demo: $(READY) $(TINY)  ## train on drawn shapes, evaluate, and show predictions
 		--input $(DEMO)/coco_instances_results.json --output $(DEMO)/predictions.png
 
 baseline: $(READY) $(TINY)  ## plain DINO with the demo's budget
-	$(BIN)/python tools/train_net.py --config-file embedded/projects/dino/configs/dino_tiny.py \
+	$(BIN)/python tools/train_net.py --config-file configs/baselines/dino_tiny.py \
 		$(NARROW) $(BUDGET) train.output_dir=output/baseline train.seed=$(SEED)
 
 comparison: $(READY) $(TINY)  ## three detectors with both supervisions, three seeds each: hours; may be interrupted and goes on

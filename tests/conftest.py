@@ -12,12 +12,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # before torch is imported; see align_detr/commands/__init__.py
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # before torch is imported; see detrkit/commands/__init__.py
 
 import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "projects"))
+sys.path[:0] = [str(ROOT / "projects"), str(ROOT)]
 
 import align_detr  # noqa: E402, F401  (its import makes detectron2, detrex and projects.* importable)
 from align_detr._platform import describe, is_upstream  # noqa: E402

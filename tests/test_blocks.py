@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from .deployment.conftest import write_run
+from .detrkit.inference.conftest import write_run
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from align_detr.commands.command_line import load_config
+from detrkit.commands.command_line import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(path for path in ROOT.rglob("*.md") if not set(path.relative_to(ROOT).parts) & {".venv", "output"})
@@ -78,7 +78,7 @@ CALLS = calls_of_tools()
 def test_commands_are_understood(tool, words, monkeypatch):
     """Protects a reader who copies a line: the tool is there and knows the options, the configs are there and have the
     keys that it changes. A "…" stands for what the reader fills in."""
-    (name,) = re.findall(r"from (align_detr\.commands\.\w+) import main", (ROOT / tool).read_text(encoding="utf-8"))
+    (name,) = re.findall(r"from (detrkit\.commands\.\w+) import main", (ROOT / tool).read_text(encoding="utf-8"))
     module = importlib.import_module(name)
 
     def understood(*args, **kwargs):

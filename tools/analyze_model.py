@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""`align-detr model` in a checkout; it is align_detr/commands/model.py."""
+"""`align-detr model` in a checkout; it is detrkit/commands/model.py."""
 
 import checkout  # noqa: F401  (puts the packages on the path)
 
-from align_detr.commands.model import main
+from detrkit.commands.model import main
 
 if __name__ == "__main__":
     main()

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""`align-detr benchmark` in a checkout; it is align_detr/commands/benchmark.py."""
+"""`align-detr benchmark` in a checkout; it is detrkit/commands/benchmark.py."""
 
 import checkout  # noqa: F401  (puts the packages on the path)
 
-from align_detr.commands.benchmark import main
+from detrkit.commands.benchmark import main
 
 if __name__ == "__main__":
     main()

@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "projects"))
+_ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(_ROOT / "projects"), str(_ROOT)]
 
 try:
     import align_detr  # noqa: F401  (its import makes detectron2, detrex and projects.* importable)

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""`align-detr convert` in a checkout; it is align_detr/commands/convert.py."""
+"""`align-detr convert` in a checkout; it is detrkit/commands/convert.py."""
 
 import checkout  # noqa: F401  (puts the packages on the path)
 
-from align_detr.commands.convert import main
+from detrkit.commands.convert import main
 
 if __name__ == "__main__":
     main()

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""`align-detr gpu-report` in a checkout; it is align_detr/commands/gpu_report.py."""
+"""`align-detr gpu-report` in a checkout; it is detrkit/commands/gpu_report.py."""
 
 import checkout  # noqa: F401  (puts the packages on the path)
 
-from align_detr.commands.gpu_report import main
+from detrkit.commands.gpu_report import main
 
 if __name__ == "__main__":
     main()

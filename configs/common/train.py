@@ -1,6 +1,6 @@
 """How to train: everything that is neither the model, the data nor the optimizer."""
 
-from align_detr.config import best_device
+from detrkit.runtime.device import best_device
 
 train = dict(
     output_dir="./output",

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ._former_names import register as _register_former_names
 from ._platform import resolve as _resolve
 
 __version__ = "0.1.0"
@@ -20,12 +21,13 @@ except (ImportError, ValueError) as problem:
     if Path(sys.argv[0]).stem in ("align-detr", "-m"):
         sys.exit(f"error: {problem}")
     raise
+_register_former_names()
 
 
 def __getattr__(name: str) -> Any:
     # PyTorch and the platform are imported only by who asks for a detector.
     if name == "Detector":
-        from .deployment import Detector
+        from detrkit.inference import Detector
 
         return Detector
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

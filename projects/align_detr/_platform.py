@@ -45,6 +45,8 @@ def resolve() -> None:
         raise ValueError(f"{ENV_VAR}={choice!r}: set it to 'embedded' or 'upstream', or unset it")
     root = str(EMBEDDED_ROOT)
     sys.path[:] = [entry for entry in sys.path if entry != root]
+    if EMBEDDED_ROOT.parent != _PACKAGE and str(EMBEDDED_ROOT.parent) not in sys.path:
+        sys.path.append(str(EMBEDDED_ROOT.parent))  # a checkout, where `detrkit` lies beside `projects/`
 
     if choice == "embedded":
         loaded = [n for n in ENGINE_PACKAGES if n in sys.modules and not _is_embedded(_origin(n))]

@@ -9,7 +9,7 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import OmegaConf
 
-from align_detr.config import get_project_config
+from detrkit.config.load import get_config
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "projects/align_detr/configs"
@@ -103,16 +103,16 @@ def test_published_settings():
 @pytest.mark.parametrize(
     "name, baseline, rates",
     [
-        ("align_detr_tiny", "dino/configs/dino_tiny.py", (8e-4, 8e-4)),
-        ("align_h_deformable_detr_tiny", "h_deformable_detr/configs/h_deformable_detr_tiny.py", (8e-4, 4e-4)),
-        ("align_dab_detr_tiny", "dab_detr/configs/dab_detr_tiny.py", (4e-4, 4e-4)),
-        ("align_detr_bccd", "dino/configs/dino_bccd.py", (1.6e-3, 1.6e-3)),
+        ("align_detr_tiny", "baselines/dino_tiny.py", (8e-4, 8e-4)),
+        ("align_h_deformable_detr_tiny", "baselines/h_deformable_detr_tiny.py", (8e-4, 4e-4)),
+        ("align_dab_detr_tiny", "baselines/dab_detr_tiny.py", (4e-4, 4e-4)),
+        ("align_detr_bccd", "baselines/dino_bccd.py", (1.6e-3, 1.6e-3)),
     ],
 )
 def test_pairs_differ_in_the_supervision_alone(name, baseline, rates):
     """Protects the comparisons: with the same data, model and budget, and a known rate for each, a gain is the
     supervision's."""
-    ours, theirs = load(name), get_project_config(baseline)
+    ours, theirs = load(name), get_config(baseline)
     assert (ours.optimizer.lr, theirs.optimizer.lr) == rates
     ours.optimizer.lr = theirs.optimizer.lr
     for cfg in (ours, theirs):
@@ -129,7 +129,7 @@ def test_configs_share_no_state():
 def test_the_documented_config_for_ones_own_data(tmp_path):
     """Its five lines, as printed: loaded twice, as some tools do, they name the data and the number of classes."""
     text = (ROOT / "docs/own_data.md").read_text()
-    (lines,) = re.findall(r"```python\n(from align_detr\.data .*?)```", text, re.DOTALL)
+    (lines,) = re.findall(r"```python\n(from detrkit\.datasets .*?)```", text, re.DOTALL)
     assert len(lines.splitlines()) == 5
     shutil.copytree(CONFIGS, tmp_path / "configs")
     (tmp_path / "configs/mine.py").write_text(lines)

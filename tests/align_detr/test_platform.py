@@ -132,7 +132,7 @@ sys.path.insert(0, sys.argv[1])
 def refuse(*args, **kwargs): raise RuntimeError("not allowed on import")
 socket.socket.connect = refuse
 subprocess.Popen.__init__ = refuse
-import align_detr, align_detr.modeling, align_detr.config
+import align_detr, align_detr.modeling, detrkit.config
 import detectron2.data, detectron2.engine, detectron2.evaluation, detectron2.checkpoint
 import projects.dino.modeling, projects.dab_detr.modeling
 import torch

@@ -17,13 +17,8 @@ from PIL import Image
 from align_detr._platform import is_upstream
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = sorted(
-    path
-    for project in (ROOT / "projects", ROOT / "embedded/projects")
-    for path in project.glob("*/configs/*.py")
-    if path.parents[1].name != "detr_common"
-)
-ROWS = [path for path in CONFIGS if "embedded" not in path.parts]
+ROWS = sorted((ROOT / "projects").glob("*/configs/*.py"))
+CONFIGS = sorted([*ROWS, *(ROOT / "configs/baselines").glob("*.py")])
 NO_COCO_CLASS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}  # of the numbers up to 90
 KEYS = {"dataloader", "lr_multiplier", "model", "optimizer", "train"}
 SMALL = (

@@ -9,11 +9,11 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.structures import Boxes, Instances
 from omegaconf import OmegaConf
 
-from align_detr.analysis import predict_layers
-from align_detr.config import get_project_config
 from align_detr.modeling.losses import iou_and_giou
-from align_detr.training_parts import drop_training_parts, without_training_parts
 from co_detr.ops import BACKGROUND, IGNORED
+from detrkit.analysis import predict_layers
+from detrkit.config.load import get_config
+from detrkit.training.training_parts import drop_training_parts, without_training_parts
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "projects/co_detr/configs"
@@ -68,7 +68,7 @@ def test_at_inference_it_is_dino():
     """With the same weights the same detections, and of the parameters none that DINO has not, whether the heads are
     still there or have been taken off."""
     model = tiny()
-    dino = build(get_project_config("dino/configs/dino_tiny.py"))
+    dino = build(get_config("baselines/dino_tiny.py"))
     weights = without_training_parts(model.state_dict())
     assert list(weights) == list(dino.state_dict()) and len(weights) < len(model.state_dict())
     dino.load_state_dict(weights)

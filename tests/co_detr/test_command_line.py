@@ -6,7 +6,7 @@ import pytest
 import torch
 
 CONFIG = "projects/co_detr/configs/co_dino_tiny.py"
-DINO = "embedded/projects/dino/configs/dino_tiny.py"
+DINO = "configs/baselines/dino_tiny.py"
 SMALL = [
     "train.device=cpu",
     "train.max_iter=4",

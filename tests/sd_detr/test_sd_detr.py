@@ -9,8 +9,8 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.structures import Boxes, Instances
 from detrex.layers import get_sine_pos_embed
 
-from align_detr.config import get_project_config
-from sd_detr.attention import attention_weights, looking
+from detrkit.analysis.attention import attention_weights, looking
+from detrkit.config.load import get_config
 from sd_detr.modeling import SDDetrTransformerDecoder, TaskQueries
 from sd_detr.modeling.task_queries import sample
 
@@ -69,7 +69,7 @@ def step(model, batch):
 
 def test_with_all_switches_off_it_is_conditional_detr():
     """The same keys in the same order, and the same outputs, losses and detections from the same weights."""
-    conditional = build(get_project_config("conditional_detr/configs/conditional_detr_tiny.py"))
+    conditional = build(get_config("baselines/conditional_detr_tiny.py"))
     model = tiny(*ALL_OFF)
     assert list(model.state_dict()) == list(conditional.state_dict())
     model.load_state_dict(conditional.state_dict())
@@ -111,7 +111,7 @@ def test_each_switch_turns_one_idea_off(override, absent):
 
 def test_without_alignment_the_losses_are_conditional_detrs():
     """The third switch changes the supervision alone: focal loss, one query per object in every layer."""
-    conditional = build(get_project_config("conditional_detr/configs/conditional_detr_tiny.py")).criterion
+    conditional = build(get_config("baselines/conditional_detr_tiny.py")).criterion
     model = tiny(ALIGN_OFF)
     _, outputs = step(model, images())
     targets = model.prepare_targets([x["instances"] for x in images()])
@@ -247,7 +247,7 @@ def test_attention_in_the_pictures_is_the_models():
 
 def test_pictures_need_an_attention_to_everything():
     """DINO attends to points alone, and a model that is none has no decoder: told in one line."""
-    dino = instantiate(get_project_config("dino/configs/dino_tiny.py").model.transformer.decoder)
+    dino = instantiate(get_config("baselines/dino_tiny.py").model.transformer.decoder)
     model = torch.nn.Module()
     model.transformer = torch.nn.Module()
     model.transformer.decoder = dino

@@ -24,9 +24,9 @@ RECORDED = Path(__file__).with_name("recorded.json")
 PACKAGES = ("detectron2", "detrex", "projects.dino", "projects.h_deformable_detr", "projects.dab_detr")
 PACKAGES += ("projects.conditional_detr",)
 # Configs are written for both platforms; what else is is the project and its tools.
-WRITTEN_FOR_BOTH = ("projects", "tools", "configs", "embedded/projects/*/configs")
+WRITTEN_FOR_BOTH = ("projects", "detrkit", "tools", "configs")
 
-sys.path.insert(0, str(ROOT / "projects"))
+sys.path[:0] = [str(ROOT / "projects"), str(ROOT)]
 
 import torch  # noqa: E402
 from detectron2.config import LazyConfig, instantiate  # noqa: E402
@@ -38,8 +38,8 @@ from align_detr._platform import is_upstream  # noqa: E402
 
 def config_files() -> dict[str, Path]:
     """The rows of all projects and the baselines they are of, by name."""
-    folders = [*(ROOT / "projects").glob("*/configs"), *(ROOT / "embedded/projects").glob("*/configs")]
-    files = [path for folder in folders for path in folder.glob("*.py") if folder.parent.name != "detr_common"]
+    folders = [*(ROOT / "projects").glob("*/configs"), ROOT / "configs/baselines"]
+    files = [path for folder in folders for path in folder.glob("*.py")]
     return {path.stem: path for path in sorted(files)}
 
 

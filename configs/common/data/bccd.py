@@ -1,6 +1,6 @@
 """Photographs of blood cells under the microscope, in the folder $BCCD_ROOT, at a quarter of their size."""
 
-from align_detr.data import register_bccd
+from detrkit.datasets import register_bccd
 
 from .coco_detr import dataloader
 

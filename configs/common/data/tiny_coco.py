@@ -1,6 +1,6 @@
 """The small dataset of `align-detr make-data`, in the folder $TINY_COCO_ROOT, at its own scale."""
 
-from align_detr.data import register_tiny_coco
+from detrkit.datasets import register_tiny_coco
 
 from .coco_detr import dataloader
 

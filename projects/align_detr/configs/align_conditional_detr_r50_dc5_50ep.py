@@ -1,8 +1,8 @@
-from align_detr.config import get_project_config
+from detrkit.config.load import get_config
 
 from .models.align_set_criterion import criterion as _criterion
 
-_baseline = get_project_config("conditional_detr/configs/conditional_detr_r50_dc5_50ep.py")
+_baseline = get_config("baselines/conditional_detr_r50_dc5_50ep.py")
 
 dataloader = _baseline.dataloader
 lr_multiplier = _baseline.lr_multiplier

@@ -1,9 +1,9 @@
-from align_detr.config import get_project_config
 from align_detr.modeling import AlignHDeformableDETR
+from detrkit.config.load import get_config
 
 from .models.align_h_deformable_detr import criterion as _criterion
 
-_baseline = get_project_config("h_deformable_detr/configs/h_deformable_detr_r50_two_stage_12ep.py")
+_baseline = get_config("baselines/h_deformable_detr_r50_two_stage_12ep.py")
 
 dataloader = _baseline.dataloader
 lr_multiplier = _baseline.lr_multiplier

@@ -1,10 +1,10 @@
-from align_detr.config import get_project_config
 from co_detr.modeling import CoDINO
+from detrkit.config.load import get_config
 
 from .models.co_dino import collaboration as _collaboration
 from .models.co_dino import criterion as _criterion
 
-_baseline = get_project_config("dino/configs/dino_tiny.py")
+_baseline = get_config("baselines/dino_tiny.py")
 
 dataloader = _baseline.dataloader
 lr_multiplier = _baseline.lr_multiplier

@@ -1,10 +1,10 @@
-from align_detr.config import get_project_config
+from detrkit.config.load import get_config
 from sd_detr.modeling import SDDETR, SDDetrTransformer
 
 from .models.sd_detr import criterion as _criterion
 from .models.sd_detr import decoder as _decoder
 
-_baseline = get_project_config("conditional_detr/configs/conditional_detr_r50_50ep.py")
+_baseline = get_config("baselines/conditional_detr_r50_50ep.py")
 
 dataloader = _baseline.dataloader
 lr_multiplier = _baseline.lr_multiplier

@@ -13,7 +13,7 @@ from detrex.layers import PositionEmbeddingSine, ShapeSpec
 from detrex.modeling.neck import ChannelMapper
 from torch import nn
 
-from align_detr.config import get_project_config
+from detrkit.config.load import get_config
 
 
 def small_parts(config: dict) -> dict:
@@ -214,7 +214,7 @@ def check_same_detections(model: nn.Module, batch: list[dict]) -> None:
 
 def check_full_size(config_path: str, *sizes: tuple[int, int]) -> None:
     """A published config builds its model, which takes a training step and detects in every image."""
-    cfg = LazyConfig.apply_overrides(get_project_config(config_path), ["train.device=cpu"])
+    cfg = LazyConfig.apply_overrides(get_config(config_path), ["train.device=cpu"])
     model = instantiate(cfg.model)
     batch = small_images(*sizes, num_classes=80)
     losses = check_gradients(model, batch)

@@ -15,7 +15,7 @@ from projects.conditional_detr.modeling import (
 )
 from torch import nn
 
-CONFIGS = Path(__file__).resolve().parents[4] / "embedded/projects/conditional_detr/configs"
+CONFIGS = Path(__file__).resolve().parents[4] / "configs/baselines"
 
 
 def load(name, *overrides):
@@ -132,4 +132,4 @@ def test_intermediate_layers_can_be_left_out():
 @pytest.mark.parametrize("name", ["r50_50ep", "r50_dc5_50ep", "r101_50ep"])
 def test_full_size(check, name):
     """The published models take a step and detect."""
-    check.full_size(f"conditional_detr/configs/conditional_detr_{name}.py", (192, 256), (256, 160))
+    check.full_size(f"baselines/conditional_detr_{name}.py", (192, 256), (256, 160))

@@ -21,7 +21,7 @@ from projects.dab_detr.modeling import (
 from torch import nn
 
 ROOT = Path(__file__).resolve().parents[4]
-CONFIGS = ROOT / "embedded/projects/dab_detr/configs"
+CONFIGS = ROOT / "configs/baselines"
 
 
 def recorded_model(case, backbone) -> DABDETR:

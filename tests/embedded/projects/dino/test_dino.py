@@ -11,10 +11,10 @@ from projects.dino.modeling import (
     DINOTransformerEncoder,
 )
 
-from align_detr.config import get_project_config
 from align_detr.modeling import AlignDINOCriterion, MixedMatcher
+from detrkit.config.load import get_config
 
-CONFIGS = "dino/configs"
+CONFIGS = "baselines"
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_recorded_criterion(golden):
 @pytest.mark.parametrize("depth", [50, pytest.param(101, marks=pytest.mark.slow)])
 def test_state_dict_is_the_published_one(check, depth):
     """Checkpoints move both ways: key by key, shape by shape, in the same order."""
-    cfg = get_project_config(f"{CONFIGS}/dino_r50_4scale_12ep.py")
+    cfg = get_config("baselines/dino_r50_4scale_12ep.py")
     cfg = LazyConfig.apply_overrides(cfg, [f"model.backbone.stages.depth={depth}"])
     check.contract(instantiate(cfg.model), f"align_detr_r{depth}_4scale")
 
@@ -109,7 +109,7 @@ def test_full_size_model(check):
 
 def test_overrides_carry_through_the_config():
     """Fewer layers, other weights, more classes and another width are one override each."""
-    cfg = get_project_config(f"{CONFIGS}/dino_tiny.py")
+    cfg = get_config("baselines/dino_tiny.py")
     cfg = LazyConfig.apply_overrides(
         cfg,
         [
@@ -134,12 +134,12 @@ def test_overrides_carry_through_the_config():
 
 def test_published_schedule():
     """The row of the results table: 12 epochs of 16 images, a tenth of the rate in the backbone, clipping at 0.1."""
-    cfg = get_project_config(f"{CONFIGS}/dino_r50_4scale_12ep.py")
+    cfg = get_config("baselines/dino_r50_4scale_12ep.py")
     factor = instantiate(cfg.optimizer.params.lr_factor_func)
     assert (cfg.optimizer.lr * factor("backbone.res3"), cfg.optimizer.lr * factor("neck")) == (1e-5, 1e-4)
     assert (cfg.train.max_iter, cfg.dataloader.train.total_batch_size) == (90000, 16)
     assert cfg.train.clip_grad.enabled and cfg.train.clip_grad.params.max_norm == 0.1
-    assert get_project_config(f"{CONFIGS}/dino_r50_4scale_24ep.py").train.max_iter == 180000
+    assert get_config("baselines/dino_r50_4scale_24ep.py").train.max_iter == 180000
 
 
 @pytest.mark.parametrize("learnt_init_query", [True, False])

@@ -10,9 +10,9 @@ from projects.h_deformable_detr.modeling import (
     HDeformableDetrTransformerEncoder,
 )
 
-from align_detr.config import get_project_config
+from detrkit.config.load import get_config
 
-CONFIGS = "h_deformable_detr/configs"
+CONFIGS = "baselines"
 MODEL_OPTIONS = (
     "num_queries_one2one",
     "num_queries_one2many",
@@ -91,7 +91,7 @@ def test_recorded_criterion(golden):
 
 def test_state_dict_is_the_published_one(check):
     """Checkpoints move both ways: key by key, shape by shape, in the same order."""
-    cfg = get_project_config(f"{CONFIGS}/h_deformable_detr_r50_two_stage_12ep.py")
+    cfg = get_config("baselines/h_deformable_detr_r50_two_stage_12ep.py")
     check.contract(instantiate(cfg.model), "align_h_deformable_detr_r50_two_stage")
 
 
@@ -104,7 +104,7 @@ def test_full_size_model(check):
 def test_tiny_config_trains_a_step(check, small):
     """The config for the CPU builds, and its losses and gradients are whole."""
     cfg = LazyConfig.apply_overrides(
-        get_project_config(f"{CONFIGS}/h_deformable_detr_tiny.py"), ["model.transformer.decoder.num_layers=1"]
+        get_config("baselines/h_deformable_detr_tiny.py"), ["model.transformer.decoder.num_layers=1"]
     )
     losses = check.gradients(instantiate(cfg.model), small.images((96, 128), num_classes=3))
     assert "loss_bbox_one2many" in losses and "loss_bbox_0" not in losses
@@ -112,7 +112,7 @@ def test_tiny_config_trains_a_step(check, small):
 
 def test_published_schedule():
     """12 epochs of 16 images; backbone, sampling offsets and reference points learn at a tenth of the rate."""
-    cfg = get_project_config(f"{CONFIGS}/h_deformable_detr_r50_two_stage_12ep.py")
+    cfg = get_config("baselines/h_deformable_detr_r50_two_stage_12ep.py")
     factor = instantiate(cfg.optimizer.params.lr_factor_func)
     slow = ("backbone.stem", "transformer.encoder.layers.0.attentions.0.sampling_offsets", "reference_points")
     assert [factor(name) for name in (*slow, "neck")] == [0.1, 0.1, 0.1, 1.0]

@@ -1,0 +1,107 @@
+"""The configs that come with the project and the engine's baselines: where they are, and what is known of them."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import NamedTuple
+
+import align_detr
+from align_detr._platform import EMBEDDED_ROOT
+
+# A wheel has the projects side by side, and this folder inside `align_detr`; a checkout has it beside `projects/`.
+PROJECTS = Path(align_detr.__file__).resolve().parents[1]
+PROJECT_NAMES = ("align_detr", "co_detr", "sd_detr")
+CONFIGS = EMBEDDED_ROOT.parent / "configs"
+
+
+class Entry(NamedTuple):
+    """What `align-detr configs` tells of a config.
+
+    Attributes:
+        schedule: passes over COCO's training images, or what a small config does.
+        parameters: millions.
+        ap: the paper's box AP on COCO val2017, in %; None where the paper has none. None of them was reproduced here.
+    """
+
+    model: str
+    backbone: str
+    schedule: str
+    parameters: float
+    ap: float | None = None
+
+
+ENTRIES = {
+    "align_conditional_detr_r101_50ep": Entry("Align-DETR on Conditional DETR", "R101", "50 epochs", 62.36),
+    "align_conditional_detr_r50_50ep": Entry("Align-DETR on Conditional DETR", "R50", "50 epochs", 43.42),
+    "align_conditional_detr_r50_dc5_50ep": Entry("Align-DETR on Conditional DETR", "R50-DC5", "50 epochs", 43.42),
+    "align_conditional_detr_tiny": Entry("Align-DETR on Conditional DETR", "small", "8000 x 4 images", 4.64),
+    "align_dab_detr_r101_50ep": Entry("Align-DETR on DAB-DETR", "R101", "50 epochs", 62.61),
+    "align_dab_detr_r101_dc5_50ep": Entry("Align-DETR on DAB-DETR", "R101-DC5", "50 epochs", 62.61, 49.3),
+    "align_dab_detr_r50_50ep": Entry("Align-DETR on DAB-DETR", "R50", "50 epochs", 43.67, 46.0),
+    "align_dab_detr_r50_dc5_50ep": Entry("Align-DETR on DAB-DETR", "R50-DC5", "50 epochs", 43.67, 48.3),
+    "align_dab_detr_tiny": Entry("Align-DETR on DAB-DETR", "small", "5400 x 4 images", 4.94),
+    "align_detr_bccd": Entry("Align-DETR on DINO", "small", "2000 x 4 images", 4.25),
+    "align_detr_r101_4scale_12ep": Entry("Align-DETR on DINO", "R101", "12 epochs", 66.59),
+    "align_detr_r101_4scale_24ep": Entry("Align-DETR on DINO", "R101", "24 epochs", 66.59),
+    "align_detr_r50_4scale_12ep": Entry("Align-DETR on DINO", "R50", "12 epochs", 47.65, 50.5),
+    "align_detr_r50_4scale_24ep": Entry("Align-DETR on DINO", "R50", "24 epochs", 47.65, 51.7),
+    "align_detr_r50_4scale_36ep": Entry("Align-DETR on DINO", "R50", "36 epochs", 47.65),
+    "align_detr_tiny": Entry("Align-DETR on DINO", "small", "2400 x 4 images", 4.23),
+    "align_h_deformable_detr_r50_two_stage_12ep": Entry("Align-DETR on H-DETR", "R50", "12 epochs", 47.93, 49.3),
+    "align_h_deformable_detr_r50_two_stage_36ep": Entry("Align-DETR on H-DETR", "R50", "36 epochs", 47.93),
+    "align_h_deformable_detr_tiny": Entry("Align-DETR on H-DETR", "small", "2400 x 4 images", 4.32),
+    "co_align_detr_tiny": Entry("Align-DETR on Co-DINO", "small", "2400 x 4 images", 8.51),
+    "co_align_detr_tiny_equal_time": Entry("Align-DETR on Co-DINO", "small", "1200 x 4 images", 8.51),
+    "co_dino_r50_4scale_12ep": Entry("Co-DINO", "R50", "12 epochs", 64.79),
+    "co_dino_r50_5scale_12ep": Entry("Co-DINO", "R50", "12 epochs", 65.15, 52.1),
+    "co_dino_tiny": Entry("Co-DINO", "small", "2400 x 4 images", 8.51),
+    "co_dino_tiny_equal_time": Entry("Co-DINO", "small", "1200 x 4 images", 8.51),
+    "sd_detr_r101_50ep": Entry("SD-DETR", "R101", "50 epochs", 71.52),
+    "sd_detr_r50_50ep": Entry("SD-DETR", "R50", "50 epochs", 52.58, 45.5),
+    "sd_detr_r50_dc5_50ep": Entry("SD-DETR", "R50-DC5", "50 epochs", 52.58),
+    "sd_detr_tiny": Entry("SD-DETR", "small", "8000 x 4 images", 6.71),
+    "conditional_detr_r101_50ep": Entry("Conditional DETR", "R101", "50 epochs", 62.36),
+    "conditional_detr_r50_50ep": Entry("Conditional DETR", "R50", "50 epochs", 43.42, 41.0),
+    "conditional_detr_r50_dc5_50ep": Entry("Conditional DETR", "R50-DC5", "50 epochs", 43.42),
+    "conditional_detr_tiny": Entry("Conditional DETR", "small", "8000 x 4 images", 4.64),
+    "dab_detr_r50_50ep": Entry("DAB-DETR", "R50", "50 epochs", 43.67, 42.2),
+    "dab_detr_r50_dc5_50ep": Entry("DAB-DETR", "R50-DC5", "50 epochs", 43.67),
+    "dab_detr_tiny": Entry("DAB-DETR", "small", "5400 x 4 images", 4.94),
+    "dino_bccd": Entry("DINO", "small", "2000 x 4 images", 4.25),
+    "dino_r50_4scale_12ep": Entry("DINO", "R50", "12 epochs", 47.65),
+    "dino_r50_4scale_24ep": Entry("DINO", "R50", "24 epochs", 47.65),
+    "dino_tiny": Entry("DINO", "small", "2400 x 4 images", 4.23),
+    "h_deformable_detr_r50_two_stage_12ep": Entry("H-DETR", "R50", "12 epochs", 47.93, 48.7),
+    "h_deformable_detr_tiny": Entry("H-DETR", "small", "2400 x 4 images", 4.32),
+}
+NOTE = """\
+Parameters in millions. AP: the paper's box AP on COCO val2017, in %; none of them was reproduced here. Those of
+align_detr_r50_4scale_* are with model.criterion.loss_class_type=align_loss; as they stand (ia_bce_loss) the paper has
+50.2 for 12 and 51.3 for 24 epochs."""
+
+
+def config_files() -> dict[str, Path]:
+    """Config files by name: Align-DETR's, those of the other projects, and the baselines."""
+    folders = [*(PROJECTS / name / "configs" for name in PROJECT_NAMES), CONFIGS / "baselines"]
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.py")) if path.stem != "__init__"}
+
+
+def find_config(config: str) -> Path:
+    """The file of a config, given its path or, if there is no such file, its name in `config_files`.
+
+    Raises:
+        FileNotFoundError: there is neither. The message has names and paths like it.
+    """
+    path = Path(config)
+    if path.is_file():
+        return path
+    named = config_files()
+    if config in named:
+        return named[config]
+    beside = sorted(str(file) for file in path.parent.glob("*.py")) if path.parent.is_dir() else []
+    is_path = path.suffix or len(path.parts) > 1
+    near = get_close_matches(config, beside, n=3) or get_close_matches(path.stem, named, n=3)
+    lists = "" if is_path else "; `align-detr configs` lists those that have a name"
+    hint = f"; did you mean {' or '.join(near)}?" if near else lists
+    raise FileNotFoundError(f"no such config: {config}{hint}")

@@ -1,0 +1,1 @@
+"""Many trainings: grids of settings, seeds, tables with intervals."""

@@ -1,0 +1,154 @@
+"""A trained detector for use from Python."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from detrkit.datasets.classes import Classes
+
+from .found import Found
+from .network import Network, Predictions
+from .pictures import CHANNEL_ORDERS, Picture, all_of, name_of, read_picture
+from .pytorch import PyTorchNetwork
+from .runtimes import OnnxNetwork
+from .sources import find_source
+
+logger = logging.getLogger(__name__)
+
+WINDOW = 4  # batches whose pictures are read before the first is run, so that those of one size come together
+
+
+class Detector:
+    """Finds objects in pictures.
+
+        detector = Detector("output/align_detr_tiny")
+        for found in detector(["street.jpg", array, pil_image], score_threshold=0.3):
+            print(found.labels, found.scores, found.boxes)
+
+    Args:
+        source: the folder of a training, or a file that `tools/export_model.py` has written. Of a folder, `config.yaml`
+            and `model_final.pth` are taken, else `model_best.pth`, else the newest checkpoint. Nothing in them is run.
+            An ONNX file goes to ONNX Runtime.
+        config: instead, a config: a `.py` file (which is run), a `.yaml` file, or a config as LazyConfig loads it.
+        weights: a checkpoint (`.pth`) or weights alone (`.pth`, `.safetensors`); beside `source`, in place of its
+            own. They must cover the whole model. Averaged weights are used where the config has them.
+        device: "cuda", "cuda:1", "mps" or "cpu"; "auto" for the first of these that is there.
+        dtype: "float32", or "float16" or "bfloat16" for mixed precision, as in training with `train.amp`: on a CPU
+            only where it has units for it, as float32 is faster otherwise.
+        class_names: of the model's outputs, if not those that the checkpoint or the config's dataset knows.
+
+    Raises:
+        FileNotFoundError: a file is not there.
+        ImportError: a package is not there that the file needs.
+        ValueError: it cannot be used; one line says why.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike | None = None,
+        *,
+        config: str | os.PathLike | DictConfig | None = None,
+        weights: str | os.PathLike | None = None,
+        device: str = "auto",
+        dtype: str | torch.dtype = "float32",
+        class_names: Sequence[str] | None = None,
+    ):
+        named = Classes.named(class_names) if class_names else None
+        self._network: Network
+        if source is not None and Path(source).suffix == ".onnx":
+            if config is not None or weights is not None or str(dtype).removeprefix("torch.") != "float32":
+                raise ValueError(f"{source} has config, weights and types of numbers in it: give none of them")
+            self._network = OnnxNetwork(source, device)
+            if named:
+                self._network.classes = named.for_outputs(len(self._network.classes.names))
+        else:
+            cfg, weights, known = find_source(source, config, weights)
+            self._network = PyTorchNetwork(cfg, weights, named or known, device, dtype)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Of the model's outputs, in their order; numbers where nothing is known of them."""
+        return list(self._network.classes.names)
+
+    def __call__(
+        self,
+        pictures: Picture | Iterable[Picture],
+        score_threshold: float = 0.3,
+        *,
+        batch_size: int = 4,
+        channel_order: str = "RGB",
+        skip_unreadable: bool = False,
+    ) -> Iterator[Found]:
+        """Detections in one picture or in any number of them, in the order in which they are given.
+
+        Pictures are read as the iterator advances, at most 4 times `batch_size` at once; those among them that have one
+        size go through the network together, so neighbours do not change what is found. With `batch_size=1` each is
+        done as it comes, as a camera's are to be.
+
+        Args:
+            pictures: files, PIL images and uint8 arrays (H, W, 3), (H, W, 4) or (H, W). Files and PIL images are turned
+                as their EXIF data say; boxes are those of the upright picture.
+            score_threshold: leave out what scores less.
+            channel_order: of arrays: "RGB", or "BGR" as OpenCV reads them.
+            skip_unreadable: leave out pictures that cannot be read, with a warning in the log, instead of ending.
+
+        Raises:
+            ValueError: a picture cannot be read, or is none; the message names it. Those before it have been returned.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: at least 1, please")
+        if channel_order not in CHANNEL_ORDERS:
+            raise ValueError(f"channel_order={channel_order!r} is none of {', '.join(CHANNEL_ORDERS)}")
+        return self._in_windows(all_of(pictures), score_threshold, batch_size, channel_order, skip_unreadable)
+
+    def _in_windows(
+        self,
+        pictures: Iterable[Picture],
+        score_threshold: float,
+        batch_size: int,
+        channel_order: str,
+        skip_unreadable: bool,
+    ) -> Iterator[Found]:
+        batch_size = min(batch_size, self._network.most_at_once or batch_size)
+        numbered = enumerate(pictures)
+        while window := list(islice(numbered, WINDOW * batch_size if batch_size > 1 else 1)):
+            read: list[tuple[str, np.ndarray]] = []
+            problem = None
+            for index, picture in window:
+                name = name_of(picture, index)
+                try:
+                    read.append((name, read_picture(picture, channel_order)))
+                except Exception as error:  # Pillow's decoders raise many kinds on broken files
+                    reason = " ".join(str(error).split()) or type(error).__name__
+                    problem = ValueError(f"{name} cannot be read: {reason}")
+                    if not skip_unreadable:
+                        problem.__cause__ = error
+                        break
+                    logger.warning("left out: %s", problem)
+            for (name, pixels), found in zip(read, self._predict([p for _, p in read], batch_size), strict=True):
+                keep = found.scores >= score_threshold
+                yield Found(name, pixels, *(values[keep] for values in found), self._network.classes)
+            if problem and not skip_unreadable:
+                raise problem
+
+    def _predict(self, pictures: Sequence[np.ndarray], batch_size: int) -> list[Predictions]:
+        images = [self._network.prepare(pixels) for pixels in pictures]
+        by_size: dict[tuple[int, ...], list[int]] = {}
+        for index, image in enumerate(images):
+            by_size.setdefault(image.shape, []).append(index)
+        found: dict[int, Predictions] = {}
+        for indices in by_size.values():
+            for start in range(0, len(indices), batch_size):
+                batch = indices[start : start + batch_size]
+                sizes = [pictures[index].shape[:2] for index in batch]
+                found |= zip(batch, self._network.detect([images[i] for i in batch], sizes), strict=True)
+        return [found[index] for index in range(len(images))]
+

@@ -1,0 +1,148 @@
+"""Exported files: one `.safetensors` with a detector's weights and, as its metadata, all that they need beside them.
+
+Any reader of safetensors finds the weights, under the names of checkpoints. The metadata are text: the config in YAML
+(model, and how pictures become its input), the classes and the input's size in JSON. The files may be a stranger's:
+what the config calls is of MODEL_PACKAGES, and nothing else in it is looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from detectron2.config import LazyConfig
+from detectron2.data import transforms as T
+from omegaconf import DictConfig, OmegaConf
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from detrkit.config.safe_yaml import parse_yaml
+from detrkit.datasets.classes import Classes
+from detrkit.training.checkpoints import replacing
+
+CONFIG, CLASSES, INPUT = "align_detr.config", "align_detr.classes", "align_detr.input"
+MODEL_PACKAGES = (
+    "align_detr.modeling",
+    "co_detr",
+    "detectron2.data.transforms",
+    "detectron2.layers",
+    "detectron2.modeling",
+    "detrex.layers",
+    "detrex.modeling",
+    "fvcore.transforms",
+    "projects",
+    "sd_detr",
+    "torch.nn",
+)
+
+
+class InputSize(NamedTuple):
+    """Of the pictures that a model sees: their shorter side and the most of the longer one, in pixels."""
+
+    short_edge: int
+    max_size: int
+
+    def shape(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) that a picture is resized to."""
+        return tuple(T.ResizeShortestEdge.get_output_shape(height, width, self.short_edge, self.max_size))
+
+
+class Exported(NamedTuple):
+    """What an exported file says of its weights."""
+
+    cfg: DictConfig
+    classes: Classes
+
+
+def input_size(cfg: DictConfig) -> InputSize:
+    """What a config's test data are resized to.
+
+    Raises:
+        ValueError: they are not resized by `ResizeShortestEdge` alone.
+    """
+    steps = list(cfg.dataloader.test.mapper.augmentation)
+    lengths = steps[0].get("short_edge_length") if len(steps) == 1 else None
+    short = lengths if isinstance(lengths, int) or lengths is None else max(lengths)
+    if not short:
+        raise ValueError("dataloader.test.mapper.augmentation is not one ResizeShortestEdge: no other size is known of")
+    return InputSize(int(short), int(steps[0].get("max_size", 1 << 30)))
+
+
+def write_exported(path: str | os.PathLike, state: Mapping[str, Tensor], cfg: DictConfig, classes: Classes) -> None:
+    """Write a model's weights with its config and classes; whole or not at all.
+
+    Args:
+        cfg: of which model and test input are kept, and nothing that names folders or devices.
+
+    Raises:
+        ValueError: the config could not be read again without trusting it.
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    text = _portable(cfg)
+    parse_yaml(text, "the config", MODEL_PACKAGES)
+    metadata = {
+        "format": "pt",
+        CONFIG: text,
+        CLASSES: json.dumps(classes.plain(), ensure_ascii=False),
+        INPUT: json.dumps(input_size(cfg)._asdict()),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Shared parameters are written under each of their names, as checkpoints have them.
+    content = save({name: tensor.cpu().clone().contiguous() for name, tensor in state.items()}, metadata)
+    with replacing(path) as file:
+        file.write(content)
+
+
+def read_exported(path: str | os.PathLike) -> Exported | None:
+    """What a `.safetensors` file says of its weights; None if it has weights alone. No code in it is run.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a safetensors file, or its config or classes are not what `write_exported` writes.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    if CONFIG not in metadata:
+        return None
+    cfg = parse_yaml(metadata[CONFIG], f"the config in {path}", MODEL_PACKAGES)
+    return Exported(cfg, Classes.from_plain(_json(metadata.get(CLASSES), path), str(path)))
+
+
+def _json(text: str | None, path: str | os.PathLike) -> Any:
+    try:
+        return json.loads(text or "null")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: its metadata are damaged: {error}") from error
+
+
+def _portable(cfg: DictConfig) -> str:
+    """The part of a config that makes a detector, as YAML without references to the rest."""
+    mapper = cfg.dataloader.test.mapper
+    kept = {
+        "model": OmegaConf.to_container(cfg.model, resolve=True),
+        "train": {"device": "auto", "model_ema": {"enabled": False}},
+        "dataloader": {
+            "test": {
+                "mapper": {
+                    "augmentation": OmegaConf.to_container(mapper.augmentation, resolve=True),
+                    "img_format": mapper.get("img_format", "RGB"),
+                }
+            }
+        },
+    }
+    if "device" in kept["model"]:
+        kept["model"]["device"] = "${train.device}"
+    with tempfile.TemporaryDirectory() as folder:
+        LazyConfig.save(DictConfig(kept, flags={"allow_objects": True}), f"{folder}/config.yaml")
+        return Path(folder, "config.yaml").read_text(encoding="utf-8")

@@ -1,0 +1,92 @@
+"""What a detector found in a picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+
+from detrkit.datasets.classes import Classes
+
+from .pictures import draw
+
+if TYPE_CHECKING:
+    import supervision
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """Detections in one picture, best first.
+
+    Attributes:
+        name: the picture's file, or its place among the pictures that were given, such as "picture 3".
+        pixels: (H, W, 3) uint8, the picture in RGB and upright; it is what `boxes` are in.
+        boxes: (N, 4) float32, left, top, right, bottom in pixels, within the picture.
+        scores: (N,) float32, in [0, 1].
+        classes: (N,) int64, the model's outputs.
+        known: all classes of the detector.
+    """
+
+    name: str
+    pixels: np.ndarray = field(repr=False)
+    boxes: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+    known: Classes = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @property
+    def height(self) -> int:
+        return self.pixels.shape[0]
+
+    @property
+    def width(self) -> int:
+        return self.pixels.shape[1]
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """The names of the N classes."""
+        return [self.known.names[index] for index in self.classes]
+
+    def draw(self) -> Image.Image:
+        """The picture with boxes, labels and scores on it; a small one is enlarged, so that they can be read."""
+        instances = Instances(
+            (self.height, self.width),
+            pred_boxes=Boxes(torch.from_numpy(self.boxes)),
+            scores=torch.from_numpy(self.scores),
+            pred_classes=torch.from_numpy(self.classes),
+        )
+        return Image.fromarray(draw(self.pixels, instances, self.known.metadata()).get_image())
+
+    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
+        """Entries of a COCO results file, with the category ids of the data that the detector was trained on."""
+        corners = self.boxes.astype(float)
+        boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+        return [
+            {"image_id": image_id, "category_id": self.known.ids[index], "bbox": box, "score": score}
+            for index, box, score in zip(self.classes, boxes.tolist(), self.scores.tolist(), strict=True)
+        ]
+
+    def to_supervision(self) -> supervision.Detections:
+        """As Detections of the package supervision, the labels in `data["class_name"]`.
+
+        Raises:
+            ImportError: the package is not there.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            raise ImportError("to_supervision() needs a package: pip install supervision") from error
+        return supervision.Detections(
+            xyxy=self.boxes,
+            confidence=self.scores,
+            class_id=self.classes,
+            data={"class_name": np.array(self.labels, dtype=str)},
+        )

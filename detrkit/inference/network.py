@@ -1,0 +1,36 @@
+"""What a `Detector` asks of that which runs its network, be it PyTorch or ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from detrkit.datasets.classes import Classes
+
+
+class Predictions(NamedTuple):
+    """Of one picture, best first: boxes (N, 4) float32, xyxy in its pixels, scores (N,) float32, classes (N,) int64."""
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+
+
+class Network(Protocol):
+    """A detector without its ways with pictures.
+
+    Attributes:
+        classes: of its outputs.
+        most_at_once: images of a batch; None for any number.
+    """
+
+    classes: Classes
+    most_at_once: int | None
+
+    def prepare(self, pixels: np.ndarray) -> np.ndarray:
+        """A picture, (H, W, 3) RGB uint8, as the network takes it: (3, h, w)."""
+
+    def detect(self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[Predictions]:
+        """What is found in images of one size, in pixels of pictures of these sizes (height, width)."""

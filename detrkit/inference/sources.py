@@ -1,0 +1,80 @@
+"""Where a detector comes from: the folder of a training, an exported file, or a config and weights."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from omegaconf import DictConfig
+
+from detrkit.config.load import load_config_file
+from detrkit.datasets.classes import Classes, classes_in_checkpoint, classes_of_dataset
+
+from .exported import read_exported
+
+WEIGHTS = ("model_final.pth", "model_best.pth")
+LAST = "last_checkpoint"
+
+
+class Source(NamedTuple):
+    """A config, a file of weights, and the classes if they are known."""
+
+    cfg: DictConfig
+    weights: str
+    classes: Classes | None
+
+
+def find_source(
+    source: str | os.PathLike | None,
+    config: str | os.PathLike | DictConfig | None = None,
+    weights: str | os.PathLike | None = None,
+) -> Source:
+    """What `Detector` was given.
+
+    Raises:
+        FileNotFoundError: a file is not there.
+        ValueError: these do not make a detector.
+    """
+    if source is not None and config is not None:
+        raise ValueError(f"{source} has a config of its own: give either, not both")
+    if source is not None and Path(source).suffix == ".safetensors":
+        exported = read_exported(source)
+        if exported is None:
+            raise ValueError(f"{source} has weights alone: give their config too, as config= and weights=")
+        return Source(exported.cfg, os.fspath(weights or source), exported.classes)
+    if source is not None:
+        folder = _run_folder(Path(source))
+        config, weights = folder / "config.yaml", weights or _weights_of_run(folder)
+    if config is None or weights is None:
+        raise ValueError("a detector needs the folder of a training, an exported file, or both config and weights")
+    cfg = config if isinstance(config, DictConfig) else load_config_file(os.fspath(config))
+    return Source(cfg, os.fspath(weights), classes_in_file(weights) or classes_of_dataset(cfg))
+
+
+def classes_in_file(path: str | os.PathLike) -> Classes | None:
+    """The classes that a checkpoint or an exported file knows; None if it knows none."""
+    if Path(path).suffix != ".safetensors":
+        return classes_in_checkpoint(path)
+    exported = read_exported(path)
+    return exported and exported.classes
+
+
+def _run_folder(path: Path) -> Path:
+    if not path.exists():
+        raise FileNotFoundError(f"no such folder or file: {path}")
+    if not path.is_dir():
+        raise ValueError(f"{path} is neither the folder of a training nor an exported file: weights need a config too")
+    if not (path / "config.yaml").is_file():
+        raise FileNotFoundError(f"{path} is not the folder of a training: it has no config.yaml")
+    return path
+
+
+def _weights_of_run(folder: Path) -> Path:
+    """The weights that a training is judged by: its last, else its best, else those that it has got to."""
+    last = folder / LAST
+    named = Path(last.read_text(encoding="utf-8", errors="replace").strip()).name if last.is_file() else ""
+    for name in (*WEIGHTS, *([named] if named else [])):
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(f"{folder} has no weights as yet: neither {' nor '.join(WEIGHTS)} nor a checkpoint")

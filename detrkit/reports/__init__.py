@@ -1,0 +1,1 @@
+"""HTML reports of trainings and of alignment."""

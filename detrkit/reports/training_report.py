@@ -1,0 +1,301 @@
+"""Keeps `report.html` in a training's output folder: what there is to see of it, after each evaluation.
+
+`DetectionSample` takes part in the evaluation and keeps some of its detections; `TrainingReport` is the hook that makes
+a page of them and of the metrics. Neither can stop a training: what goes wrong in them is logged, and that is all.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import yaml
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import HookBase
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import Instances
+from detectron2.utils import comm
+from detrex.layers import box_xyxy_to_cxcywh
+from omegaconf import DictConfig, OmegaConf
+
+from align_detr._platform import describe
+from detrkit.analysis import AlignmentTable, LayerPredictions, examine, summarize
+from detrkit.commands import program
+from detrkit.commands.analyze import matcher_of, target_of
+from detrkit.commands.visualize_results import class_colors, draw_pair, plural, select
+
+if TYPE_CHECKING:
+    from detrkit.reports.training_page import Sample
+
+logger = logging.getLogger("detectron2.training_report")
+
+NAME = "report.html"
+IMAGES = 200  # of each evaluation that alignment is measured on
+PICTURES = 6
+SCORE = 0.3  # predictions that are drawn in any case
+FIGURES = (
+    "best_in_top_n",
+    "best_in_top_2n",
+    "spearman",
+    "pearson",
+    "expected_error",
+    "matched_score",
+    "matched_iou",
+)
+VERSIONS = ("numpy", "scipy", "fvcore", "omegaconf", "pycocotools")
+
+
+def is_wanted(cfg: DictConfig) -> bool:
+    """`train.report.enabled`, which is true where a config has no such key."""
+    return bool((cfg.train.get("report") or {}).get("enabled", True))
+
+
+@contextmanager
+def harmless(task: str) -> Iterator[None]:
+    """Log what goes wrong inside; go on behind."""
+    try:
+        yield
+    except Exception:
+        logger.warning("Could not %s; the training goes on", task, exc_info=True)
+
+
+class DetectionSample(DatasetEvaluator):
+    """Keeps the detections of about `limit` images of an evaluation, and has no results of its own.
+
+    Attributes:
+        detections: `{image_id: Instances}` of the last evaluation, on the main process; None before there was one.
+    """
+
+    def __init__(self, limit: int = IMAGES):
+        self._limit = -(-limit // comm.get_world_size())
+        self._kept: dict[int, Instances] = {}
+        self.detections: dict[int, Instances] | None = None
+
+    def reset(self) -> None:
+        self._kept = {}
+
+    def process(self, inputs: Sequence[Mapping], outputs: Sequence[Mapping]) -> None:
+        with harmless("keep detections for the report"):
+            for image, output in zip(inputs, outputs, strict=True):
+                if len(self._kept) < self._limit and "instances" in output:
+                    self._kept[image["image_id"]] = output["instances"].to("cpu")
+
+    def evaluate(self) -> None:
+        gathered = comm.gather(self._kept)
+        if comm.is_main_process():
+            self.detections = {id_: found for part in gathered for id_, found in part.items()}
+
+
+class TrainingReport(HookBase):
+    """Writes the page after each evaluation that `sample` took part in, and at the end. For the main process.
+
+    Register it behind the evaluation and before the writers: it records metrics (`alignment/spearman` and others, see
+    `detrkit.analysis.figures.headline`) and an image, for TensorBoard.
+
+    Args:
+        cfg: the training's; its `config.yaml` is in the output folder.
+    """
+
+    def __init__(self, cfg: DictConfig, sample: DetectionSample):
+        self._cfg = cfg
+        self._sample = sample
+        self._folder = Path(cfg.train.output_dir)
+        self._figures: dict | None = None
+        self._seen = 0
+        self._samples: list[Sample] = []
+
+    def after_step(self) -> None:
+        if self._sample.detections is not None:
+            self._refresh(self.trainer.iter + 1)
+
+    def after_train(self) -> None:
+        if self.trainer.storage.histories():
+            self._refresh(min(self.trainer.iter, self.trainer.max_iter))
+
+    def _refresh(self, done: int) -> None:
+        begin = time.perf_counter()
+        detections, self._sample.detections = self._sample.detections, None
+        if detections:
+            with harmless("look at the evaluation's detections"):
+                self._look(detections, done)
+        with harmless(f"write {NAME}"):
+            path = self._write(done)
+            logger.info("Refreshed %s, in %.1f s", path, time.perf_counter() - begin)
+
+    def _look(self, detections: Mapping[int, Instances], done: int) -> None:
+        images = self._images(detections)
+        self._measure(images, detections)
+        self._draw(images, detections, done)
+
+    def _images(self, detections: Mapping[int, Instances]) -> list[dict]:
+        """Dataset dicts, with annotations, of the images that there are detections of."""
+        return [image for image in self._ground_truth(frozenset(detections)) if "annotations" in image]
+
+    def _ground_truth(self, ids: frozenset[int]) -> list[dict]:
+        """Reading a dataset takes seconds, and each evaluation keeps the same images."""
+        if getattr(self, "_known", (None,))[0] != ids:
+            images = (image for name in self._datasets for image in DatasetCatalog.get(name))
+            self._known = ids, [image for image in images if image["image_id"] in ids]
+        return self._known[1]
+
+    @cached_property
+    def _datasets(self) -> list[str]:
+        names = self._cfg.dataloader.test.dataset.names
+        return [names] if isinstance(names, str) else list(names)
+
+    def _measure(self, images: Sequence[dict], detections: Mapping[int, Instances]) -> None:
+        matcher = matcher_of(self._cfg)
+        tables, boxes, objects = [], 0, 0
+        for number, image in enumerate(images):
+            found, target = detections[image["image_id"]], target_of(image)
+            boxes += int((found.scores >= SCORE).sum())
+            objects += len(target["labels"])
+            if len(found):
+                classes = 1 + max([found.pred_classes.max().item(), *target["labels"].tolist()])
+                size = number, image["height"], image["width"]
+                tables.append(examine(as_queries(found, classes), [target], [size], matcher))
+        if not sum(map(len, tables)):
+            return
+        self._figures, self._seen = summarize(AlignmentTable.cat(tables)), len(tables)
+        self.trainer.storage.put_scalar("alignment/boxes_per_object", boxes / objects, smoothing_hint=False)
+        for name in FIGURES:
+            if self._figures[name] is not None:
+                self.trainer.storage.put_scalar(f"alignment/{name}", self._figures[name], smoothing_hint=False)
+
+    def _draw(self, images: Sequence[dict], detections: Mapping[int, Instances], done: int) -> None:
+        from detrkit.reports.training_page import Sample
+
+        classes = MetadataCatalog.get(self._datasets[0])
+        if not hasattr(classes, "thing_colors"):
+            classes.thing_colors = class_colors(len(classes.thing_classes))
+        samples, rows = [], []
+        for image in select(list(images), PICTURES):
+            objects = sum(not a.get("iscrowd") for a in image["annotations"])
+            found = worth_drawing(detections[image["image_id"]], objects)
+            pair = draw_pair(image, found, classes)
+            rows.append(np.concatenate([np.asarray(cell) for cell in pair], axis=1))
+            counts = f"{plural(objects, 'object')}, {plural(len(found), 'prediction')}"
+            samples.append(Sample(*map(jpeg, pair), f"{Path(image['file_name']).name}: {counts}"))
+        self._samples = samples
+        self._samples_note = (
+            f"After {done} iterations, ground truth left. Drawn are predictions that score {SCORE:g} or more, and as "
+            "many as there are objects in any case."
+        )
+        if rows:
+            self.trainer.storage.put_image("ground_truth_and_predictions", np.concatenate(rows).transpose(2, 0, 1))
+
+    def _write(self, done: int) -> Path:
+        from detrkit.reports import training_page as training
+
+        storage = self.trainer.storage
+        rows = training.read_metrics(self._folder / "metrics.json")
+        page = training.render(
+            training.Progress(
+                name=self._folder.resolve().name,
+                iteration=done,
+                max_iter=self.trainer.max_iter,
+                rows=with_newest(rows, storage.latest_with_smoothing_hint(20)),
+                written=datetime.now().strftime("%Y-%m-%d %H:%M:%S"),
+                config=read_config(self._folder / "config.yaml"),
+                samples=self._samples,
+                samples_note=self._samples_note if self._samples else "",
+                figures=self._figures,
+                seen=self._seen,
+                facts=facts(self._cfg),
+            )
+        )
+        path = self._folder / NAME
+        unfinished = path.with_name(f".{NAME}")
+        unfinished.write_text(page, encoding="utf-8")
+        os.replace(unfinished, path)  # so that a browser never loads half of it
+        return path
+
+
+def as_queries(found: Instances, num_classes: int) -> LayerPredictions:
+    """Detections of an image as one layer's predictions, (1, 1, N, `num_classes`) and (1, 1, N, 4).
+
+    Detections with one box are classes of one query. A class that a query was not detected as scores as low as the
+    image's lowest detection, which it cannot exceed.
+    """
+    height, width = found.image_size
+    boxes, query = found.pred_boxes.tensor.float().unique(dim=0, return_inverse=True)
+    scores = found.scores.float().logit(eps=1e-6)
+    logits = scores.new_full((len(boxes), num_classes), scores.min().item() - 1e-3)
+    logits[query, found.pred_classes] = scores
+    normalized = box_xyxy_to_cxcywh(boxes) / boxes.new_tensor([width, height, width, height])
+    return LayerPredictions(logits[None, None], normalized[None, None])
+
+
+def worth_drawing(found: Instances, objects: int) -> Instances:
+    order = found.scores.argsort(descending=True)
+    count = max(objects, int((found.scores >= SCORE).sum()))
+    return found[order[:count]]
+
+
+def jpeg(picture) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, format="JPEG", quality=85)
+    return file.getvalue()
+
+
+def with_newest(rows: list[dict], latest: Mapping[str, tuple[float, int]]) -> list[dict]:
+    """The rows of metrics.json, and what has been recorded since the writers' turn."""
+    by_iteration = {row["iteration"]: dict(row) for row in rows}
+    written = max(by_iteration, default=-1)
+    for name, (value, iteration) in latest.items():
+        if iteration >= written:
+            by_iteration.setdefault(iteration, {"iteration": iteration}).setdefault(name, value)
+    return [by_iteration[iteration] for iteration in sorted(by_iteration)]
+
+
+def read_config(path: Path) -> str:
+    """The config that a run saved, its references resolved, Python objects by their names."""
+    if not path.is_file():
+        return ""
+    return OmegaConf.to_yaml(OmegaConf.create(yaml.load(path.read_text(encoding="utf-8"), NamesOnly)), resolve=True)
+
+
+class NamesOnly(yaml.SafeLoader):
+    """Reads the YAML of `LazyConfig.save` without making the Python objects it stands for."""
+
+    def name(self, kind: str, node: yaml.Node) -> Any:
+        if kind == "tuple":
+            return self.construct_sequence(node, deep=True)
+        if isinstance(node, yaml.ScalarNode):
+            return f"{kind.partition(':')[2]}{node.value}"
+        mapping = isinstance(node, yaml.MappingNode)
+        content = (self.construct_mapping if mapping else self.construct_sequence)(node, deep=True)
+        return f"{kind.partition(':')[2]}({content})"
+
+
+NamesOnly.add_multi_constructor("tag:yaml.org,2002:python/", NamesOnly.name)
+
+
+def facts(cfg: DictConfig) -> dict[str, str]:
+    device = torch.device(cfg.train.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    versions = [f"Python {platform.python_version()}", f"PyTorch {torch.__version__}"]
+    for package in VERSIONS:
+        with suppress(metadata.PackageNotFoundError):
+            versions.append(f"{package} {metadata.version(package)}")
+    return {
+        "command": shlex.join([*program(), *sys.argv[1:]]),
+        "device": f"{device} ({name}), {comm.get_world_size()} process(es)",
+        "platform": describe().removeprefix("platform: "),
+        "versions": ", ".join(versions),
+        "system": platform.platform(),
+    }

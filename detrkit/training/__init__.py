@@ -1,0 +1,29 @@
+"""What keeps a training whole: resuming it exactly, and what to do when something breaks. For detectron2's trainers.
+
+Written against public names of detectron2 and PyTorch; `align-detr train` puts the parts together.
+"""
+
+from detrkit.config.changes import changes, described
+
+from .checkpoints import BestCheckpointer, ResumePoint, SafeCheckpointer, newest_whole
+from .randomness import random_states_kept
+from .run_state import RunState, cut_metrics
+from .stream import ResumableLoader, resumable_loader
+from .trainer import Trainer
+from .watchdog import Watchdog
+
+__all__ = [
+    "BestCheckpointer",
+    "ResumableLoader",
+    "ResumePoint",
+    "RunState",
+    "SafeCheckpointer",
+    "Trainer",
+    "Watchdog",
+    "changes",
+    "cut_metrics",
+    "described",
+    "newest_whole",
+    "random_states_kept",
+    "resumable_loader",
+]

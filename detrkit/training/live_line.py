@@ -1,0 +1,99 @@
+"""A line at the foot of a terminal that shows the training's progress between the logged ones."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import time
+from datetime import timedelta
+
+import torch
+from detectron2.engine import HookBase
+
+SECONDS = 0.2  # between two drawings
+WINDOW = 20  # iterations that figures are the median of
+ERASE = "\r\x1b[K"
+LOGGERS = ("detectron2", "detrex", "align_detr", "detrkit", "projects", "fvcore")
+
+
+class LiveLine(HookBase):
+    """Iteration, time left, losses, learning rate, seconds an iteration and memory; nothing if stdout is no terminal.
+
+    Of the losses it shows the sum and those of the last decoder layer, as many as fit. Register it last.
+    """
+
+    def __init__(self) -> None:
+        self._drawn_at = float("-inf")
+        self._visible = False
+        self._handlers: list[logging.Handler] = []
+
+    def before_train(self) -> None:
+        if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
+            return
+        handlers = {handler for name in LOGGERS for handler in logging.getLogger(name).handlers}
+        self._handlers = [handler for handler in handlers if getattr(handler, "stream", None) is sys.stdout]
+        for handler in self._handlers:
+            handler.addFilter(self._make_way)
+
+    def after_step(self) -> None:
+        now = time.monotonic()
+        if not self._handlers or now - self._drawn_at < SECONDS:
+            return
+        self._drawn_at = now
+        width = shutil.get_terminal_size().columns - 1  # a full line would wrap
+        sys.stdout.write(ERASE + "  ".join(self._fields())[:width])
+        sys.stdout.flush()
+        self._visible = True
+
+    def after_train(self) -> None:
+        self._erase()
+        for handler in self._handlers:
+            handler.removeFilter(self._make_way)
+        self._handlers = []
+
+    def _make_way(self, record: logging.LogRecord) -> bool:
+        """A filter that lets every record pass, onto an empty line."""
+        self._erase()
+        return True
+
+    def _erase(self) -> None:
+        if self._visible:
+            sys.stdout.write(ERASE)
+            sys.stdout.flush()
+            self._visible = False
+
+    def _fields(self) -> list[str]:
+        """The most important ones first: a narrow terminal cuts the others off."""
+        done, total = self.trainer.iter + 1, self.trainer.max_iter
+        latest = self.trainer.storage.latest_with_smoothing_hint(WINDOW)
+        values = {name: value for name, (value, _) in latest.items()}
+        fields = [f"{done}/{total} ({done / total:.0%})"]
+        if "time" in values:
+            seconds = self.trainer.storage.history("time").median(1000)
+            fields.append(f"eta {timedelta(seconds=round(seconds * (total - done)))}")
+        fields += [f"{name.removeprefix('loss_')} {values[name]:.3g}" for name in main_losses(values)]
+        fields += [f"lr {values['lr']:.2g}"] if "lr" in values else []
+        fields += [f"{values['time']:.3f} s/it"] if "time" in values else []
+        fields += [f"data {values['data_time']:.3f} s"] if "data_time" in values else []
+        return [*fields, *memory()]
+
+
+def main_losses(names) -> list[str]:
+    """The sum, and the losses that are no other's at another decoder layer or branch, as `loss_bbox_dn_3` is."""
+    losses = {name for name in names if name.startswith("loss_")}
+    last_layer = [name for name in sorted(losses) if not any(name.startswith(f"{other}_") for other in losses)]
+    return [name for name in ("total_loss",) if name in names] + last_layer
+
+
+def memory() -> list[str]:
+    """Most memory so far, of the GPU if one is in use."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return [f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GB"]
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return []
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return [f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.1f} GB"]

@@ -1,0 +1,98 @@
+"""A trained detector from its config and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import instantiate
+from detrex.modeling import ema
+from omegaconf import DictConfig
+from torch import nn
+
+from detrkit.config.load import call_parameters
+from detrkit.runtime.allocation import keep_freed_memory
+from detrkit.runtime.device import resolve_device
+
+from .checkpoints import SafeCheckpointer
+from .training_parts import drop_training_parts, is_training_part
+
+
+class WholeModelCheckpointer(SafeCheckpointer):
+    """Refuses weights that leave a part of the model at its initial value, and averaged weights that are not the
+    model's: the figures would be of nothing that was trained."""
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Load `path`; "" leaves the model as it is.
+
+        Raises:
+            ValueError: a tensor of the model is not in the file, or has another shape there.
+        """
+        self._source = path
+        rest = super().load(path, *args, **kwargs)
+        if "ema_state" in self.checkpointables:
+            averaged = self.checkpointables["ema_state"].state
+            ours = self.model.state_dict()
+            self._refuse_shapes([(n, t.shape, ours[n].shape) for n, t in averaged.items() if t.shape != ours[n].shape])
+        return rest
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        super()._log_incompatible_keys(incompatible)
+        self._refuse_shapes(incompatible.incorrect_shapes)
+        ours = self.model.state_dict()
+        absent = set(incompatible.missing_keys)
+        loaded = {tensor.data_ptr() for name, tensor in ours.items() if name not in absent}
+        missing = [
+            name
+            for name in incompatible.missing_keys
+            if ours[name].data_ptr() not in loaded and not is_training_part(name)
+        ]
+        if missing:
+            more = ", ..." if len(missing) > 3 else ""
+            raise ValueError(
+                f"{self._source} lacks {len(missing)} of the model's tensors: {', '.join(missing[:3])}{more}"
+            )
+
+    def _refuse_shapes(self, shapes: Sequence[tuple[str, Sequence[int], Sequence[int]]]) -> None:
+        for name, there, here in shapes:
+            raise ValueError(
+                f"{self._source} is of another model: {name} is {_size(there)} there, {_size(here)} in the config's "
+                "model (another number of classes or queries?)"
+            )
+
+
+def _size(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape)) or "a number"
+
+
+def load_detector(cfg: DictConfig, checkpoint: str, for_training: bool = False) -> nn.Module:
+    """The model of `cfg` on `cfg.train.device`, in evaluation mode, without what only training needs; with averaged
+    weights where the checkpoint has them. The process keeps freed memory from then on, see `keep_freed_memory`.
+
+    Args:
+        cfg: as `load_config` gives it; its device is resolved in place.
+        checkpoint: a .pth or .safetensors file, or a URL that DetectionCheckpointer reads; "" for random weights.
+        for_training: in training mode and whole instead.
+
+    Raises:
+        FileNotFoundError: no such checkpoint.
+        ValueError: it is not one of this model; the config has no model; the device is not there.
+    """
+    if "model" not in cfg or "train" not in cfg:
+        raise ValueError("the config needs model and train, as those for tools/train_net.py have them")
+    if checkpoint and "://" not in checkpoint and not Path(checkpoint).is_file():
+        raise FileNotFoundError(f"no such checkpoint: {checkpoint}")
+    cfg.train.device = resolve_device(cfg.train.device)
+    if "device" in call_parameters(cfg.model.get("_target_")):
+        cfg.model.device = cfg.train.device
+    model = instantiate(cfg.model).to(cfg.train.device)
+    ema.may_build_model_ema(cfg, model)
+    checkpointer = WholeModelCheckpointer(model, **ema.may_get_ema_checkpointer(cfg, model))
+    checkpointer.load(checkpoint)
+    if cfg.train.model_ema.enabled and ema.get_model_ema_state(model).has_inited():
+        ema.apply_model_ema(model)
+    if for_training:
+        return model.train()
+    keep_freed_memory()
+    return drop_training_parts(model).eval()

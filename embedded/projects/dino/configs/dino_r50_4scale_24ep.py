@@ -1,5 +1,0 @@
-from .....configs.common.coco_schedule import lr_multiplier_24ep as lr_multiplier
-from .dino_r50_4scale_12ep import dataloader, model, optimizer, train
-
-train.max_iter = 180000
-train.output_dir = "./output/dino_r50_4scale_24ep"

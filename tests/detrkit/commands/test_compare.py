@@ -1,0 +1,97 @@
+"""The comparison of detectors: what it trains and measures, and how it says what is missing."""
+
+import json
+import signal
+import sys
+
+import pytest
+
+# In place of the tools. AP is the seed, plus 10 with our criterion; alignment.json says which checkpoint it is of.
+TOOL = """
+import json, re, sys
+from pathlib import Path
+
+words = sys.argv[1:]
+given = dict(word.split("=", 1) for word in words if re.match(r"[\\w.]+=", word))
+folder = Path(given["train.output_dir"].strip("'"))
+(folder / "calls.txt").open("a").write(" ".join(sys.argv[0:1] + words) + "\\n")
+ours = "align" in words[words.index("--config-file") + 1]
+if "--checkpoint" in words:
+    out = Path(words[words.index("--output") + 1])
+    out.mkdir()
+    report = {"models": [{"figures": {"same_query": 0.9 if ours else 0.8}}]}
+    (out / "alignment.json").write_text(json.dumps(report))
+elif given["train.seed"] == "9":
+    sys.exit("error: no luck")
+else:
+    ap = int(given["train.seed"]) + 10 * ours
+    row = {"iteration": 40, "bbox/AP": ap, "alignment/boxes_per_object": 1.1}
+    (folder / "metrics.json").write_text(json.dumps(row) + "\\n")
+"""
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """`run("--seeds", 1)` runs the tool and returns its exit status; output goes to tmp_path / "out"."""
+    from detrkit.commands import compare
+    from detrkit.experiments import runs as training_runs
+
+    handler = signal.getsignal(signal.SIGTERM)
+    for name in ("TRAIN", "ANALYZE"):
+        script = tmp_path / f"{name}.py"
+        script.write_text(TOOL)
+        monkeypatch.setattr(training_runs, name, [sys.executable, str(script)])
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            compare.main(["--output", str(tmp_path / "out"), *map(str, arguments)])
+        return stop.value.code
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)
+
+
+def test_every_config_is_trained_analysed_and_compared_with_its_own_baseline(run, tmp_path, capsys):
+    """Each detector's gain is over its own supervision, and a second call trains nothing again."""
+    for _ in range(2):
+        assert run("--seeds", 1, 2) == 0
+    assert "8 of 8 runs are finished already" in capsys.readouterr().out
+    out = tmp_path / "out"
+    report = json.loads((out / "results.json").read_text())
+    assert len(report["families"]) == 2
+    for family in report["families"]:
+        baseline, ours = family["settings"]
+        assert baseline["difference"] is None and ours["name"].startswith("align")
+        assert ours["difference"]["mean"] == 10 and not ours["difference"]["within_noise"]
+        assert ours["metrics"]["layers/same_query"]["mean"] == pytest.approx(0.9)
+        assert ours["metrics"]["alignment/boxes_per_object"]["mean"] == pytest.approx(1.1)
+    train, analysis = (out / "align_h_deformable_detr_tiny/seed_2/calls.txt").read_text().splitlines()
+    assert "--resume" in train and "train.seed=2" in train
+    assert "seed_2/model_final.pth" in analysis
+    assert (out / "comparison.png").stat().st_size > 10_000
+    assert "11.50 ± 0.71" in (out / "table.md").read_text()
+
+
+def test_several_configs_with_one_baseline_are_one_family(run, tmp_path):
+    """The baseline is trained and shown once, and what seeds do to one is counted for all."""
+    assert run("--seeds", 1, 2, "--pairs", "align_detr_tiny:dino_tiny", "align_dab_detr_tiny:dino_tiny") == 0
+    (family,) = json.loads((tmp_path / "out/results.json").read_text())["families"]
+    assert [row["name"] for row in family["settings"]] == ["dino_tiny", "align_detr_tiny", "align_dab_detr_tiny"]
+    assert family["degrees_of_freedom"] == 3
+    assert (tmp_path / "out/table.md").read_text().count("dino_tiny,") == 1
+
+
+def test_a_table_with_runs_missing_says_so(run, tmp_path, capsys):
+    """A failed run is named, and the table does not pass for complete."""
+    assert run("--seeds", 1, 9, "--jobs", 1) == 1
+    assert "dino_tiny, seed 9: failed: no luck" in capsys.readouterr().err
+    assert "4 of 8 runs are still to come, or failed" in (tmp_path / "out/table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "pair, said", [("a.py", "CONFIG:BASELINE"), ("a.py:b/a.py", "two configs of one name"), ("a.py:b.py", "a.py")]
+)
+def test_mistakes_are_told_in_one_line(run, capsys, pair, said):
+    assert run("--pairs", pair, "--dry-run") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and said in line

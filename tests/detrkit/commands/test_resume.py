@@ -1,0 +1,180 @@
+"""A training that was interrupted and resumed is the one that was not: `tools/train_net.py --resume`."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import kills
+import pytest
+import torch
+
+CONFIG = str(Path(__file__).with_name("mixed_config.py"))
+TOOL = str(Path(__file__).resolve().parents[3] / "tools" / "train_net.py")
+
+
+def run_script(folder, *arguments):
+    command = [sys.executable, kills.__file__, f"--output={folder}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=1800)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """A folder in which the script has left an uninterrupted run, in `straight`."""
+    folder = tmp_path_factory.mktemp("resume")
+    result = run_script(folder, "--kills=0")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder
+
+
+@pytest.fixture
+def folder(uninterrupted, monkeypatch):
+    monkeypatch.setenv("MIXED_DATA", str(uninterrupted / "data"))
+    return uninterrupted
+
+
+def assert_same_run(folder, other):
+    assert kills.same(kills.state(folder / "straight"), kills.state(other))
+    assert kills.metrics(folder / "straight") == kills.metrics(other)
+
+
+def test_killed_at_random_moments(tmp_path):
+    """By SIGKILL, without data workers and with: nothing unreadable, no line lost, the same end to the bit."""
+    result = run_script(tmp_path, "--kills=4", "--per-run=2")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "4 kills" in result.stdout and "0 ended differently, 0 unreadable" in result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_a_hundred_times(tmp_path, processes):
+    result = run_script(tmp_path, "--kills=100", f"--processes={processes}")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def start(out, *arguments):
+    command = [sys.executable, TOOL, "--config-file", CONFIG, f"train.output_dir={out}", "--resume", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def resume(out, *arguments):
+    process = start(out, *arguments)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_is_resumed_exactly(folder):
+    """As clusters send it before they take a machine back: a checkpoint of the iteration under way, exit status 143."""
+    out = folder / "terminated"
+    process = start(out)
+    while not (out / "model_0000003.pth").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    last = (out / "last_checkpoint").read_text()
+    assert torch.load(out / last, weights_only=True)["trainer"]["hooks"]["RunState"]["complete"]
+    assert resume(out).returncode == 0
+    assert kills.same(kills.state(folder / "straight"), kills.state(out))
+    # There is one of the interruption besides.
+    assert [row for row in kills.metrics(folder / "straight") if row not in kills.metrics(out)] == []
+
+
+def copy_of(folder, name, upto=7):
+    """A run of its own that stopped behind an iteration, as if killed there."""
+    out = folder / name
+    out.mkdir()
+    for path in (folder / "straight").glob("model_00*.pth"):
+        if int(path.stem[-7:]) <= upto:
+            (out / path.name).write_bytes(path.read_bytes())
+            when = time.time() - 1000 + int(path.stem[-7:])
+            os.utime(out / path.name, (when, when))
+    (out / "metrics.json").write_bytes((folder / "straight" / "metrics.json").read_bytes())
+    (out / "last_checkpoint").write_text(f"model_{upto:07d}.pth")
+    return out
+
+
+@pytest.mark.parametrize(
+    "harm, said",
+    [
+        ("missing", "names 'model_0000007.pth', which is not there: resuming from model_0000003.pth"),
+        ("cut", "names 'model_0000007.pth', which is damaged"),
+        ("flipped", "names 'model_0000007.pth', which is damaged"),
+        ("elsewhere", "which is not there: resuming from model_0000007.pth"),
+        ("empty", "last_checkpoint is missing or empty: resuming from model_0000007.pth"),
+    ],
+)
+def test_the_newest_whole_checkpoint_is_found(folder, harm, said):
+    """Instead of a traceback, or a run that starts anew over the checkpoints of the old one. A name that leads out of
+    the folder is not followed, and a line of metrics.json that was cut short is taken away."""
+    from detrkit.training import newest_whole
+
+    out = copy_of(folder, harm)
+    newest, last = out / "model_0000007.pth", out / "last_checkpoint"
+    content = newest.read_bytes()
+    if harm == "missing":
+        newest.unlink()
+    elif harm == "cut":
+        newest.write_bytes(content[: len(content) // 2])
+    elif harm == "flipped":
+        middle = len(content) // 2
+        newest.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    elif harm == "elsewhere":
+        last.write_text("../straight/model_final.pth")
+    else:
+        last.unlink()
+    point = newest_whole(out)
+    assert said in point.remark and "\n" not in point.remark
+    assert last.read_text() == point.name
+
+
+@pytest.mark.slow
+def test_a_damaged_run_is_resumed_to_the_same_end(folder):
+    out = copy_of(folder, "damaged")
+    (out / "model_0000007.pth").write_bytes(b"PK\x03\x04")
+    with open(out / "metrics.json", "a") as file:
+        file.write('{"iteration": 12, "tot')
+    result = resume(out)
+    assert result.returncode == 0, result.stderr
+    assert "resuming from model_0000003.pth, the newest whole checkpoint" in result.stdout
+    assert_same_run(folder, out)
+
+
+def test_no_whole_checkpoint_is_an_error(folder, tmp_path):
+    """Training anew would write over what may still be rescued."""
+    (tmp_path / "model_0000003.pth").write_bytes(b"")
+    with pytest.raises(ValueError, match="no checkpoint in .* can be resumed from: 'model_0000003.pth' is damaged"):
+        from detrkit.training import newest_whole
+
+        newest_whole(tmp_path)
+
+
+@pytest.mark.slow
+def test_another_config_is_not_resumed_unasked(folder):
+    """Somebody else's folder, or yesterday's experiment. What does no harm may differ."""
+    out = copy_of(folder, "other")
+    result = resume(out, "optimizer.lr=0.5", "train.log_period=5", "model.criterion.k=1")
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    (line,) = result.stderr.splitlines()
+    assert "model.criterion.k=1 (was " in line and "optimizer.lr=0.5 (was 0.0008)" in line
+    assert "log_period" not in line and "--allow-changes" in line
+    assert not (out / "config.yaml").exists() and not (out / "log.txt").exists(), "nothing was touched"
+    result = resume(out, "optimizer.lr=0.5", "train.max_iter=9", "--allow-changes")
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.slow
+def test_another_batch_size_and_number_of_processes_go_on(folder):
+    """And say what is not as it was."""
+    out = copy_of(folder, "batch")
+    result = resume(out, "dataloader.train.total_batch_size=4", "train.max_iter=10", "--num-gpus", "2")
+    assert result.returncode == 0, result.stderr
+    assert "Not as before: 2 process(es) now, 1 before" in result.stdout
+    assert "Not as before: batches of 4 images now, 2 before" in result.stdout
+    rows = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
+    assert [row["iteration"] for row in rows][-2:] == [9, 10]

@@ -1,7 +1,0 @@
-"""Makes the tools importable, and with them the modules that they share; and what tests here share."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-sys.path.insert(0, str(Path(__file__).parent))
