@@ -26,7 +26,8 @@ def align_detr(*words, cwd, python=("-m", "align_detr")):
 @pytest.mark.parametrize("words", [[], ["--help"], ["configs"], ["completion", "bash"], ["make-data", "--help"]])
 def test_help_and_lists_do_not_wait_for_pytorch(tmp_path, words):
     """An import of torch takes seconds; here it fails."""
-    script = "import sys; sys.modules['torch'] = None; import align_detr; from detrkit.commands.main import main; main()"
+    script = "import sys; sys.modules['torch'] = None; import align_detr; "
+    script += "from detrkit.commands.main import main; main()"
     result = align_detr(*words, cwd=tmp_path, python=("-c", script))
     assert result.returncode == 0 and not result.stderr
     assert result.stdout
