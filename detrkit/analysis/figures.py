@@ -14,7 +14,7 @@ from scipy import stats
 from torch import Tensor
 
 from align_detr.modeling.losses import iou_and_giou
-from align_detr.modeling.matcher import LayerStack, MixedMatcher, Objects
+from align_detr.modeling.matcher import GroundTruth, LayerStack, MixedMatcher
 
 from .predictions import LayerPredictions
 
@@ -90,7 +90,7 @@ def examine(
     """
     logits, boxes = predictions
     device = logits.device
-    objects = Objects.from_targets([{name: t[name].to(device) for name in ("labels", "boxes")} for t in targets])
+    objects = GroundTruth.from_targets([{name: t[name].to(device) for name in ("labels", "boxes")} for t in targets])
     num_layers, num_objects = len(logits), len(objects.labels)
     layer = torch.arange(num_layers, device=device)[:, None]
     stack = LayerStack(logits, boxes, [""] * num_layers, [1] * num_layers, [False] * num_layers)

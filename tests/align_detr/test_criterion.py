@@ -119,6 +119,14 @@ def test_hybrid_branch_and_proposals_by_hand(kind):
         assert losses[name].item() == pytest.approx(factor * loss.item() / 5, rel=1e-4), name
 
 
+def test_a_set_criterion_takes_proposals_of_all_classes():
+    """Protects detectors of users with proposals: theirs get DINO's losses."""
+    outputs, targets, _ = random_batch([3, 0, 8])
+    options = dict(num_classes=5, matcher=MixedMatcher(2, 5, 2), weight_dict={})
+    ours, dinos = (cls(**options)(outputs, targets) for cls in (AlignSetCriterion, AlignDINOCriterion))
+    assert ours["loss_class_enc"] == dinos["loss_class_enc"] and ours["loss_giou_enc"] == dinos["loss_giou_enc"]
+
+
 def test_plain_focal_loss_is_the_detectors_own():
     """Protects the rival that everybody starts from: with one query per object it is detrex's criterion, not nearly."""
     outputs, targets, _ = random_batch([3, 0, 8])

@@ -64,10 +64,10 @@ def test_the_assignment_is_the_cheapest():
     outputs, targets = make(1, 5, [2], seed=3)
     matcher = MixedMatcher(2, 5, 2)
     query, index = matcher(outputs, targets)[0]
-    from align_detr.modeling.matcher import LayerStack, Objects
+    from align_detr.modeling.matcher import GroundTruth, LayerStack
 
     stack = LayerStack(outputs["pred_logits"][None], outputs["pred_boxes"][None], [""], [1], [False])
-    cost = matcher.cost(stack, Objects.from_targets(targets))[0]
+    cost = matcher.cost(stack, GroundTruth.from_targets(targets))[0]
     best = min(cost[0, a] + cost[1, b] for a, b in itertools.permutations(range(5), 2))
     assert cost[index, query].sum() == pytest.approx(best.item())
 

@@ -9,7 +9,7 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.structures import Boxes, Instances
 from omegaconf import OmegaConf
 
-from align_detr.modeling.losses import iou_and_giou
+from align_detr.modeling.losses import CLASSIFICATION_LOSSES, iou_and_giou
 from co_detr.ops import BACKGROUND, IGNORED
 from detrkit.analysis import predict_layers
 from detrkit.config.load import get_config
@@ -286,7 +286,7 @@ def test_published_settings():
     assert model.select_box_nums_for_evaluation == 300 and model.transformer.num_feature_levels == 5
     criterion, weights = model.criterion, model.criterion.weight_dict
     assert (criterion.k, criterion.gamma) == (1, 2.0)
-    assert criterion.classification_loss.matched.__name__ == "quality_focal_loss"
+    assert criterion.classification_loss is CLASSIFICATION_LOSSES["quality_focal_loss"]
     assert [weights[name] for name in QUERY_LOSSES] == [1, 5, 2]
     parts = model.collaboration
     assert parts.strides == [4, 8, 16, 32, 64, 128] and (parts.head_weight, parts.query_weight) == (12, 1)

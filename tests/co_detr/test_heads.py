@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from co_detr.heads import ATSSHead, Candidates, FasterRCNNHead, Objects, Pyramid
+from co_detr.heads import ATSSHead, Candidates, FasterRCNNHead, PaddedGroundTruth, Pyramid
 from co_detr.heads.atss import centerness_of
 from co_detr.heads.faster_rcnn import ProposalNetwork
 from co_detr.modeling.queries import draw_queries
@@ -36,7 +36,7 @@ def objects_of(*boxes_by_image):
         centered = torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], dim=1)
         labels = torch.arange(len(corners)) % 3
         targets.append({"labels": labels, "boxes": centered / extent.repeat(2)})
-    return Objects.from_targets(targets, EXTENT)
+    return PaddedGroundTruth.from_targets(targets, EXTENT)
 
 
 SOME = objects_of([[4, 6, 40, 40], [20, 10, 50, 46], [2, 2, 14, 12]], [[5, 20, 39, 60]])

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from scipy.sparse import csc_array
 from torch import Tensor
 
-from .multi_scale_deform_attn import check_cells
+from ._deform_attn_checks import check_cells
 
 FRAME = 2
 """Zero cells on each side: points beyond one cell outside are moved where all their four cells are zero."""

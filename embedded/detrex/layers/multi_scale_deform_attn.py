@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ._deform_attn_checks import check_cells
+
 SpatialShapes = Tensor | Sequence[tuple[int, int]]
 
 
@@ -72,13 +74,6 @@ def multi_scale_deformable_attn_pytorch(
         )
         output = output + (sampled * weights[:, None, :, level]).sum(-1)
     return output.view(batch, heads * channels, -1).transpose(1, 2).to(value.dtype)
-
-
-def check_cells(value: Tensor, sizes: Sequence[tuple[int, int]]) -> None:
-    """Raises ValueError unless the levels of (height, width) in `sizes` make up dimension 1 of `value`."""
-    cells = sum(h * w for h, w in sizes)
-    if value.shape[1] != cells:
-        raise ValueError(f"value has {value.shape[1]} cells, but the levels {list(sizes)} have {cells}")
 
 
 @cache

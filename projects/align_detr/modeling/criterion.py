@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 from detrex.modeling import SetCriterion
-from projects.detr_common import box_normalizer
+from detrex.utils import get_world_size, is_dist_avail_and_initialized
 from projects.dino.modeling import DINOCriterion
 from projects.h_deformable_detr.modeling import DeformableCriterion
 from torch import Tensor
@@ -22,7 +22,7 @@ from .losses import (
     rank_weights,
     split_entries,
 )
-from .matcher import LayerStack, MixedMatcher, Objects, Pairs
+from .matcher import GroundTruth, LayerStack, MixedMatcher, Pairs
 
 Outputs = dict  # detrex's: pred_logits (B, N, C), pred_boxes (B, N, 4) cxcywh in [0, 1], aux_outputs, enc_outputs
 Targets = list[dict[str, Tensor]]  # per image: labels (G,), boxes (G, 4) cxcywh in [0, 1]
@@ -39,7 +39,7 @@ class Layer(NamedTuple):
 
 
 class AlignLosses:
-    """What the three criteria share; mixed in before the criterion of the detector.
+    """Align-DETR's matching and losses, mixed in before the criterion of the detector.
 
     Args:
         num_classes, matcher, weight_dict: as detrex's criteria take them; the matcher is a `MixedMatcher`.
@@ -57,6 +57,8 @@ class AlignLosses:
     Raises:
         ValueError: an option out of its range.
     """
+
+    class_agnostic_proposals = False  # whether the encoder's proposals have one class, "object"
 
     def __init__(
         self,
@@ -119,20 +121,20 @@ class AlignLosses:
             layers["_enc"] = Layer(outputs["enc_outputs"], encoder_number, self.class_agnostic_proposals)
         return layers
 
-    def _matched_losses(self, layers: dict[str, Layer], objects: Objects, num_boxes: float | Tensor) -> Losses:
+    def _matched_losses(self, layers: dict[str, Layer], objects: GroundTruth, num_boxes: float | Tensor) -> Losses:
         """Losses of layers whose queries the matcher assigns."""
         stacks = stack_layers(layers)
         losses = {}
         for stack, pairs in zip(stacks, self.matcher.match_layers(stacks, objects), strict=True):
             group = pairs.layer * len(objects.labels) + pairs.object
-            losses |= self._stack_losses(stack, pairs, objects, num_boxes, group)
+            losses |= self.stack_losses(stack, pairs, objects, num_boxes, group)
         return losses
 
-    def _stack_losses(
+    def stack_losses(
         self,
         stack: LayerStack,
         pairs: Pairs,
-        objects: Objects,
+        objects: GroundTruth,
         num_boxes: float | Tensor,
         group: Tensor | None = None,
     ) -> Losses:
@@ -179,8 +181,8 @@ class AlignSetCriterion(AlignLosses, SetCriterion):
 
     def forward(self, outputs: Outputs, targets: Targets) -> Losses:
         """Losses `loss_{class,bbox,giou}` of the last layer and `..._0` to `..._{L-2}` of those before."""
-        objects = Objects.from_targets(targets)
-        return self._matched_losses(self._layers(outputs), objects, objects_per_process(objects))
+        objects = GroundTruth.from_targets(targets)
+        return self._matched_losses(self._layers(outputs), objects, average_num_boxes(objects))
 
 
 class AlignDINOCriterion(AlignLosses, DINOCriterion):
@@ -197,13 +199,13 @@ class AlignDINOCriterion(AlignLosses, DINOCriterion):
             dn_metas: DINO's `output_known_lbs_bboxes`, `dn_num` and `single_padding`; None gives denoising losses of
                 zero, so that all processes return the same keys.
         """
-        objects = Objects.from_targets(targets)
-        num_boxes = objects_per_process(objects)
+        objects = GroundTruth.from_targets(targets)
+        num_boxes = average_num_boxes(objects)
         losses = self._matched_losses(self._layers(outputs), objects, num_boxes)
         return losses | self._denoising_losses(outputs, dn_metas, objects, num_boxes)
 
     def _denoising_losses(
-        self, outputs: Outputs, dn_metas: dict | None, objects: Objects, num_boxes: float | Tensor
+        self, outputs: Outputs, dn_metas: dict | None, objects: GroundTruth, num_boxes: float | Tensor
     ) -> Losses:
         if dn_metas is None:
             suffixes = [f"_dn{suffix}" for suffix in decoder_layers(outputs)]
@@ -213,7 +215,7 @@ class AlignDINOCriterion(AlignLosses, DINOCriterion):
         denoised = decoder_layers(dn_metas["output_known_lbs_bboxes"])
         (stack,) = stack_layers({f"_dn{suffix}": Layer(layer) for suffix, layer in denoised.items()})
         pairs = denoising_pairs(len(stack.logits), groups, int(dn_metas["single_padding"]), objects)
-        return self._stack_losses(stack, pairs, objects, num_boxes * groups)
+        return self.stack_losses(stack, pairs, objects, num_boxes * groups)
 
 
 class AlignHDETRCriterion(AlignLosses, DeformableCriterion):
@@ -237,16 +239,33 @@ class AlignHDETRCriterion(AlignLosses, DeformableCriterion):
                 f"{suffix}_one2many": Layer(layer, k_one2many)
                 for suffix, layer in decoder_layers(hybrid).items()
             }
-        objects = Objects.from_targets(targets)
-        losses = self._matched_losses(layers, objects, objects_per_process(objects))
+        objects = GroundTruth.from_targets(targets)
+        losses = self._matched_losses(layers, objects, average_num_boxes(objects))
         return {
             key: loss * lambda_one2many if key.endswith("_one2many") else loss for key, loss in losses.items()
         }
 
 
-def objects_per_process(objects: Objects) -> float | Tensor:
-    """What every sum is divided by: see `box_normalizer`."""
-    return box_normalizer(len(objects.labels), objects.labels.device)
+def average_over_processes(count: int | Tensor, device: torch.device) -> float | Tensor:
+    """Average `count` over all processes; at least 1. Every process has to call it.
+
+    Args:
+        count: an int, or a float32 tensor without dimensions.
+        device: where the processes exchange their counts.
+
+    Returns:
+        A float for an int if there is one process, else a tensor on `device`.
+    """
+    if not is_dist_avail_and_initialized():
+        return count.clamp(min=1.0) if isinstance(count, Tensor) else float(max(count, 1))
+    total = count.clone() if isinstance(count, Tensor) else torch.tensor(float(count), device=device)
+    torch.distributed.all_reduce(total)
+    return (total / get_world_size()).clamp(min=1.0)
+
+
+def average_num_boxes(objects: GroundTruth) -> float | Tensor:
+    """The number of ground truths by which every loss is divided: the mean over the processes, at least 1."""
+    return average_over_processes(len(objects.labels), objects.labels.device)
 
 
 def decoder_layers(outputs: Outputs) -> dict[str, Outputs]:
@@ -272,7 +291,7 @@ def stack_layers(layers: dict[str, Layer]) -> list[LayerStack]:
     ]
 
 
-def denoising_pairs(num_layers: int, groups: int, single_padding: int, objects: Objects) -> Pairs:
+def denoising_pairs(num_layers: int, groups: int, single_padding: int, objects: GroundTruth) -> Pairs:
     """Pairs of DINO's positive denoising queries: object j of an image is query g * single_padding + j of group g."""
     device = objects.labels.device
     layer, group, index = (

@@ -126,37 +126,29 @@ def split_entries(logits: Tensor, index: tuple[Tensor, ...], gamma: float) -> tu
     return _SplitEntries.apply(logits, index, gamma)
 
 
-# What follows is one loss per `loss_class_type`. Each is elementwise over the matched entries: logits (P,) and targets
-# y (P,) in [0, 1], constants, to losses (P,). The gradient flows through every factor that depends on s = sigmoid(z).
+# Classification losses of the matched entries, elementwise: logits (P,) and constant targets y (P,) in [0, 1] to (P,).
+# The gradient flows through every factor that depends on s = sigmoid(z).
 
 
 def ia_bce_loss(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
-    """BCE(s, y), as in Align-DETR's released code. `gamma` only shapes the rest."""
+    """BCE(s, y): Align-DETR's released code, with y the joint quality; also DEIM (arXiv 2412.04234), equation 4, with
+    y = IoU^gamma. `gamma` is unused here; it only affects unmatched entries."""
     return F.binary_cross_entropy_with_logits(logits, target, reduction="none")
 
 
-def quality_focal_loss(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
-    """|y - s|^gamma * BCE(s, y), with y the IoU: GFL (arXiv 2006.04388), equation 2, where gamma is called beta."""
+def align_loss(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
+    """|y - s|^gamma * BCE(s, y): Align-DETR's later paper, with y the joint quality; also the quality focal loss of GFL
+    (arXiv 2006.04388), equation 2, with y the IoU, and Stable-DINO's loss (arXiv 2304.04742), equation 3."""
     bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     # Below gamma = 1 the power has no finite slope at zero.
     distance = (target - logits.sigmoid()).abs().clamp(min=torch.finfo(bce.dtype).eps)
     return distance**gamma * bce
 
 
-def align_loss(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
-    """|y - s|^gamma * BCE(s, y), with y the joint quality, as in Align-DETR's later paper."""
-    return quality_focal_loss(logits, target, gamma)
-
-
-def position_supervised_loss(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
-    """|y - s|^gamma * BCE(s, y), with y the rescaled square of the IoU: Stable-DINO (arXiv 2304.04742), equation 3."""
-    return quality_focal_loss(logits, target, gamma)
-
-
 def focal_loss(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
     """0.25 * |y - s|^gamma * BCE(s, y), with y = 1 before rank weights: the focal loss (arXiv 1708.02002), equation 5,
     continued to targets between 0 and 1 as in GFL."""
-    return FOCAL_ALPHA * quality_focal_loss(logits, target, gamma)
+    return FOCAL_ALPHA * align_loss(logits, target, gamma)
 
 
 def varifocal_loss(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
@@ -166,11 +158,6 @@ def varifocal_loss(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
     """
     bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     return torch.where(target > 0, target, VARIFOCAL_ALPHA * logits.sigmoid() ** gamma) * bce
-
-
-def matchability_aware_loss(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
-    """BCE(s, y), with y = IoU^gamma: DEIM (arXiv 2412.04234), equation 4. The paper takes gamma = 1.5."""
-    return F.binary_cross_entropy_with_logits(logits, target, reduction="none")
 
 
 class Matched(NamedTuple):
@@ -221,14 +208,12 @@ class ClassificationLoss(NamedTuple):
 
 
 CLASSIFICATION_LOSSES = {
-    loss.matched.__name__: loss
-    for loss in (
-        ClassificationLoss(ia_bce_loss, joint_quality),
-        ClassificationLoss(align_loss, joint_quality),
-        ClassificationLoss(focal_loss, certainty, unmatched=1 - FOCAL_ALPHA),
-        ClassificationLoss(quality_focal_loss, overlap),
-        ClassificationLoss(varifocal_loss, overlap, unmatched=VARIFOCAL_ALPHA),
-        ClassificationLoss(matchability_aware_loss, powered_overlap),
-        ClassificationLoss(position_supervised_loss, rescaled_overlap),
-    )
+    "ia_bce_loss": ClassificationLoss(ia_bce_loss, joint_quality),
+    "align_loss": ClassificationLoss(align_loss, joint_quality),
+    "focal_loss": ClassificationLoss(focal_loss, certainty, unmatched=1 - FOCAL_ALPHA),
+    "quality_focal_loss": ClassificationLoss(align_loss, overlap),
+    "varifocal_loss": ClassificationLoss(varifocal_loss, overlap, unmatched=VARIFOCAL_ALPHA),
+    "matchability_aware_loss": ClassificationLoss(ia_bce_loss, powered_overlap),
+    "position_supervised_loss": ClassificationLoss(align_loss, rescaled_overlap),
 }
+"""By `loss_class_type`: Align-DETR's two (released code and later paper), and the losses that it is compared with."""

@@ -16,7 +16,7 @@ from .losses import iou_and_giou
 
 
 @dataclass
-class Objects:
+class GroundTruth:
     """The ground truths of a batch, image after image: M in all, `sizes[i]` of them in image i."""
 
     labels: Tensor  # (M,) int64
@@ -26,7 +26,7 @@ class Objects:
     sizes: list[int]
 
     @classmethod
-    def from_targets(cls, targets: list[dict[str, Tensor]]) -> "Objects":
+    def from_targets(cls, targets: list[dict[str, Tensor]]) -> "GroundTruth":
         """From detrex's targets: per image a dict of `labels` (G,) and `boxes` (G, 4), cxcywh in [0, 1]."""
         labels = torch.cat([t["labels"] for t in targets])
         boxes = torch.cat([t["boxes"] for t in targets]).float()
@@ -48,7 +48,7 @@ class LayerStack:
     match_numbers: list[int]  # k of each layer
     class_agnostic: list[bool]  # True where every ground truth counts as class 0 (H-DETR's proposals)
 
-    def labels(self, objects: Objects) -> Tensor:
+    def labels(self, objects: GroundTruth) -> Tensor:
         """(L, M) the class of every object as each layer is to predict it."""
         agnostic = torch.tensor(self.class_agnostic).to(self.logits.device, non_blocking=True)
         return objects.labels.masked_fill(agnostic[:, None], 0)
@@ -102,7 +102,7 @@ class MixedMatcher(HungarianMatcher):
         Returns:
             Per image the query and the ground-truth indices of its pairs, int64, on the CPU.
         """
-        objects = Objects.from_targets(targets)
+        objects = GroundTruth.from_targets(targets)
         logits, boxes = outputs["pred_logits"][None].float(), outputs["pred_boxes"][None].float()
         stack = LayerStack(logits, boxes, suffixes=[""], match_numbers=[k], class_agnostic=[False])
         _, image, query, index = self._assign([stack], objects)[0]
@@ -113,7 +113,7 @@ class MixedMatcher(HungarianMatcher):
         ]
 
     @torch.no_grad()
-    def match_layers(self, stacks: list[LayerStack], objects: Objects) -> list[Pairs]:
+    def match_layers(self, stacks: list[LayerStack], objects: GroundTruth) -> list[Pairs]:
         """Match every layer of every stack with a single device-to-host copy of all their costs."""
         device = objects.labels.device
         return [
@@ -121,7 +121,7 @@ class MixedMatcher(HungarianMatcher):
             for indices in self._assign(stacks, objects)
         ]
 
-    def cost(self, stack: LayerStack, objects: Objects) -> Tensor:
+    def cost(self, stack: LayerStack, objects: GroundTruth) -> Tensor:
         """(L, M, N) cost between each object and the queries of its own image."""
         layers = torch.arange(len(stack.logits), device=stack.logits.device)[:, None]
         labels = stack.labels(objects)
@@ -140,7 +140,7 @@ class MixedMatcher(HungarianMatcher):
         _, giou = iou_and_giou(boxes, targets)
         return self.cost_class * cost_class + self.cost_bbox * cost_bbox - self.cost_giou * giou
 
-    def _assign(self, stacks: list[LayerStack], objects: Objects) -> list[np.ndarray]:
+    def _assign(self, stacks: list[LayerStack], objects: GroundTruth) -> list[np.ndarray]:
         """Per stack the fields of its `Pairs`, (4, P) int64."""
         costs = [self.cost(stack, objects) for stack in stacks]
         on_host = torch.cat([cost.flatten() for cost in costs]).cpu()

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from projects.detr_common import box_normalizer
 from torch import Tensor, nn
 
+from align_detr.modeling.criterion import average_over_processes
 from align_detr.modeling.losses import FOCAL_ALPHA, focal_loss, split_entries
 
 from ..ops import apply_deltas, assign_by_statistics, make_anchors
-from .base import NEVER, AuxiliaryHead, Candidates, Objects, Pyramid, as_rows, giou, inside_image
+from .base import NEVER, AuxiliaryHead, Candidates, PaddedGroundTruth, Pyramid, as_rows, giou, inside_image
 
 FOCAL_GAMMA = 2.0
 
@@ -57,7 +57,7 @@ class ATSSHead(AuxiliaryHead):
                     nn.init.zeros_(module.bias)
         nn.init.constant_(self.class_pred.bias, -math.log(99))  # a score of 0.01 to begin with
 
-    def forward(self, pyramid: Pyramid, objects: Objects) -> tuple[dict[str, Tensor], Candidates]:
+    def forward(self, pyramid: Pyramid, objects: PaddedGroundTruth) -> tuple[dict[str, Tensor], Candidates]:
         """Losses `class` (focal), `giou` and `centerness`; candidates are the anchors."""
         logits, deltas, centerness = self.predict(pyramid.maps)
         levels = make_anchors(pyramid.sizes, pyramid.strides, [self.anchor_scale], [1.0], logits.device)
@@ -85,7 +85,7 @@ class ATSSHead(AuxiliaryHead):
         anchors: Tensor,
         assigned: Tensor,
         usable: Tensor,
-        objects: Objects,
+        objects: PaddedGroundTruth,
     ) -> dict[str, Tensor]:
         """Of predictions as `predict` gives them, for anchors (A, 4) and their `assigned` (B, A); sums over the anchors
         of all images, divided by the number of positives or, for boxes, by the sum of their centerness (means over the
@@ -93,7 +93,7 @@ class ATSSHead(AuxiliaryHead):
         image, anchor = (assigned >= 0).nonzero(as_tuple=True)
         index = assigned[image, anchor]
         labels, targets = objects.labels[image, index], objects.boxes[image, index]
-        number = box_normalizer(len(image), logits.device)
+        number = average_over_processes(len(image), logits.device)
 
         logits = logits.masked_fill(~usable[..., None], NEVER)
         layer = torch.zeros_like(image)
@@ -103,7 +103,7 @@ class ATSSHead(AuxiliaryHead):
         chosen = anchors[anchor]
         ideal = centerness_of((chosen[:, :2] + chosen[:, 2:]) / 2, targets)
         boxes = apply_deltas(chosen, deltas[image, anchor], self.delta_weights)
-        amount = box_normalizer(ideal.sum(), logits.device)
+        amount = average_over_processes(ideal.sum(), logits.device)
         centers = F.binary_cross_entropy_with_logits(centerness[image, anchor], ideal, reduction="sum")
         return {
             "class": self.class_weight * ((1 - FOCAL_ALPHA) * unmatched.sum() + hits.sum()) / number,

@@ -32,7 +32,7 @@ class Pyramid(NamedTuple):
         return [tuple(level.shape[-2:]) for level in self.maps]
 
 
-class Objects(NamedTuple):
+class PaddedGroundTruth(NamedTuple):
     """The ground truths of B images, padded to equal numbers G, at least 1.
 
     Attributes:
@@ -46,7 +46,7 @@ class Objects(NamedTuple):
     present: Tensor
 
     @classmethod
-    def from_targets(cls, targets: Sequence[Mapping[str, Tensor]], extent: Tensor) -> "Objects":
+    def from_targets(cls, targets: Sequence[Mapping[str, Tensor]], extent: Tensor) -> "PaddedGroundTruth":
         """From detrex's targets: per image `labels` (G,) and `boxes` (G, 4), cxcywh in [0, 1] of `extent` (B, 2)."""
 
         def pad(name: str) -> Tensor:
@@ -80,7 +80,7 @@ class AuxiliaryHead(nn.Module):
     one without objects or without positives, or processes wait for each other.
     """
 
-    def forward(self, pyramid: Pyramid, objects: Objects) -> tuple[dict[str, Tensor], Candidates]:
+    def forward(self, pyramid: Pyramid, objects: PaddedGroundTruth) -> tuple[dict[str, Tensor], Candidates]:
         """Losses by name, float32 with the weights among them applied; and where they came from."""
         raise NotImplementedError(f"{type(self).__name__} does not say what its losses are")
 

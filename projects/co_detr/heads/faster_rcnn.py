@@ -17,7 +17,7 @@ from ..ops import (
     pyramid_roi_align,
     sample,
 )
-from .base import AuxiliaryHead, Candidates, Objects, Pyramid, as_rows, clip, giou, inside_image
+from .base import AuxiliaryHead, Candidates, PaddedGroundTruth, Pyramid, as_rows, clip, giou, inside_image
 
 
 class ProposalNetwork(nn.Module):
@@ -64,7 +64,7 @@ class ProposalNetwork(nn.Module):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, pyramid: Pyramid, objects: Objects) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    def forward(self, pyramid: Pyramid, objects: PaddedGroundTruth) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Losses `rpn_class` and `rpn_bbox`; proposals (B, P, 4), and which of them there are (B, P) bool."""
         hidden = [F.relu(self.conv(level)) for level in pyramid.maps]
         logits = as_rows([self.class_pred(x) for x in hidden], 1).squeeze(-1)
@@ -82,7 +82,13 @@ class ProposalNetwork(nn.Module):
         return losses, *self.proposals(scores, deltas.detach(), levels, pyramid.extent)
 
     def losses(
-        self, logits: Tensor, deltas: Tensor, anchors: Tensor, assigned: Tensor, drawn: Tensor, objects: Objects
+        self,
+        logits: Tensor,
+        deltas: Tensor,
+        anchors: Tensor,
+        assigned: Tensor,
+        drawn: Tensor,
+        objects: PaddedGroundTruth,
     ) -> dict[str, Tensor]:
         """Of logits (B, A) and deltas (B, A, 4), over the `drawn` (B, S) anchors; divided by their number."""
         valid = drawn >= 0
@@ -191,7 +197,7 @@ class FasterRCNNHead(AuxiliaryHead):
             init(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, pyramid: Pyramid, objects: Objects) -> tuple[dict[str, Tensor], Candidates]:
+    def forward(self, pyramid: Pyramid, objects: PaddedGroundTruth) -> tuple[dict[str, Tensor], Candidates]:
         """Losses `rpn_class`, `rpn_bbox`, `class` (cross-entropy) and `giou`; candidates are the sampled proposals."""
         losses, proposals, there = self.proposals(pyramid, objects)
         boxes, assigned = self.sample(proposals, there, objects)
@@ -204,7 +210,7 @@ class FasterRCNNHead(AuxiliaryHead):
         losses |= self.losses(logits, deltas.unflatten(-1, (-1, 4)), boxes, assigned, objects)
         return losses, Candidates(boxes, assigned)
 
-    def sample(self, proposals: Tensor, there: Tensor, objects: Objects) -> tuple[Tensor, Tensor]:
+    def sample(self, proposals: Tensor, there: Tensor, objects: PaddedGroundTruth) -> tuple[Tensor, Tensor]:
         """Boxes (B, S, 4) of proposals (B, P, 4) and objects, and what they are assigned (B, S)."""
         boxes = torch.cat([objects.boxes, proposals], dim=1)
         there = torch.cat([objects.present, there], dim=1)
@@ -219,7 +225,7 @@ class FasterRCNNHead(AuxiliaryHead):
         )
 
     def losses(
-        self, logits: Tensor, deltas: Tensor, boxes: Tensor, assigned: Tensor, objects: Objects
+        self, logits: Tensor, deltas: Tensor, boxes: Tensor, assigned: Tensor, objects: PaddedGroundTruth
     ) -> dict[str, Tensor]:
         """Of logits (B, S, C + 1), background last, and deltas (B, S, C, 4) of the sampled boxes (B, S, 4); divided by
         the number of samples."""

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from detectron2.structures import Instances
-from projects.detr_common import predict_layers, prediction_dict
+from detrex.utils import inverse_sigmoid
 from projects.dino.modeling import DINO
 from torch import Tensor, nn
 
@@ -33,15 +33,15 @@ class CoDINO(DINO):
         """As DINO's; in training the weighted losses of the heads and of the positive queries too."""
         if self.collaboration is None or not self.training:
             return super().forward(batched_inputs)
-        with listening(self) as seen:
+        with capture_forward(self) as captured:
             losses = super().forward(batched_inputs)
         instances = [x["instances"].to(self.device) for x in batched_inputs]
-        return losses | self.collaborate(instances, **seen)
+        return losses | self.collaborate(instances, **captured)
 
     def collaborate(
         self, instances: Sequence[Instances], sizes: list[tuple[int, int]], memory: Tensor, decoder: dict
     ) -> dict[str, Tensor]:
-        """Losses of what the pass heard by `listening` has left behind."""
+        """Auxiliary losses from the activations that `capture_forward` recorded in the forward pass."""
         targets = self.prepare_targets(instances)
         extent = torch.tensor([x.image_size[::-1] for x in instances], dtype=torch.float32)
         extent = extent.to(memory.device, non_blocking=True)
@@ -51,7 +51,7 @@ class CoDINO(DINO):
             arguments = {"query": content, "reference_points": boxes, "attn_masks": [mask, None]}
             decoded = self.transformer.decoder(**{**decoder, **arguments})
             states, starts = decoded[0], starting_boxes(decoded, boxes)
-            return prediction_dict(*predict_layers(states, starts, self.class_embed, self.bbox_embed))
+            return predictions(states, starts, self.class_embed, self.bbox_embed)
 
         def losses_of(outputs: dict, assigned: Tensor, suffix: str) -> dict[str, Tensor]:
             losses = self.criterion.positive_losses(outputs, assigned, targets, suffix)
@@ -71,20 +71,39 @@ def starting_boxes(decoded: tuple, first: Tensor) -> Sequence[Tensor]:
     return [first, *decoded[1][:-1]]
 
 
+def predictions(
+    states: Sequence[Tensor], starts: Sequence[Tensor], class_embed: nn.ModuleList, bbox_embed: nn.ModuleList
+) -> dict:
+    """`pred_logits` (B, Q, C) and `pred_boxes` (B, Q, 4) of the last decoder layer, those before it in `aux_outputs`.
+
+    Args:
+        states: the layers' outputs, (B, Q, D) each.
+        starts: the boxes (B, Q, 4), cxcywh in [0, 1], that each layer's box head refines.
+    """
+    layers = [
+        {"pred_logits": classify(state), "pred_boxes": (regress(state) + inverse_sigmoid(start)).sigmoid()}
+        for state, start, classify, regress in zip(states, starts, class_embed, bbox_embed, strict=False)
+    ]
+    return {**layers[-1], "aux_outputs": layers[:-1]}
+
+
 @contextmanager
-def listening(model: nn.Module) -> Iterator[dict]:
-    """What goes through a two-stage detector in the meantime: `sizes` (rows, columns) of the feature levels, `memory`
-    (B, S, D), the encoder's tokens, and `decoder`, the arguments its decoder is called with."""
-    seen: dict = {}
+def capture_forward(model: nn.Module) -> Iterator[dict]:
+    """Record, inside the block, the activations of a two-stage detector's forward pass.
+
+    The dict that it yields gets `sizes` (rows, columns) of the feature levels, `memory` (B, S, D), the encoder's
+    tokens, and `decoder`, the keyword arguments of the decoder's call.
+    """
+    captured: dict = {}
 
     def on_neck(module: nn.Module, args: tuple, maps: Sequence[Tensor]) -> None:
-        seen["sizes"] = [tuple(level.shape[-2:]) for level in maps]
+        captured["sizes"] = [tuple(level.shape[-2:]) for level in maps]
 
     def on_encoder(module: nn.Module, args: tuple, memory: Tensor) -> None:
-        seen["memory"] = memory
+        captured["memory"] = memory
 
     def on_decoder(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        seen["decoder"] = kwargs
+        captured["decoder"] = kwargs
 
     handles = (
         model.neck.register_forward_hook(on_neck),
@@ -92,7 +111,7 @@ def listening(model: nn.Module) -> Iterator[dict]:
         model.transformer.decoder.register_forward_pre_hook(on_decoder, with_kwargs=True),
     )
     try:
-        yield seen
+        yield captured
     finally:
         for handle in handles:
             handle.remove()

@@ -7,7 +7,7 @@ import torch
 from detrex.layers import get_sine_pos_embed
 from torch import Tensor, nn
 
-from ..heads import AuxiliaryHead, Objects, Pyramid
+from ..heads import AuxiliaryHead, PaddedGroundTruth, Pyramid
 from .queries import PositiveQueries, draw_queries
 
 Decode = Callable[[Tensor, Tensor, Tensor | None], dict]
@@ -99,7 +99,7 @@ class Collaboration(nn.Module):
             decode: content (B, Q, D), boxes (B, Q, 4) and a self-attention mask to the outputs of all layers.
             positive_losses: outputs, what the queries are assigned, and the head's suffix to weighted losses.
         """
-        objects = Objects.from_targets(targets, pyramid.extent)
+        objects = PaddedGroundTruth.from_targets(targets, pyramid.extent)
         losses, queries = {}, {}
         for name, head in self.heads.items():
             found, candidates = head(pyramid, objects)

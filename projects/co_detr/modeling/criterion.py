@@ -1,11 +1,18 @@
 """The query head's losses, of its own queries and of the positive ones."""
 
-from projects.detr_common import box_normalizer
 from torch import Tensor
 
 from align_detr.modeling import AlignDINOCriterion
-from align_detr.modeling.criterion import Layer, Losses, Outputs, Targets, decoder_layers, stack_layers
-from align_detr.modeling.matcher import Objects, Pairs
+from align_detr.modeling.criterion import (
+    Layer,
+    Losses,
+    Outputs,
+    Targets,
+    average_over_processes,
+    decoder_layers,
+    stack_layers,
+)
+from align_detr.modeling.matcher import GroundTruth, Pairs
 
 from ..heads.base import NEVER
 from ..ops import IGNORED
@@ -37,7 +44,7 @@ class CoDINOCriterion(AlignDINOCriterion):
             outputs: `pred_logits` (B, Q, C), `pred_boxes` (B, Q, 4), `aux_outputs`.
             assigned: (B, Q), as `PositiveQueries` has it.
         """
-        objects = Objects.from_targets(targets)
+        objects = GroundTruth.from_targets(targets)
         layers = {f"{suffix}{layer}": Layer(output) for layer, output in decoder_layers(outputs).items()}
         (stack,) = stack_layers(layers)
         stack.logits = stack.logits.masked_fill((assigned == IGNORED)[..., None], NEVER)
@@ -48,4 +55,4 @@ class CoDINOCriterion(AlignDINOCriterion):
         count = len(stack.logits)
         layer = assigned.new_tensor(range(count)).repeat_interleave(number)
         pairs = Pairs(layer, image.repeat(count), query.repeat(count), index.repeat(count))
-        return self._stack_losses(stack, pairs, objects, box_normalizer(number, assigned.device))
+        return self.stack_losses(stack, pairs, objects, average_over_processes(number, assigned.device))
