@@ -12,7 +12,6 @@ backbone of any detector that has the same. What was written is read again and c
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import tarfile
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from detrkit.commands.command_line import errors_in_one_line, load_config
+from detrkit.runtime.files import atomic_write
 from detrkit.training.training_parts import without_training_parts
 
 FORMATS = (".pth", ".safetensors")
@@ -124,15 +124,11 @@ def check_against(config: str, overrides: list[str], state: State, source: Path)
 def write(state: State, path: Path) -> None:
     """Write the file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.tmp")
-    try:
+    with atomic_write(path) as file:
         if path.suffix == ".safetensors":  # which refuses tensors that share memory
-            _safetensors().save_file({name: tensor.clone().contiguous() for name, tensor in state.items()}, unfinished)
+            file.write(_safetensors().save({name: tensor.clone().contiguous() for name, tensor in state.items()}))
         else:
-            torch.save({"model": state}, unfinished)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+            torch.save({"model": state}, file)
 
 
 def verify(state: State, path: Path) -> None:

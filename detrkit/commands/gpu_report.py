@@ -47,7 +47,7 @@ from detrkit.benchmark.workloads import (
 from detrkit.commands.benchmark import OBJECTS, bound, parse_size, positive
 from detrkit.commands.command_line import errors_in_one_line, load_config
 from detrkit.commands.train import device_name
-from detrkit.training.checkpoints import replacing
+from detrkit.runtime.files import atomic_write
 from detrkit.training.loading import load_detector
 
 CONFIG = "align_detr_r50_4scale_12ep"
@@ -106,7 +106,7 @@ class Report:
             folder = self.args.output
             folder.mkdir(parents=True, exist_ok=True)
             for name, text in {"gpu.md": "\n\n".join(self.page) + "\n", "gpu.json": json.dumps(self.records)}.items():
-                with replacing(folder / name) as file:
+                with atomic_write(folder / name) as file:
                     file.write(text.encode())
 
     def layers(self) -> dict[str, tuple]:

@@ -1,212 +1,14 @@
-"""Draws predictions beside ground truth, for a handful of images on one sheet."""
+"""Draw predictions beside ground truth, for a handful of images on one sheet."""
 
 from __future__ import annotations
 
 import argparse
-import colorsys
-import json
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
-from detectron2.structures import Boxes, BoxMode, Instances
-from detectron2.utils.visualizer import ColorMode, Visualizer
-from PIL import Image, ImageDraw, ImageFont
-
 from detrkit.commands.command_line import errors_in_one_line, load_config
 from detrkit.datasets import register_own_datasets
-
-CELL = 320  # side of the square that an image is fitted into, pixels
-GAP = 8
-MARGIN = 20
-PAIRS_PER_ROW = 2
-PAPER, CELL_BACKGROUND, INK, FAINT = "white", "#eeeeee", "#1a1a1a", "#666666"
-RGB = tuple[int, int, int]
-
-
-def read_results(path: Path) -> dict[int, list[dict]]:
-    """A COCO results file as its entries by image id."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no results file {path}: an evaluation writes it into its output folder")
-    try:
-        content = json.loads(path.read_bytes())
-        by_image = defaultdict(list)
-        for entry in content:
-            by_image[entry["image_id"]].append({key: entry[key] for key in ("category_id", "bbox", "score")})
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} is not a COCO results file (a list of detections): {error!r}") from error
-    return by_image
-
-
-def evenly(items: Sequence, count: int) -> list:
-    """`count` of `items` at equal distances, the first and the last among them."""
-    positions = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
-    return [items[position] for position in positions]
-
-
-def select(images: list[dict], count: int) -> list[dict]:
-    """`count` images in order of id: from few objects to many, one with a crowd and one empty if there are."""
-    ranked = sorted(images, key=lambda image: (len(image["annotations"]), image["image_id"]))
-    crowds = [image for image in ranked if any(a.get("iscrowd") for a in image["annotations"])]
-    empty = [image for image in ranked if not image["annotations"]]
-    chosen = [group[len(group) // 2] for group in (crowds, empty) if group and count >= 4]
-    taken = {image["image_id"] for image in chosen}
-    others = [image for image in ranked if image["annotations"] and image["image_id"] not in taken]
-    chosen += evenly(others, count - len(chosen))
-    return sorted(chosen, key=lambda image: image["image_id"])
-
-
-def class_colors(count: int) -> list[RGB]:
-    """Colours in 0-255 whose hues lie apart, for however many classes."""
-    hues = [(0.02 + index * 0.618034) % 1 for index in range(count)]
-    levels = [(0.5, 0.66, 0.4)[index // 3 % 3] for index in range(count)]
-    colors = [colorsys.hls_to_rgb(hue, level, 0.9) for hue, level in zip(hues, levels, strict=True)]
-    return [tuple(round(255 * channel) for channel in color) for color in colors]
-
-
-def to_instances(detections: list[dict], classes: dict[int, int], image_size: tuple[int, int]) -> Instances:
-    """Detections of a results file (xywh, dataset category ids) as `Instances` (xyxy, class indices)."""
-    boxes = torch.tensor([d["bbox"] for d in detections], dtype=torch.float32).reshape(-1, 4)
-    return Instances(
-        image_size,
-        pred_boxes=Boxes(BoxMode.convert(boxes, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)),
-        scores=torch.tensor([d["score"] for d in detections]),
-        pred_classes=torch.tensor([classes[d["category_id"]] for d in detections], dtype=torch.int64),
-    )
-
-
-def cell(drawn: np.ndarray) -> Image.Image:
-    """A drawn image in the middle of a cell."""
-    picture = Image.fromarray(drawn)
-    picture.thumbnail((CELL, CELL))  # a renderer may come out a pixel larger than asked for
-    canvas = Image.new("RGB", (CELL, CELL), CELL_BACKGROUND)
-    canvas.paste(picture, ((CELL - picture.width) // 2, (CELL - picture.height) // 2))
-    return canvas
-
-
-def draw_pair(image: dict, predictions: Instances, metadata: object) -> tuple[Image.Image, Image.Image]:
-    pixels = read_image(image["file_name"], format="RGB")
-    scale = CELL / max(pixels.shape[:2])
-
-    def visualizer() -> Visualizer:
-        return Visualizer(pixels, metadata, scale=scale, instance_mode=ColorMode.SEGMENTATION, font_size_scale=1.2)
-
-    np.random.seed(0)  # of which detectron2 varies the colours of ground truth
-    truth = visualizer().draw_dataset_dict(image)
-    found = visualizer().draw_instance_predictions(predictions, jittering=False)
-    return cell(truth.get_image()), cell(found.get_image())
-
-
-def legend(names_and_colors: list[tuple[str, RGB]], width: int, font: ImageFont.FreeTypeFont) -> Image.Image:
-    """Colour patches with class names, in as many lines as `width` makes necessary."""
-    line, patch = round(font.size * 1.7), round(font.size)
-    places, x, y = [], 0, 0
-    for name, _ in names_and_colors:
-        advance = patch + 6 + round(font.getlength(name)) + 22
-        if x and x + advance > width:
-            x, y = 0, y + line
-        places.append((x, y))
-        x += advance
-    strip = Image.new("RGB", (width, y + line), PAPER)
-    draw = ImageDraw.Draw(strip)
-    for (name, color), (x, y) in zip(names_and_colors, places, strict=True):
-        middle = y + line // 2
-        draw.rectangle((x, middle - patch // 2, x + patch, middle + patch // 2), fill=color)
-        draw.text((x + patch + 6, middle), name, fill=INK, font=font, anchor="lm")
-    return strip
-
-
-def shorten(text: str, width: float, font: ImageFont.FreeTypeFont) -> str:
-    """`text`, its middle left out as far as `width` makes necessary."""
-    short, kept = text, len(text)
-    while font.getlength(short) > width and kept > 2:
-        kept -= 1
-        short = f"{text[: kept // 2]}...{text[len(text) - (kept - kept // 2) :]}"
-    return short
-
-
-def plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def contact_sheet(
-    images: list[dict], predictions: list[Instances], metadata: object, title: str, threshold: float
-) -> Image.Image:
-    """Pairs of cells, ground truth left and predictions right, under a title and a legend."""
-    heading, text = ImageFont.load_default(20), ImageFont.load_default(14)
-    columns = min(PAIRS_PER_ROW, len(images))
-    pair_width, pair_height = 2 * CELL + GAP, CELL + 30
-    width = 2 * MARGIN + columns * pair_width + (columns - 1) * 3 * GAP
-
-    used = {a["category_id"] for image in images for a in image["annotations"]}
-    used |= {index for instances in predictions for index in instances.pred_classes.tolist()}
-    shown = [(metadata.thing_classes[index], tuple(metadata.thing_colors[index])) for index in sorted(used)]
-    key = legend(shown, width - 2 * MARGIN, text)
-
-    top = MARGIN + 34 + key.height + 34
-    rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (width, top + rows * pair_height + MARGIN - GAP), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, MARGIN), shorten(title, width - 2 * MARGIN, heading), fill=INK, font=heading)
-    sheet.paste(key, (MARGIN, MARGIN + 34))
-    lefts = [MARGIN + column * (pair_width + 3 * GAP) for column in range(columns)]
-    for left in lefts:
-        names = ("ground truth", f"predictions (score at least {threshold:g})")
-        for x, name in zip((left, left + CELL + GAP), names, strict=True):
-            draw.text((x, top - 8), name, fill=INK, font=text, anchor="ls")
-    for position, (image, instances) in enumerate(zip(images, predictions, strict=True)):
-        left, y = lefts[position % columns], top + position // columns * pair_height
-        truth, found = draw_pair(image, instances, metadata)
-        sheet.paste(truth, (left, y))
-        sheet.paste(found, (left + CELL + GAP, y))
-        crowds = sum(bool(a.get("iscrowd")) for a in image["annotations"])
-        counts = plural(len(image["annotations"]) - crowds, "object")
-        if crowds:
-            counts += f", {plural(crowds, 'crowd')}"
-        below = y + CELL + 4
-        name = shorten(f"{Path(image['file_name']).name}: {counts}", CELL, text)
-        draw.text((left, below), name, fill=FAINT, font=text)
-        draw.text((left + CELL + GAP, below), plural(len(instances), "prediction"), fill=FAINT, font=text)
-    return sheet
-
-
-def visualize(args: argparse.Namespace) -> str:
-    """Writes the sheet and returns a line about it."""
-    if args.num < 1:
-        raise ValueError(f"--num must be at least 1, not {args.num}")
-    detections = read_results(args.input)
-    register_own_datasets()
-    if args.config_file:  # which registers its datasets
-        load_config(args.config_file, [])
-    if args.dataset not in DatasetCatalog.list():
-        raise ValueError(f"no dataset is registered as {args.dataset!r}; try one of {', '.join(DatasetCatalog.list())}")
-    images = DatasetCatalog.get(args.dataset)
-    if detections and not detections.keys() & {image["image_id"] for image in images}:
-        raise ValueError(f"no detection in {args.input} is of an image in {args.dataset}; is it another dataset's?")
-
-    metadata = MetadataCatalog.get(args.dataset)
-    if not hasattr(metadata, "thing_colors"):
-        metadata.thing_colors = class_colors(len(metadata.thing_classes))
-    classes = metadata.thing_dataset_id_to_contiguous_id
-    if unknown := {d["category_id"] for image in detections.values() for d in image} - classes.keys():
-        raise ValueError(f"{args.input} has detections of category {min(unknown)}, which {args.dataset} has not")
-
-    images = select(images, args.num)
-    kept = [
-        [d for d in detections.get(image["image_id"], []) if d["score"] >= args.score_threshold] for image in images
-    ]
-    predictions = [
-        to_instances(found, classes, (image["height"], image["width"]))
-        for image, found in zip(images, kept, strict=True)
-    ]
-    sheet = contact_sheet(images, predictions, metadata, f"{args.dataset}: {args.input}", args.score_threshold)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(args.output)
-    return f"Wrote {plural(len(images), 'image')} of {args.dataset} to {args.output}"
+from detrkit.reports.sheet import draw_sheet, plural
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -224,4 +26,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     with errors_in_one_line():
-        print(visualize(args))
+        register_own_datasets()
+        if args.config_file:  # which registers its datasets
+            load_config(args.config_file, [])
+        count = draw_sheet(args.input, args.dataset, args.output, args.num, args.score_threshold)
+        print(f"Wrote {plural(count, 'image')} of {args.dataset} to {args.output}")

@@ -52,7 +52,7 @@ def load_config_file(path: str) -> DictConfig:
         register_own_datasets()
         return load_yaml(path)
     if Path(path).suffix == ".safetensors":
-        from detrkit.inference.exported import read_exported  # which imports more than most configs need
+        from detrkit.config.exported import read_exported  # which imports more than most configs need
 
         if (exported := read_exported(path)) is None:
             raise ValueError(f"{path} has weights alone, no config: give the config of their model")

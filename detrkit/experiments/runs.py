@@ -37,6 +37,7 @@ from detrkit.commands import program
 from detrkit.commands.command_line import load_config
 from detrkit.experiments import jobs as training_jobs
 from detrkit.experiments.jobs import CONSOLE, POLL_SECONDS, STOP, STOP_SECONDS, Job, cores
+from detrkit.runtime.files import atomic_write
 
 ROOT = EMBEDDED_ROOT.parent
 TRAIN = [sys.executable, "-m", "align_detr", "train"]
@@ -338,9 +339,8 @@ def relative(path: Path) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(text + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    with atomic_write(path) as file:
+        file.write(f"{text}\n".encode())
 
 
 def choose_runner(jobs: int | None, runs: Sequence[Run], cluster: str | None) -> Runner:

@@ -18,11 +18,11 @@ from detrex.layers import MultiScaleDeformableAttention, box_cxcywh_to_xyxy
 from torch import Tensor, nn
 
 from align_detr._platform import is_upstream
+from detrkit.config.exported import CLASSES, INPUT, InputSize
 from detrkit.config.load import call_parameters
 from detrkit.datasets.classes import Classes
-from detrkit.training.checkpoints import replacing
+from detrkit.runtime.files import atomic_write
 
-from .exported import CLASSES, INPUT, InputSize
 from .float64 import IN_OTHER_OPERATORS, Float64
 
 OUTPUTS = ("boxes", "scores", "classes")
@@ -210,7 +210,7 @@ def write_onnx(
     graph = onnx.load_from_string(traced.getvalue())
     onnx.helper.set_model_props(graph, dict(metadata))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(graph.SerializeToString())
 
 
@@ -227,7 +227,7 @@ def write_program(
             strict=False,
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         torch.export.save(program, file, extra_files=dict(metadata))
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from detectron2.data import transforms as T
 
+from detrkit.config.exported import CLASSES, INPUT, InputSize
 from detrkit.datasets.classes import Classes
 
-from .exported import CLASSES, INPUT, InputSize
 from .graph import EXTRA, OUTPUTS, Shape
 from .network import Predictions
 

@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig
 
+from detrkit.config.exported import read_exported
 from detrkit.config.load import load_config_file
 from detrkit.datasets.classes import Classes, classes_in_checkpoint, classes_of_dataset
-
-from .exported import read_exported
 
 WEIGHTS = ("model_final.pth", "model_best.pth")
 LAST = "last_checkpoint"

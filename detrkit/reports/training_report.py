@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import platform
 import shlex
 import sys
@@ -34,9 +33,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from align_detr._platform import describe
 from detrkit.analysis import AlignmentTable, LayerPredictions, examine, summarize
+from detrkit.analysis.ground_truth import matcher_of, target_of
 from detrkit.commands import program
-from detrkit.commands.analyze import matcher_of, target_of
-from detrkit.commands.visualize_results import class_colors, draw_pair, plural, select
+from detrkit.reports.sheet import class_colors, draw_pair, plural, select
+from detrkit.runtime.files import atomic_write
 
 if TYPE_CHECKING:
     from detrkit.reports.training_page import Sample
@@ -219,9 +219,8 @@ class TrainingReport(HookBase):
             )
         )
         path = self._folder / NAME
-        unfinished = path.with_name(f".{NAME}")
-        unfinished.write_text(page, encoding="utf-8")
-        os.replace(unfinished, path)  # so that a browser never loads half of it
+        with atomic_write(path) as file:  # so that a browser never loads half of it
+            file.write(page.encode())
         return path
 
 

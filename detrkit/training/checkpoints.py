@@ -6,11 +6,9 @@ import logging
 import os
 import pickle
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -19,11 +17,11 @@ from detectron2.utils import comm
 from torch import Tensor
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
+from detrkit.runtime.files import UNFINISHED, atomic_write
+
 logger = logging.getLogger(__name__)
 
 LAST = "last_checkpoint"
-UNFINISHED = ".tmp"
-
 
 # What pickles of numpy arrays are made of.
 ARRAYS = {
@@ -109,42 +107,15 @@ class SafeCheckpointer(DetectionCheckpointer):
         path = Path(self.save_dir, f"{name}.pth")
         for leftover in path.parent.glob(f"*{UNFINISHED}"):
             leftover.unlink(missing_ok=True)
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             torch.save({"model": self.model.state_dict(), **states, **kwargs}, file)
         self.logger.info("Saved checkpoint %s", path)
         self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Make a file of `save_dir` the newest."""
-        with replacing(Path(self.save_dir, LAST)) as file:
+        with atomic_write(Path(self.save_dir, LAST)) as file:
             file.write(last_filename_basename.encode())
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file to write that takes the place of `path` once it is complete, and never if writing it fails.
-
-    Raises:
-        OSError: it cannot be written; the message names `path` and the reason.
-    """
-    unfinished = path.with_name(f"{path.name}{UNFINISHED}")
-    try:
-        with unfinished.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except (OSError, RuntimeError) as error:  # RuntimeError: PyTorch's writer, behind which the file's error is
-        cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError):
-            raise
-        reason = cause.strerror or str(cause)
-        raise OSError(f"cannot write {path}: {reason}; the checkpoints before it are as they were") from error
-    finally:
-        try:
-            unfinished.unlink(missing_ok=True)
-        except OSError:  # the folder is gone or read-only, which has been said
-            logger.debug("Could not delete %s", unfinished)
 
 
 @dataclass(frozen=True)
@@ -205,7 +176,7 @@ def _look(folder: Path) -> ResumePoint | None:
         if name != named:
             why = f"{LAST} names {named!r}, which {problems[named]}" if named else f"{LAST} is missing or empty"
             remark = f"{why}: resuming from {name}, the newest whole checkpoint"
-            with replacing(last) as file:
+            with atomic_write(last) as file:
                 file.write(name.encode())
         return ResumePoint(name, content["iteration"], content.get("trainer", {}).get("hooks", {}), remark)
     seen = ", ".join(f"{name!r} {problem}" for name, problem in problems.items())

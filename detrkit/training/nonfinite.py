@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .checkpoints import replacing
+from detrkit.runtime.files import atomic_write
+
 from .randomness import random_states_kept, set_random_states
 
 logger = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 def save_batch(batch: Any, path: Path, **facts: Any) -> None:
     """Write a batch and `facts` to a file that `torch.load` reads without running anything: tensors and plain data,
     `Instances` as a dict of their fields."""
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         torch.save({"batch": _plain(batch), **facts}, file)
 
 

@@ -53,11 +53,12 @@ class Scripted(nn.Module):
 def tool(monkeypatch, tmp_path):
     """The tool, where `low.pth` and `high.pth` are detectors that score the object's box 0.2 and 0.9."""
     from detrkit.commands import analyze as analyze_alignment
+    from detrkit.reports import alignment
 
     for name in ("low.pth", "high.pth"):
         (tmp_path / name).touch()
     scores = {"low.pth": 0.2, "high.pth": 0.9}
-    monkeypatch.setattr(analyze_alignment, "load_detector", lambda cfg, path: Scripted(scores[path.rpartition("/")[2]]))
+    monkeypatch.setattr(alignment, "load_detector", lambda cfg, path: Scripted(scores[path.rpartition("/")[2]]))
     write_dataset(tmp_path)
     monkeypatch.setenv("TINY_COCO_ROOT", str(tmp_path))
     return analyze_alignment

@@ -9,6 +9,7 @@ from PIL import Image
 
 from detrkit.commands import make_data as make_tiny_coco
 from detrkit.commands import visualize_results as tool
+from detrkit.reports import sheet
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +44,8 @@ def test_left_is_truth_and_right_is_predicted(dataset, tmp_path):
     sheet = run(tmp_path, path, "--num", 1, "--score-threshold", 0)
     bare = run(tmp_path, path, "--num", 1, "--score-threshold", 2)
     assert np.array_equal(sheet, run(tmp_path, path, "--num", 1, "--score-threshold", 0))
-    left, right = (slice(start, start + tool.CELL) for start in (tool.MARGIN, tool.MARGIN + tool.CELL + tool.GAP))
-    picture = slice(-tool.CELL, -60)  # within the row of cells, clear of the header
+    left, right = (slice(start, start + sheet.CELL) for start in (sheet.MARGIN, sheet.MARGIN + sheet.CELL + sheet.GAP))
+    picture = slice(-sheet.CELL, -60)  # within the row of cells, clear of the header
     assert np.array_equal(sheet[picture, left], bare[picture, left])
     assert not np.array_equal(sheet[picture, right], bare[picture, right])
     assert not np.array_equal(bare[picture, left], bare[picture, right])
@@ -54,9 +55,9 @@ def test_sheet_grows_with_num(dataset, tmp_path):
     """Rows of two pairs; never more than there are images."""
     _, path, _ = dataset
     two, three, all_of_them = (run(tmp_path, path, "--num", n).shape for n in (2, 3, 100))
-    assert two[1] == three[1] == all_of_them[1] == 2 * tool.MARGIN + 4 * tool.CELL + 5 * tool.GAP
-    assert three[0] - two[0] > tool.CELL
-    assert all_of_them[0] > 7 * tool.CELL
+    assert two[1] == three[1] == all_of_them[1] == 2 * sheet.MARGIN + 4 * sheet.CELL + 5 * sheet.GAP
+    assert three[0] - two[0] > sheet.CELL
+    assert all_of_them[0] > 7 * sheet.CELL
 
 
 def test_the_dataset_of_a_config(dataset, tmp_path):
@@ -81,11 +82,11 @@ def test_selection_is_a_mix(dataset):
     images = [{"image_id": i, "annotations": [plain] * (1 + i % 6)} for i in range(40)]
     images += [{"image_id": 50, "annotations": []}, {"image_id": 51, "annotations": crowd}]
     for count in range(1, 50):
-        ids = [image["image_id"] for image in tool.select(images, count)]
+        ids = [image["image_id"] for image in sheet.select(images, count)]
         assert len(ids) == len(set(ids)) and ids == sorted(ids)
         assert len(ids) == min(count, 42)
         assert count < 4 or {50, 51} <= set(ids)
-    shown = {len(image["annotations"]) for image in tool.select(images, 10)}
+    shown = {len(image["annotations"]) for image in sheet.select(images, 10)}
     assert {0, 1, 6} <= shown
 
 

@@ -9,9 +9,9 @@ from detectron2.config import LazyConfig, instantiate
 from safetensors.torch import load_file, save_file
 
 from align_detr import Detector
+from detrkit.config.exported import CLASSES, CONFIG, INPUT, read_exported, write_exported
 from detrkit.config.load import load_config_file
 from detrkit.datasets.classes import Classes
-from detrkit.inference.exported import CLASSES, CONFIG, INPUT, read_exported, write_exported
 from detrkit.training import SafeCheckpointer
 
 from .conftest import KINDS, random_weights, small_config
@@ -137,9 +137,9 @@ def test_a_config_that_could_not_be_read_again(tmp_path):
 @pytest.mark.slow
 def test_every_row_can_be_exported():
     """The config of each published row is one that an exported file may hold."""
+    from detrkit.config.exported import MODEL_PACKAGES, _portable
     from detrkit.config.load import EMBEDDED_ROOT
     from detrkit.config.safe_yaml import parse_yaml
-    from detrkit.inference.exported import MODEL_PACKAGES, _portable
 
     root = EMBEDDED_ROOT.parent / "projects"
     rows = [path for project in ("align_detr", "co_detr", "sd_detr") for path in root.glob(f"{project}/configs/*.py")]

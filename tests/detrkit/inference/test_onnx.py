@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 import align_detr
 from align_detr import Detector
+from detrkit.config.exported import INPUT, input_size
 from detrkit.datasets.classes import Classes
 from detrkit.inference.agreement import agreement_table, compare
-from detrkit.inference.exported import INPUT, input_size
 from detrkit.inference.float64 import convolve
 from detrkit.inference.graph import Shape, metadata_of, write_onnx, write_program
 from detrkit.inference.network import Predictions

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from detrkit.config.safe_yaml import parse_yaml
 from detrkit.datasets.classes import Classes
-from detrkit.training.checkpoints import replacing
+from detrkit.runtime.files import atomic_write
 
 CONFIG, CLASSES, INPUT = "align_detr.config", "align_detr.classes", "align_detr.input"
 MODEL_PACKAGES = (
@@ -95,7 +95,7 @@ def write_exported(path: str | os.PathLike, state: Mapping[str, Tensor], cfg: Di
     path.parent.mkdir(parents=True, exist_ok=True)
     # Shared parameters are written under each of their names, as checkpoints have them.
     content = save({name: tensor.cpu().clone().contiguous() for name, tensor in state.items()}, metadata)
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(content)
 
 

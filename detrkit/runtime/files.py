@@ -1,0 +1,39 @@
+"""Files that appear whole or not at all."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+logger = logging.getLogger(__name__)
+
+UNFINISHED = ".tmp"  # suffix while a file is written
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Open a binary file that replaces `path` when the block ends, and never if writing fails.
+
+    Raises:
+        OSError: it cannot be written; the message names `path` and the reason.
+    """
+    unfinished = path.with_name(f"{path.name}{UNFINISHED}")
+    try:
+        with unfinished.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except (OSError, RuntimeError) as error:  # RuntimeError: PyTorch's writer, which hides the file's error
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        reason = cause.strerror or str(cause)
+        raise OSError(f"cannot write {path}: {reason}; the checkpoints before it are as they were") from error
+    finally:
+        try:
+            unfinished.unlink(missing_ok=True)
+        except OSError:  # the folder is gone or read-only, which has been said
+            logger.debug("Could not delete %s", unfinished)
