@@ -6,7 +6,7 @@ from pathlib import Path
 from detectron2.config import LazyCall as L
 from detectron2.data import transforms as T
 
-from ...projects.align_detr.configs.align_detr_tiny import dataloader, lr_multiplier, model, optimizer, train  # noqa: F401
+from ....projects.align_detr.configs.align_detr_tiny import dataloader, lr_multiplier, model, optimizer, train  # noqa: F401
 
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -41,13 +41,13 @@ def run(tmp_path, path, *argv):
 def test_left_is_truth_and_right_is_predicted(dataset, tmp_path):
     """Without predictions above the threshold the right cells are bare; with them they are not; runs repeat."""
     _, path, _ = dataset
-    sheet = run(tmp_path, path, "--num", 1, "--score-threshold", 0)
+    drawn = run(tmp_path, path, "--num", 1, "--score-threshold", 0)
     bare = run(tmp_path, path, "--num", 1, "--score-threshold", 2)
-    assert np.array_equal(sheet, run(tmp_path, path, "--num", 1, "--score-threshold", 0))
+    assert np.array_equal(drawn, run(tmp_path, path, "--num", 1, "--score-threshold", 0))
     left, right = (slice(start, start + sheet.CELL) for start in (sheet.MARGIN, sheet.MARGIN + sheet.CELL + sheet.GAP))
     picture = slice(-sheet.CELL, -60)  # within the row of cells, clear of the header
-    assert np.array_equal(sheet[picture, left], bare[picture, left])
-    assert not np.array_equal(sheet[picture, right], bare[picture, right])
+    assert np.array_equal(drawn[picture, left], bare[picture, left])
+    assert not np.array_equal(drawn[picture, right], bare[picture, right])
     assert not np.array_equal(bare[picture, left], bare[picture, right])
 
 

@@ -6,7 +6,7 @@ from detectron2.config import LazyCall as L
 from detectron2.solver.build import get_default_optimizer_params
 from fvcore.common.param_scheduler import CosineParamScheduler
 
-from ...configs.common.train import train
+from ....configs.common.train import train
 
 sys.path.insert(0, str(Path(__file__).parent))
 
