@@ -1,53 +1,174 @@
-"""Datasets in COCO's format, registered as often as a config is loaded."""
+"""Datasets in COCO's format, registered under a name as often as a config is loaded."""
 
+from __future__ import annotations
+
+import logging
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
+from .annotations import same_classes
+from .normalised import AnnotationFile, normalised_file
+
+logger = logging.getLogger(__name__)
+
 TINY_COCO_ROOT, TINY_COCO = "TINY_COCO_ROOT", "datasets/tiny_coco"
 BCCD_ROOT, BCCD = "BCCD_ROOT", "datasets/bccd"
+OURS = ("tiny_coco_train", "tiny_coco_val", "bccd_train", "bccd_val")
+BUILT_IN = frozenset([*DatasetCatalog.list(), *OURS])
+# Of metadata: what a dataset's own file says, and what depends on it.
+SOURCE = "source_file"
+FROM_FILE = ("name", "json_file", "image_root", "evaluator_type", "thing_classes", "thing_dataset_id_to_contiguous_id")
+_stamps: dict[str, tuple[str, int | None]] = {}  # by name, the annotation file and when it was changed
+
+
+class Registration(NamedTuple):
+    """A dataset as it was registered.
+
+    Attributes:
+        source: the user's annotation file; `json_file` of the metadata may be a normalised copy.
+        image_root: the folder of its images.
+        metadata: what else was given.
+    """
+
+    source: str
+    image_root: str
+    metadata: Mapping[str, Any]
 
 
 def register_coco(name: str, json_file: str | Path, image_root: str | Path, **metadata: Any) -> None:
-    """detectron2's `register_coco_instances` for use in a config, which some tools load more than once.
+    """Register a dataset in COCO's format for use in a config, which some tools load more than once.
+
+    Detectors and evaluators get a file that they read as it is meant: where the given one has ids that pycocotools
+    misunderstands, or lacks areas, boxes or sizes, that is a normalised copy (`align_detr.data.annotations.normalise`).
+    A file with a mistake that cannot be mended is registered as it is; loading it tells the mistake.
 
     Args:
-        name: what `dataloader.….dataset.names` calls it. Registered before, it is replaced if it had other annotations.
+        name: what `dataloader.….dataset.names` calls it. A dataset of that name is replaced, if it is another one.
         json_file: annotations in COCO's format.
         image_root: the folder that their file names are relative to.
         metadata: what else to keep in `MetadataCatalog.get(name)`.
     """
-    json_file, image_root = str(json_file), str(image_root)
+    source, image_root = os.fspath(json_file), os.fspath(image_root)
+    if name in BUILT_IN and name not in OURS:
+        logger.warning("%s is also the name of a built-in dataset, which %s replaces", name, source)
+    found = None
+    try:
+        found = normalised_file(source, image_root)
+    except FileNotFoundError:  # it may come later; loading it tells that it is not there
+        pass
+    except (ValueError, OSError) as error:
+        logger.info("%s: %s", name, error)
+    _register(name, Registration(source, image_root, metadata), found)
+
+
+def registration_of(name: str) -> Registration | None:
+    """How a dataset with a COCO annotation file was registered, by whomever; None if it has no such file."""
+    if name not in DatasetCatalog.list():
+        return None
+    known = MetadataCatalog.get(name).as_dict()
+    source, image_root = known.get(SOURCE) or known.get("json_file"), known.get("image_root")
+    if known.get("evaluator_type") != "coco" or source is None or image_root is None:
+        return None
+    rest = {key: value for key, value in known.items() if key not in (*FROM_FILE, SOURCE)}
+    return Registration(os.fspath(source), os.fspath(image_root), rest)
+
+
+def annotation_file_of(name: str, classes: Sequence[str] | None = None) -> AnnotationFile | None:
+    """The normalised annotation file of a dataset; None for a dataset of another kind, or a file that is not local.
+
+    Args:
+        classes: see `normalise`.
+
+    Raises:
+        ValueError: the file has a mistake that cannot be mended, or objects of other classes.
+    """
+    registration = registration_of(name)
+    if registration is None or not Path(registration.source).is_file():
+        return None
+    return normalised_file(registration.source, registration.image_root, classes)
+
+
+def number_classes(name: str, classes: Sequence[str]) -> AnnotationFile | None:
+    """Register a dataset anew with its classes in this order, and with a normalised annotation file.
+
+    Args:
+        classes: names of a model's outputs. The dataset may lack some of them.
+
+    Returns:
+        The annotation file; None for a dataset that cannot be changed, whose classes are in this order.
+
+    Raises:
+        ValueError: it has objects of other classes; or its classes are in another order, and it cannot be changed.
+    """
+    declared = MetadataCatalog.get(name).get("thing_classes")
+    is_declared = declared is not None and same_classes(declared, classes)
+    if name in BUILT_IN and is_declared:
+        return None
+    found = annotation_file_of(name, classes)
+    if found is None:
+        if declared is not None and not is_declared:
+            raise ValueError(
+                f"the classes of {name} ({', '.join(declared[:5])}, …) are not in the order of the model's, "
+                f"{', '.join(classes[:5])}, …: register it by align_detr.data.register_coco, which can change that"
+            )
+        return None
+    _register(name, registration_of(name), found)
+    return found
+
+
+def _register(name: str, registration: Registration, found: AnnotationFile | None) -> None:
+    """Register a dataset with the annotation file that was found for it, unless it is registered so already."""
+    source, image_root, metadata = registration
+    path = found.path if found and found.changes else source
+    stamp = (path, _modified(path))
     if name in DatasetCatalog.list():
-        if MetadataCatalog.get(name).get("json_file") == json_file:
+        if _stamps.get(name) == stamp and registration_of(name) == registration:
             return
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-    register_coco_instances(name, metadata, json_file, image_root)
+    # Evaluators map classes by these two, which are otherwise not there until the dataset has been loaded.
+    numbers = {id_: number for number, id_ in enumerate(found.ids)} if found else {}
+    classes = {"thing_classes": list(found.classes), "thing_dataset_id_to_contiguous_id": numbers} if found else {}
+    register_coco_instances(name, {SOURCE: source, **classes, **metadata}, path, image_root)
+    _stamps[name] = stamp
+
+
+def _modified(path: str) -> int | None:
+    try:
+        return os.stat(path).st_mtime_ns
+    except (OSError, ValueError):
+        return None
 
 
 def register_tiny_coco() -> None:
-    """Registers the dataset that `align-detr make-data` writes, in the folder $TINY_COCO_ROOT names, as
+    """Register the dataset that `align-detr make-data` writes, in the folder $TINY_COCO_ROOT names, as
     `tiny_coco_train` and `tiny_coco_val`. The variable is read on each call."""
     root = Path(os.environ.get(TINY_COCO_ROOT, TINY_COCO)).expanduser()
     for split in ("train", "val"):
         annotations = root / "annotations" / f"instances_{split}2017.json"
-        register_coco(f"tiny_coco_{split}", annotations, root / f"{split}2017", root_env=TINY_COCO_ROOT)
+        _register_own(f"tiny_coco_{split}", annotations, root / f"{split}2017", TINY_COCO_ROOT)
 
 
 def register_bccd() -> None:
-    """Registers photographs of blood cells, github.com/Shenggan/BCCD_Dataset (MIT licence), in the folder $BCCD_ROOT
+    """Register photographs of blood cells, github.com/Shenggan/BCCD_Dataset (MIT licence), in the folder $BCCD_ROOT
     names, as `bccd_train` and `bccd_val`: `train.json` and `val.json` in COCO's format beside its `JPEGImages`. The
     variable is read on each call."""
     root = Path(os.environ.get(BCCD_ROOT, BCCD)).expanduser()
     for split in ("train", "val"):
-        register_coco(f"bccd_{split}", root / f"{split}.json", root / "JPEGImages", root_env=BCCD_ROOT)
+        _register_own(f"bccd_{split}", root / f"{split}.json", root / "JPEGImages", BCCD_ROOT)
 
 
 def register_own_datasets() -> None:
-    """Registers what this project's configs train on. A config that is a program does so itself; a saved one cannot."""
+    """Register what this project's configs train on. A config that is a program does so itself; a saved one cannot."""
     register_tiny_coco()
     register_bccd()
+
+
+def _register_own(name: str, json_file: Path, image_root: Path, root_variable: str) -> None:
+    """Registration without a look at the files: every config that names the dataset asks for it."""
+    _register(name, Registration(str(json_file), str(image_root), {"root_env": root_variable}), None)
