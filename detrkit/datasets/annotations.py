@@ -24,6 +24,10 @@ ORIGINAL_ID = "original_id"  # in a normalised file: the id of this image or cat
 SHOWN = 5  # names that an error lists
 
 
+class UnmatchedClasses(ValueError):
+    """An annotation file has objects of classes that a model does not have."""
+
+
 @contextmanager
 def annotations_explained(names: str | Sequence[str]) -> Iterator[None]:
     """Replace an error inside the block by the mistake in these datasets' annotation files that led to it, if one did.
@@ -88,7 +92,8 @@ def normalise(
         The content, and how many changes of each kind were made. Without a change it is the content that was given.
 
     Raises:
-        ValueError: the first mistake with more than one meaning, or a class with objects that `classes` does not have.
+        ValueError: the first mistake with more than one meaning.
+        UnmatchedClasses: it has objects of a class that `classes` does not have.
     """
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}, not a mapping of images, annotations and categories")
@@ -104,7 +109,8 @@ def normalise(
         found = _annotations(content["annotations"], image_id_of, category_id_of, joined, changes)
         result["annotations"] = found
         if strange := sorted({entry["category_id"] for entry in found if isinstance(entry["category_id"], str)}):
-            raise ValueError(_unmatched(strange, classes or ()))
+            what = f"class {strange[0]}" if len(strange) == 1 else f"classes {shortened(strange)}"
+            raise UnmatchedClasses(f"it has objects of the {what}, but the model's are {shortened(classes or ())}")
     return (result if changes else content), changes
 
 
@@ -120,12 +126,9 @@ def original_ids(content: Mapping[str, Any], part: str) -> dict[int, Any] | None
     return {id_: original for id_, original in originals.items() if original is not None}
 
 
-def _unmatched(names: Sequence[str], classes: Sequence[str]) -> str:
-    def listed(names: Sequence[str]) -> str:
-        return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-
-    what = "class" if len(names) == 1 else "classes"
-    return f"it has objects of the {what} {listed(names)}, but the model's classes are {listed(classes)}"
+def shortened(names: Sequence[str]) -> str:
+    """Names as an error lists them."""
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def _images(
@@ -242,7 +245,7 @@ def _annotations(
                 continue
             in_joined.add(same)
         if different := [key for key, value in fixed.items() if not _same(entry.get(key), value)]:
-            changes.update(f"{key} filled in or mended" for key in different)
+            changes.update(f"annotations with a new {key}" for key in different)
             entry = {**entry, **{key: fixed[key] for key in different}}
         if "ignore" in entry and entry["ignore"] != 0:  # which detectron2 refuses
             changes["ignore read as iscrowd"] += 1

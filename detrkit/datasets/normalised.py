@@ -39,7 +39,7 @@ class AnnotationFile:
         classes: names by increasing id.
         ids: their ids in `path`.
         original_ids: their ids in the user's file, as far as these are whole numbers.
-        has_annotations: whether it has a list of them: test images may come without.
+        objects: the number of annotations that are not crowds.
         changes: see `normalise`; empty if `path` is the user's file.
     """
 
@@ -47,7 +47,7 @@ class AnnotationFile:
     classes: tuple[str, ...]
     ids: tuple[int, ...]
     original_ids: tuple[int, ...]
-    has_annotations: bool
+    objects: int
     changes: Mapping[str, int]
 
     def describe_changes(self) -> str:
@@ -62,7 +62,7 @@ def normalised_file(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: see `normalise`; the message names the file.
+        ValueError, UnmatchedClasses: see `normalise`; the message names the file.
     """
     json_file = os.path.abspath(json_file)
     before = os.stat(json_file)
@@ -74,9 +74,10 @@ def normalised_file(
     try:
         sound, changes = normalise(content, image_root, classes)
     except ValueError as error:
-        raise ValueError(f"annotation file {json_file}: {error}") from error
+        raise type(error)(f"annotation file {json_file}: {error}") from error
     path = _write(Path(json_file).stem, json.dumps(sound).encode()) if changes else json_file
-    found = AnnotationFile(path, *_classes(sound), "annotations" in sound, dict(changes))
+    objects = sum(not annotation["iscrowd"] for annotation in sound.get("annotations", ()))
+    found = AnnotationFile(path, *_classes(sound), objects, dict(changes))
     after = os.stat(json_file)
     is_same = (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
     if is_same and time.time() - before.st_mtime > SETTLED:

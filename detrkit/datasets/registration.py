@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
-from .annotations import same_classes
+from .annotations import UnmatchedClasses, class_key, same_classes, shortened
 from .normalised import AnnotationFile, normalised_file
 
 logger = logging.getLogger(__name__)
@@ -23,6 +23,7 @@ BUILT_IN = frozenset([*DatasetCatalog.list(), *OURS])
 # Of metadata: what a dataset's own file says, and what depends on it.
 SOURCE = "source_file"
 FROM_FILE = ("name", "json_file", "image_root", "evaluator_type", "thing_classes", "thing_dataset_id_to_contiguous_id")
+_orders: dict[str, Sequence[str]] = {}  # of the classes of datasets, by name, as they were registered
 _stamps: dict[str, tuple[str, int | None]] = {}  # by name, the annotation file and when it was changed
 
 
@@ -47,6 +48,9 @@ def register_coco(name: str, json_file: str | Path, image_root: str | Path, **me
     misunderstands, or lacks areas, boxes or sizes, that is a normalised copy (`align_detr.data.annotations.normalise`).
     A file with a mistake that cannot be mended is registered as it is; loading it tells the mistake.
 
+    Datasets with the same classes get them in one order, that of the first one registered: `train.json` and `val.json`
+    may number them differently.
+
     Args:
         name: what `dataloader.….dataset.names` calls it. A dataset of that name is replaced, if it is another one.
         json_file: annotations in COCO's format.
@@ -59,11 +63,23 @@ def register_coco(name: str, json_file: str | Path, image_root: str | Path, **me
     found = None
     try:
         found = normalised_file(source, image_root)
+        if not same_classes(found.classes, order := _shared_order(name, found.classes)):
+            found = normalised_file(source, image_root, order)
+        _orders[name] = order
     except FileNotFoundError:  # it may come later; loading it tells that it is not there
         pass
     except (ValueError, OSError) as error:
         logger.info("%s: %s", name, error)
     _register(name, Registration(source, image_root, metadata), found)
+
+
+def _shared_order(name: str, classes: Sequence[str]) -> Sequence[str]:
+    """The order in which another dataset has these classes, else their own."""
+    keys = sorted(map(class_key, classes))
+    for other, order in _orders.items():
+        if other != name and other in DatasetCatalog.list() and sorted(map(class_key, order)) == keys:
+            return order
+    return classes
 
 
 def registration_of(name: str) -> Registration | None:
@@ -85,7 +101,8 @@ def annotation_file_of(name: str, classes: Sequence[str] | None = None) -> Annot
         classes: see `normalise`.
 
     Raises:
-        ValueError: the file has a mistake that cannot be mended, or objects of other classes.
+        UnmatchedClasses: it has objects of other classes.
+        ValueError: it has a mistake that cannot be mended.
     """
     registration = registration_of(name)
     if registration is None or not Path(registration.source).is_file():
@@ -103,7 +120,9 @@ def number_classes(name: str, classes: Sequence[str]) -> AnnotationFile | None:
         The annotation file; None for a dataset that cannot be changed, whose classes are in this order.
 
     Raises:
-        ValueError: it has objects of other classes; or its classes are in another order, and it cannot be changed.
+        UnmatchedClasses: it has objects of other classes; or its classes are in another order, and it cannot be
+            changed.
+        ValueError: its annotation file has a mistake that cannot be mended.
     """
     declared = MetadataCatalog.get(name).get("thing_classes")
     is_declared = declared is not None and same_classes(declared, classes)
@@ -112,9 +131,9 @@ def number_classes(name: str, classes: Sequence[str]) -> AnnotationFile | None:
     found = annotation_file_of(name, classes)
     if found is None:
         if declared is not None and not is_declared:
-            raise ValueError(
-                f"the classes of {name} ({', '.join(declared[:5])}, …) are not in the order of the model's, "
-                f"{', '.join(classes[:5])}, …: register it by align_detr.data.register_coco, which can change that"
+            raise UnmatchedClasses(
+                f"the dataset {name} has the classes {shortened(declared)}, but the model's are {shortened(classes)}; "
+                "if only their order differs, register it by align_detr.data.register_coco"
             )
         return None
     _register(name, registration_of(name), found)

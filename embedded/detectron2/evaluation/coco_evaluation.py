@@ -212,8 +212,8 @@ class COCOEvaluator(DatasetEvaluator):
                 index = detection["category_id"]
                 if index not in self._dataset_ids:
                     raise ValueError(
-                        f"class {index} was predicted, but the dataset has {len(self._dataset_ids)} classes: "
-                        "does model.num_classes agree with it?"
+                        f"class {index} was predicted, but the dataset has {len(self._dataset_ids)} classes "
+                        "(0 is the first): the model was made for other classes"
                     )
                 detections.append({**detection, "category_id": self._dataset_ids[index]})
         return detections
