@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from align_detr.data.annotations import class_key, shortened
-from align_detr.data.classes import Classes, classes_of, classes_of_dataset, dataset_names, match_classes
+from align_detr.data.classes import Classes, classes_of, dataset_names, dataset_of_outputs, match_classes
 from align_detr.data.registration import annotation_file_of
 from align_detr.deployment.sources import classes_in_file
 from align_detr.training import ResumePoint, RunState
@@ -69,8 +69,7 @@ def match_training(cfg: DictConfig, point: ResumePoint | None) -> Classes | None
 def match_evaluation(cfg: DictConfig, checkpoint: str) -> Classes | None:
     """Make the classes of the test data those of the model's outputs, in their order.
 
-    The outputs are those that the checkpoint knows. Else they are those of the training data, if the model has as many
-    outputs and their annotations are here. Else they are those of the test data.
+    The outputs are those that the checkpoint knows, else those of `dataset_of_outputs`.
 
     Returns and raises:
         As `match_training`.
@@ -83,10 +82,7 @@ def match_evaluation(cfg: DictConfig, checkpoint: str) -> Classes | None:
     if outputs is not None and count is not None and len(outputs.names) > count:
         raise ValueError(f"{checkpoint} knows {len(outputs.names)} classes, but model.num_classes={count}")
     if outputs is None:
-        trained = classes_of_dataset(cfg)
-        is_of_model = trained is not None and (count is None or len(trained.names) == count)
-        outputs, origin = (trained, dataset_names(cfg, "train")[:1]) if is_of_model else (classes_of(test[0]), test[:1])
-        origin = ", ".join(origin)
+        origin, outputs = dataset_of_outputs(cfg) or (test[0], classes_of(test[0]))
     if outputs is None:
         return None
     outputs = outputs.for_outputs(max(count or 0, len(outputs.names)))

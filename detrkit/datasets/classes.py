@@ -13,7 +13,7 @@ import torch
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from omegaconf import DictConfig, OmegaConf
 
-from .annotations import UnmatchedClasses, class_key
+from .annotations import UnmatchedClasses, class_key, shortened
 from .registration import BUILT_IN, annotation_file_of, number_classes
 
 logger = logging.getLogger(__name__)
@@ -69,12 +69,16 @@ class Classes:
         return self.names == Classes.numbered(len(self.names)).names
 
     def for_outputs(self, count: int) -> Classes:
-        """As many as a model has outputs: a dataset may have fewer classes; the others are numbered."""
+        """As many as a model has outputs: a dataset may have fewer classes; the others are numbered.
+
+        Raises:
+            ValueError: there are more names than outputs.
+        """
+        if len(self.names) > count:
+            raise ValueError(f"{len(self.names)} classes ({shortened(self.names)}) for a model with {count} outputs")
         more = range(len(self.names), count)
         free = max(self.ids, default=0) + 1 - len(self.names)
-        return Classes(
-            (*self.names, *map(str, more))[:count], (*self.ids, *(index + free for index in more))[:count]
-        )
+        return Classes((*self.names, *map(str, more)), (*self.ids, *(index + free for index in more)))
 
 
 def dataset_names(cfg: DictConfig, split: str) -> list[str]:
@@ -84,16 +88,29 @@ def dataset_names(cfg: DictConfig, split: str) -> list[str]:
     return [names] if isinstance(names, str) else list(names or [])
 
 
-def classes_of_dataset(cfg: DictConfig) -> Classes | None:
-    """The classes of a config's training data, which a model's outputs are in the order of; else of its test data.
+def dataset_of_outputs(cfg: DictConfig) -> tuple[str, Classes] | None:
+    """The dataset that a config's model was most probably trained on, and its classes.
 
     Returns:
-        None if the annotations of neither are here.
+        The first of the training and test data with as many classes as the model has outputs; else the first with
+        fewer; None if the annotations of such data are not here.
     """
+    outputs = OmegaConf.select(cfg, "model.num_classes")
+    fewer = None
     for name in (*dataset_names(cfg, "train"), *dataset_names(cfg, "test")):
-        if classes := classes_of(name):
-            return classes
-    return None
+        classes = classes_of(name)
+        if classes is None or (outputs is not None and len(classes.names) > outputs):
+            continue
+        if outputs is None or len(classes.names) == outputs:
+            return name, classes
+        fewer = fewer or (name, classes)
+    return fewer
+
+
+def classes_of_dataset(cfg: DictConfig) -> Classes | None:
+    """The classes of `dataset_of_outputs`."""
+    found = dataset_of_outputs(cfg)
+    return found and found[1]
 
 
 def classes_of(name: str) -> Classes | None:
