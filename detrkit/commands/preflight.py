@@ -14,11 +14,17 @@ from omegaconf import DictConfig
 from PIL import Image
 from tqdm import tqdm
 
-from align_detr.data.annotations import class_key, shortened
-from align_detr.data.classes import Classes, classes_of, dataset_names, dataset_of_outputs, match_classes
-from align_detr.data.registration import annotation_file_of
-from align_detr.deployment.sources import classes_in_file
-from align_detr.training import ResumePoint, RunState
+from detrkit.datasets.annotations import class_key, shortened
+from detrkit.datasets.classes import (
+    Classes,
+    classes_in_checkpoint,
+    classes_of,
+    dataset_names,
+    dataset_of_outputs,
+    match_classes,
+)
+from detrkit.datasets.registration import annotation_file_of
+from detrkit.training import ResumePoint, RunState
 
 logger = logging.getLogger("detectron2.preflight")
 
@@ -94,7 +100,13 @@ def known_classes(checkpoint: str) -> Classes | None:
     """The classes that a checkpoint or an exported file knows by name; None if it knows none or is not a local file."""
     if not checkpoint or not Path(checkpoint).is_file():
         return None
-    classes = classes_in_file(checkpoint)
+    if Path(checkpoint).suffix == ".safetensors":
+        from detrkit.inference.exported import read_exported  # which needs a package that other files do not
+
+        exported = read_exported(checkpoint)
+        classes = exported and exported.classes
+    else:
+        classes = classes_in_checkpoint(checkpoint)
     return None if classes is None or classes.are_numbers else classes
 
 

@@ -54,7 +54,7 @@ from detrkit.config.catalogue import find_config
 from detrkit.config.load import call_parameters
 from detrkit.datasets.annotations import annotations_explained
 from detrkit.datasets.classes import dataset_names
-from detrkit.datasets.registration import annotation_file_of
+from detrkit.datasets.registration import annotation_file_of, saved_registrations
 from detrkit.datasets.results import restore_original_ids
 from detrkit.reports.training_report import DetectionSample, TrainingReport, is_wanted
 from detrkit.runtime.allocation import keep_freed_memory
@@ -138,6 +138,11 @@ def prepare(cfg: DictConfig, args: argparse.Namespace) -> None:
     evaluator = cfg.dataloader.get("evaluator", {})
     if evaluator.get("output_dir", "") is None:
         evaluator.output_dir = cfg.train.output_dir
+
+    # For the config.yaml in the output folder, which is no program that could register them.
+    names = [name for split in ("train", "test") for name in dataset_names(cfg, split)]
+    if datasets := saved_registrations(names):
+        cfg.datasets = datasets
 
     args.config_file = str(find_config(args.config_file))  # detectron2 copies it to the log
     default_setup(cfg, args)

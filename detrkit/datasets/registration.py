@@ -20,6 +20,9 @@ TINY_COCO_ROOT, TINY_COCO = "TINY_COCO_ROOT", "datasets/tiny_coco"
 BCCD_ROOT, BCCD = "BCCD_ROOT", "datasets/bccd"
 OURS = ("tiny_coco_train", "tiny_coco_val", "bccd_train", "bccd_val")
 BUILT_IN = frozenset([*DatasetCatalog.list(), *OURS])
+# Built-in datasets of detectron2, also where that is not installed, without "_train" and "_val".
+DETECTRON2 = ("ade20k_sem_seg", "cityscapes_fine_instance_seg", "cityscapes_fine_sem_seg", "coco_2014", "coco_2017")
+DETECTRON2 += ("keypoints_coco_2014", "keypoints_coco_2017", "lvis_v0.5", "lvis_v1", "voc_2007", "voc_2012")
 # Of metadata: what a dataset's own file says, and what depends on it.
 SOURCE = "source_file"
 FROM_FILE = ("name", "json_file", "image_root", "evaluator_type", "thing_classes", "thing_dataset_id_to_contiguous_id")
@@ -58,7 +61,7 @@ def register_coco(name: str, json_file: str | Path, image_root: str | Path, **me
         metadata: what else to keep in `MetadataCatalog.get(name)`.
     """
     source, image_root = os.fspath(json_file), os.fspath(image_root)
-    if name in BUILT_IN and name not in OURS:
+    if name in BUILT_IN:
         logger.warning("%s is also the name of a built-in dataset, which %s replaces", name, source)
     found = None
     try:
@@ -71,6 +74,38 @@ def register_coco(name: str, json_file: str | Path, image_root: str | Path, **me
     except (ValueError, OSError) as error:
         logger.info("%s: %s", name, error)
     _register(name, Registration(source, image_root, metadata), found)
+
+
+def own_prefix(prefix: str) -> str:
+    """What the names of a user's datasets begin with: `prefix`, or if built-in datasets have it, `own_<prefix>`."""
+    taken = {*DETECTRON2, *(name.rpartition("_")[0] for name in BUILT_IN)}
+    return f"own_{prefix}" if prefix in taken else prefix
+
+
+def saved_registrations(names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Annotation file and image folder of a user's datasets by name, with whole paths, for a config in YAML.
+
+    Built-in datasets are not among them: they are found by environment variables, on other machines too.
+    """
+    found = {name: registration_of(name) for name in names}
+    return {
+        name: {"json_file": os.path.abspath(of.source), "image_root": os.path.abspath(of.image_root)}
+        for name, of in found.items()
+        if of is not None and "root_env" not in of.metadata and (name not in BUILT_IN or SOURCE in _metadata(name))
+    }
+
+
+def register_saved(registrations: Mapping[str, Mapping[str, str]]) -> None:
+    """Register datasets as `saved_registrations` returned them, without reading their files.
+
+    Raises:
+        ValueError: it has another form.
+    """
+    for name, paths in registrations.items():
+        json_file, image_root = (paths.get(key) for key in ("json_file", "image_root"))
+        if not (isinstance(json_file, str) and isinstance(image_root, str)):
+            raise ValueError(f"datasets.{name} has no json_file and image_root")
+        _register(name, Registration(json_file, image_root, {}), None)
 
 
 def _shared_order(name: str, classes: Sequence[str]) -> Sequence[str]:
@@ -86,12 +121,16 @@ def registration_of(name: str) -> Registration | None:
     """How a dataset with a COCO annotation file was registered, by whomever; None if it has no such file."""
     if name not in DatasetCatalog.list():
         return None
-    known = MetadataCatalog.get(name).as_dict()
+    known = _metadata(name)
     source, image_root = known.get(SOURCE) or known.get("json_file"), known.get("image_root")
     if known.get("evaluator_type") != "coco" or source is None or image_root is None:
         return None
     rest = {key: value for key, value in known.items() if key not in (*FROM_FILE, SOURCE)}
     return Registration(os.fspath(source), os.fspath(image_root), rest)
+
+
+def _metadata(name: str) -> dict[str, Any]:
+    return MetadataCatalog.get(name).as_dict()
 
 
 def annotation_file_of(name: str, classes: Sequence[str] | None = None) -> AnnotationFile | None:
