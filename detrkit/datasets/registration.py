@@ -48,7 +48,7 @@ def register_coco(name: str, json_file: str | Path, image_root: str | Path, **me
     """Register a dataset in COCO's format for use in a config, which some tools load more than once.
 
     Detectors and evaluators get a file that they read as it is meant: where the given one has ids that pycocotools
-    misunderstands, or lacks areas, boxes or sizes, that is a normalised copy (`align_detr.data.annotations.normalise`).
+    misunderstands, or lacks areas, boxes or sizes, that is a normalised copy (`detrkit.datasets.annotations.normalise`).
     A file with a mistake that cannot be mended is registered as it is; loading it tells the mistake.
 
     Datasets with the same classes get them in one order, that of the first one registered: `train.json` and `val.json`
@@ -172,7 +172,7 @@ def number_classes(name: str, classes: Sequence[str]) -> AnnotationFile | None:
         if declared is not None and not is_declared:
             raise UnmatchedClasses(
                 f"the dataset {name} has the classes {shortened(declared)}, but the model's are {shortened(classes)}; "
-                "if only their order differs, register it by align_detr.data.register_coco"
+                "if only their order differs, register it by detrkit.datasets.register_coco"
             )
         return None
     _register(name, registration_of(name), found)

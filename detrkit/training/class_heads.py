@@ -18,6 +18,7 @@ from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from detrkit.datasets.annotations import class_key, same_classes, shortened
 from detrkit.datasets.classes import Classes
+
 from .checkpoints import read_safetensors
 from .randomness import random_states_kept
 
