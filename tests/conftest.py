@@ -96,6 +96,12 @@ def load_case(name: str) -> SimpleNamespace:
     )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def annotation_cache(tmp_path_factory):
+    """Keeps the copies of annotation files out of the home folder."""
+    os.environ["ALIGN_DETR_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def golden():
     """`golden("resnet")` reads `tests/golden/resnet.npz`; see `load_case`."""

@@ -16,13 +16,11 @@ import glob
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 from detectron2.config import instantiate
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode, Instances
 from omegaconf import DictConfig
@@ -32,6 +30,7 @@ from tqdm import tqdm
 
 from detrkit.analysis import batches_of_one_size, detections, predict_layers
 from detrkit.commands.command_line import finish, load_config, take_overrides
+from detrkit.datasets.classes import Classes, classes_of_dataset, dataset_names
 from detrkit.inference.pictures import draw, read_image
 from detrkit.inference.sources import classes_in_file
 from detrkit.training.loading import load_detector
@@ -44,14 +43,13 @@ def detect(args: argparse.Namespace) -> bool:
     targets = output_paths(files, args.output)
     cfg = load_config(args.config_file or args.checkpoint, args.opts)
     model = load_detector(cfg, args.checkpoint)
-    known = classes_in_file(args.checkpoint)
-    metadata = known.metadata() if known else class_metadata(cfg)
+    classes = classes_of_outputs(cfg, args.checkpoint)
+    metadata = classes.metadata()
     args.output.mkdir(parents=True, exist_ok=True)
 
     failed = list(missing)
     entries: dict[Path, list[dict]] = {}
     ids = image_ids(files)
-    category_ids = dataset_ids(metadata)
     with tqdm(total=len(files), unit="image", disable=None) as progress:
 
         def say(problem: str) -> None:
@@ -66,7 +64,7 @@ def detect(args: argparse.Namespace) -> bool:
                 instances = instances[instances.scores >= args.score_threshold][: args.top]
                 if not args.no_pictures:
                     draw(example["pixels"], instances, metadata).save(targets[path])
-                entries[path] = to_coco(instances, ids[path], path, category_ids)
+                entries[path] = to_coco(instances, ids[path], path, classes.ids)
             progress.update(len(batch))
     if args.json:
         write_json(args.json, [entry for path in files for entry in entries.get(path, [])])
@@ -157,32 +155,24 @@ def run(model: nn.Module, batch: list[dict], layer: int | None) -> list[Instance
     return detections(model, logits[index], boxes[index], batch)
 
 
-def class_metadata(cfg: DictConfig) -> object:
-    """What is known of the classes of the config's test data; its annotations are read if that is nothing as yet."""
-    names = cfg.dataloader.test.dataset.names
-    name = names if isinstance(names, str) else names[0]
-    metadata = MetadataCatalog.get(name)
-    if metadata.get("thing_classes") is None:
-        with suppress(OSError, KeyError, ValueError):
-            DatasetCatalog.get(name)
-    if metadata.get("thing_classes") is None:
-        print(f"warning: the dataset {name} is not here, so classes have numbers for names", file=sys.stderr)
-    return metadata
+def classes_of_outputs(cfg: DictConfig, checkpoint: str) -> Classes:
+    """The classes that a checkpoint knows, else those of the config's data, else numbers and a warning."""
+    classes = classes_in_file(checkpoint) or classes_of_dataset(cfg)
+    count = cfg.model.get("num_classes") or (len(classes.names) if classes else 0)
+    if classes is None:
+        names = ", ".join(dataset_names(cfg, "train") or dataset_names(cfg, "test"))
+        print(f"warning: the dataset {names} is not here, so classes have numbers for names", file=sys.stderr)
+        return Classes.numbered(count)
+    return classes.for_outputs(count)
 
 
-def dataset_ids(metadata: object) -> dict[int, int]:
-    """The category id in COCO's annotation file for each class that is known."""
-    to_contiguous = metadata.get("thing_dataset_id_to_contiguous_id") or {}
-    return {index: id_ for id_, index in to_contiguous.items()}
-
-
-def to_coco(instances: Instances, image_id: int, path: Path, category_ids: dict[int, int]) -> list[dict]:
-    """Detections as entries of a COCO results file, and the file's name. Classes without a known id count from 1."""
+def to_coco(instances: Instances, image_id: int, path: Path, category_ids: Sequence[int]) -> list[dict]:
+    """Detections as entries of a COCO results file, and the file's name."""
     boxes = BoxMode.convert(instances.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
     return [
         {
             "image_id": image_id,
-            "category_id": category_ids.get(index, index + 1),
+            "category_id": category_ids[index],
             "bbox": box,
             "score": score,
             "file_name": str(path),

@@ -37,7 +37,7 @@ from detectron2.engine import (
     launch,
 )
 from detectron2.engine.defaults import default_writers
-from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
+from detectron2.evaluation import DatasetEvaluator, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
 from detectron2.utils.logger import setup_logger
@@ -52,26 +52,32 @@ from detrkit.commands.train_folder import add_folder_options, check_folder_optio
 from detrkit.config.catalogue import find_config
 from detrkit.config.load import call_parameters
 from detrkit.datasets.annotations import annotations_explained
-from detrkit.datasets.classes import classes_of_dataset
+from detrkit.datasets.classes import dataset_names
+from detrkit.datasets.registration import annotation_file_of, saved_registrations
+from detrkit.datasets.results import restore_original_ids
 from detrkit.reports.training_report import DetectionSample, TrainingReport, is_wanted
 from detrkit.runtime.allocation import keep_freed_memory
 from detrkit.runtime.device import resolve_device
 from detrkit.runtime.precision import pays
 from detrkit.training import (
     BestCheckpointer,
+    Evaluations,
     ResumePoint,
     RunState,
     SafeCheckpointer,
     Trainer,
     Watchdog,
     changes,
+    class_heads_matched,
     cut_metrics,
     described,
+    evaluate_together,
     newest_whole,
     resumable_loader,
 )
 from detrkit.training.live_line import LiveLine
 from detrkit.training.loading import WholeModelCheckpointer
+from detrkit.training.preflight import check_images, known_classes, match_evaluation, match_training
 
 logger = logging.getLogger("detectron2.train_net")
 
@@ -96,9 +102,15 @@ def run(args: argparse.Namespace) -> None:
         prepare(cfg, args)
         if point and point.remark:
             logger.warning(point.remark)
-        results = evaluate_checkpoint(cfg, point) if args.eval_only else train(cfg, args, point, began_with)
+        if args.eval_only:
+            results = evaluate_checkpoint(cfg, point)
+        else:
+            evaluations = train(cfg, args, point, began_with)
+            results = evaluations.results
         if comm.is_main_process():
             report(cfg, results)
+        if not args.eval_only:
+            evaluations.raise_failures(cfg.train.output_dir)
 
 
 def join_torchrun() -> None:
@@ -126,6 +138,11 @@ def prepare(cfg: DictConfig, args: argparse.Namespace) -> None:
     evaluator = cfg.dataloader.get("evaluator", {})
     if evaluator.get("output_dir", "") is None:
         evaluator.output_dir = cfg.train.output_dir
+
+    # For the config.yaml in the output folder, which is no program that could register them.
+    names = [name for split in ("train", "test") for name in dataset_names(cfg, split)]
+    if datasets := saved_registrations(names):
+        cfg.datasets = datasets
 
     args.config_file = str(find_config(args.config_file))  # detectron2 copies it to the log
     default_setup(cfg, args)
@@ -226,6 +243,8 @@ def build_loader(cfg: DictConfig, split: str) -> Iterable[Any]:
             dataset = instantiate(source)
         logger.info("%s data: %s, %d images", split, " + ".join(names), len(dataset))
         check_classes(cfg, names)
+        if split == "test":
+            check_images(" + ".join(names), dataset)
         if split == "train" and (loader := resumable_loader(node, dataset)):
             return loader
         source._target_ = lambda **_: dataset  # what has been read is not read again: COCO takes half a minute
@@ -260,29 +279,52 @@ def evaluator_of(
     if "evaluator" not in cfg.dataloader:
         return dict
     loader = build_loader(cfg, "test")
-    names = cfg.dataloader.test.get("dataset", {}).get("names", [])
+    names = dataset_names(cfg, "test")
     with annotations_explained(names):
         evaluators = [instantiate(cfg.dataloader.evaluator), *watchers]
 
-    def run(weights: str) -> dict[str, Any]:
+    def run(weights: str) -> tuple[dict[str, Any], Exception | None]:
         logger.info("Evaluating the %s weights", weights)
         share_buffers(model)
-        with autocast_of(cfg), annotations_explained(names):
-            return dict(inference_on_dataset(model, loader, evaluators))
+        with autocast_of(cfg):
+            return evaluate_together(model, loader, evaluators)
 
     def evaluate() -> dict[str, Any]:
-        if not cfg.train.model_ema.enabled:
-            return run("trained")
-        if not ema.get_model_ema_state(model).has_inited():
+        averages = cfg.train.model_ema.enabled and ema.get_model_ema_state(model).has_inited()
+        if cfg.train.model_ema.enabled and not averages:
             logger.warning("There are no averaged weights in this checkpoint")
-            return run("trained")
-        plain = {}
-        if not cfg.train.model_ema.use_ema_weights_for_eval_only:
-            plain = {f"{task}_without_ema": metrics for task, metrics in run("trained").items()}
-        with ema.apply_model_ema_and_restore(model):
-            return {**plain, **run("averaged")}
+        results: dict[str, Any] = {}
+        error = None
+        if not averages or not cfg.train.model_ema.use_ema_weights_for_eval_only:
+            plain, error = run("trained")
+            results = {f"{task}_without_ema" if averages else task: metrics for task, metrics in plain.items()}
+        if averages and error is None:
+            with ema.apply_model_ema_and_restore(model):  # detrex restores nothing if an error passes through it
+                averaged, error = run("averaged")
+            results |= averaged
+        if error is not None:
+            with annotations_explained(names):
+                raise error
+        if comm.is_main_process():
+            finish_results(cfg)
+        return results
 
     return evaluate
+
+
+def finish_results(cfg: DictConfig) -> None:
+    """Give `coco_instances_results.json` the ids of the user's annotations; tell if there was nothing to measure by."""
+    folder = cfg.dataloader.evaluator.get("output_dir")
+    file = Path(folder, "coco_instances_results.json") if folder else None
+    written = file is not None and file.is_file()
+    for name in dataset_names(cfg, "test"):
+        found = annotation_file_of(name)
+        json_file = MetadataCatalog.get(name).get("json_file")
+        if written and found and json_file != found.path and (left_out := restore_original_ids(file, json_file)):
+            logger.info("%s leaves out %d detections of classes that %s does not have", file, left_out, name)
+        if found and not found.objects:
+            where = f"; the detections are in {file}" if written else ""
+            logger.info("%s has no annotated objects, so there are no figures%s", name, where)
 
 
 def evaluate_checkpoint(cfg: DictConfig, point: ResumePoint | None) -> Mapping[str, Any]:
@@ -290,29 +332,29 @@ def evaluate_checkpoint(cfg: DictConfig, point: ResumePoint | None) -> Mapping[s
     if not (point or cfg.train.init_checkpoint):
         raise ValueError("nothing to evaluate: give train.init_checkpoint=FILE, or --resume in the folder of a run")
     keep_freed_memory()
+    checkpoint = str(Path(cfg.train.output_dir, point.name)) if point else cfg.train.init_checkpoint
+    match_evaluation(cfg, checkpoint)
     model = build_model(cfg)
     evaluate = evaluator_of(cfg, model)
     checkpointer = WholeModelCheckpointer(model, cfg.train.output_dir, **ema.may_get_ema_checkpointer(cfg, model))
-    checkpointer.load(str(Path(cfg.train.output_dir, point.name)) if point else cfg.train.init_checkpoint)
+    checkpointer.load(checkpoint)
     return evaluate()
 
 
 def train(
     cfg: DictConfig, args: argparse.Namespace, point: ResumePoint | None, config: Mapping[str, str]
-) -> Mapping[str, Any]:
+) -> Evaluations:
     """Train, evaluating and saving on the way.
 
     Args:
         point: where to go on; None to begin.
         config: the config as it was given, for the checkpoints.
-
-    Returns:
-        The results of the last evaluation.
     """
+    classes = match_training(cfg, point)
     model = build_model(cfg)
     optimizer = build_optimizer(cfg, model)
     sample = DetectionSample() if is_wanted(cfg) else None
-    evaluate = evaluator_of(cfg, model, [sample] if sample else [])
+    evaluations = Evaluations(evaluator_of(cfg, model, [sample] if sample else []))
     loader = build_loader(cfg, "train")
     watchdog = Watchdog(cfg.train.get("hang_seconds", 0))
     trainer = build_trainer(cfg, model, loader, optimizer, watchdog.mark)
@@ -324,18 +366,12 @@ def train(
         **ema.may_get_ema_checkpointer(cfg, model),
     )
     checkpointer.last_iteration = cfg.train.max_iter - 1
-    results: dict[str, Any] = {}
-
-    def evaluate_and_keep() -> Mapping[str, Any]:
-        results.update(evaluate())
-        return results
-
     if comm.is_main_process():
         path = Path(cfg.train.output_dir, "metrics.json")
         cut_metrics(path, point, resumes=args.resume, max_iter=cfg.train.max_iter)
     periodic = present(on_main(lambda: periodic_checkpointer(cfg, checkpointer)))
     behind = present(
-        hooks.EvalHook(cfg.train.eval_period, evaluate_and_keep),
+        hooks.EvalHook(cfg.train.eval_period, evaluations),
         on_main(lambda: TrainingReport(cfg, sample) if sample else None),
         on_main(lambda: hooks.PeriodicWriter(build_writers(cfg), cfg.train.log_period)),
     )
@@ -344,7 +380,7 @@ def train(
         "config": dict(config),
         "batch_size": cfg.dataloader.train.get("total_batch_size"),
         "max_iter": cfg.train.max_iter,
-        "classes": known.plain() if (known := classes_of_dataset(cfg)) else None,
+        "classes": classes.plain() if classes else None,
     }
     state = RunState(loader, periodic, behind, best, lambda iteration: saves_at(cfg, iteration), facts)
     stop = StopOnInterrupt(checkpointer, state)
@@ -366,10 +402,12 @@ def train(
 
     if args.resume and point is None:
         logger.warning("There is no checkpoint in %s to resume from: starting anew", cfg.train.output_dir)
-    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=point is not None)
+    start = "" if point else cfg.train.init_checkpoint
+    with class_heads_matched(cfg, model, start, known_classes(start), classes):
+        checkpointer.resume_or_load(start, resume=point is not None)
     with watchdog.watching(), stop.listening():
         trainer.train(point.iteration + 1 if point else 0, cfg.train.max_iter)
-    return results
+    return evaluations
 
 
 def present(*hooks_or_none: HookBase | None) -> list[HookBase]:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from detrkit.commands.command_line import load_config, take_overrides
 from detrkit.datasets import Conversion, convert_dataset
 from detrkit.datasets.convert import FORMATS
+from detrkit.datasets.registration import own_prefix
 
 BASE = "align_detr_r50_4scale_12ep"
 EPOCHS = 50
@@ -73,7 +74,10 @@ def config_of_folder(args: argparse.Namespace) -> str:
         for line in conversion.problems.report():
             print(line, file=sys.stderr)
         print(conversion.table(), end="\n\n")
-        file.write_text(_text(args, cfg, taken, conversion, output), encoding="utf-8")
+        prefix = own_prefix(_name(args.data))
+        if args.resume and file.is_file() and f"'{prefix}_train'" not in file.read_text(encoding="utf-8"):
+            prefix = _name(args.data)  # as earlier versions called it
+        file.write_text(_text(args, cfg, taken, conversion, output, prefix), encoding="utf-8")
     comm.synchronize()
     return str(file)
 
@@ -96,7 +100,9 @@ def _convert(args: argparse.Namespace, data: Path) -> Conversion:
     return conversion
 
 
-def _text(args: argparse.Namespace, cfg: DictConfig, taken: set[str], conversion: Conversion, output: Path) -> str:
+def _text(
+    args: argparse.Namespace, cfg: DictConfig, taken: set[str], conversion: Conversion, output: Path, prefix: str
+) -> str:
     """The config, with a schedule of the folder's size. What is in `taken` the overrides have set."""
     name = _name(args.data)
     images = len({a["image_id"] for a in conversion.contents["train"]["annotations"] if not a["iscrowd"]})
@@ -105,8 +111,8 @@ def _text(args: argparse.Namespace, cfg: DictConfig, taken: set[str], conversion
     length = cfg.train.max_iter if "train.max_iter" in taken else iterations
     period = max(math.ceil(length / EVALUATIONS), math.ceil(images / batch))
     values = {
-        "dataloader.train.dataset.names": f"{name}_train",
-        "dataloader.test.dataset.names": f"{name}_val",
+        "dataloader.train.dataset.names": f"{prefix}_train",
+        "dataloader.test.dataset.names": f"{prefix}_val",
         "model.num_classes": len(conversion.classes),
         **_detections(cfg.model, len(conversion.classes)),
         "train.output_dir": str(output),
@@ -116,7 +122,7 @@ def _text(args: argparse.Namespace, cfg: DictConfig, taken: set[str], conversion
         "train.checkpointer.max_to_keep": KEPT,
     }
     registrations = [
-        f"register_coco({f'{name}_{split}'!r}, {str(file.absolute())!r}, {str(conversion.image_root.absolute())!r})"
+        f"register_coco({f'{prefix}_{split}'!r}, {str(file.absolute())!r}, {str(conversion.image_root.absolute())!r})"
         for split, file in conversion.files.items()
     ]
     path = Path(args.config_file)

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from detrkit.analysis import predict_layers
 from detrkit.analysis.attention import Looks, branches, looking
 from detrkit.commands.command_line import finish, load_config, take_overrides
-from detrkit.commands.demo import class_metadata, find_images, output_paths, read_all
+from detrkit.commands.demo import classes_of_outputs, find_images, output_paths, read_all
 from detrkit.training.loading import load_detector
 
 PANEL = 2.6  # inches
@@ -41,7 +41,7 @@ def visualize(args: argparse.Namespace) -> bool:
     cfg = load_config(args.config_file, args.opts)
     model = load_detector(cfg, args.checkpoint)
     branches(getattr(getattr(model, "transformer", None), "decoder", nn.Module()))
-    names = class_metadata(cfg).get("thing_classes")
+    names = classes_of_outputs(cfg, args.checkpoint).names
     args.output.mkdir(parents=True, exist_ok=True)
     with tqdm(total=len(files), unit="image", disable=None) as progress:
 
@@ -57,7 +57,7 @@ def visualize(args: argparse.Namespace) -> bool:
     return not failed
 
 
-def sheet(model: nn.Module, example: dict, top: int, names: Sequence[str] | None) -> Figure:
+def sheet(model: nn.Module, example: dict, top: int, names: Sequence[str]) -> Figure:
     """The `top` best queries of an image in rows, the branches in columns."""
     with looking(model) as looks:
         logits, boxes = predict_layers(model, [example])
@@ -68,7 +68,7 @@ def sheet(model: nn.Module, example: dict, top: int, names: Sequence[str] | None
     rows = figure.subplots(len(best), len(looks.attention), squeeze=False)
     for panels, query in zip(rows, best, strict=True):
         label = int(labels[query])
-        title = f"{names[label] if names else label} {scores[query]:.2f}"
+        title = f"{names[label]} {scores[query]:.2f}"
         corners = box_cxcywh_to_xyxy(boxes[-1, 0, query]).cpu() * torch.tensor([width, height, width, height])
         for axes, branch in zip(panels, looks.attention, strict=True):
             draw(axes, example["pixels"], looks, branch, query, corners)

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 # What may change under way: how far and where to train, what is recorded, evaluated and kept.
 HARMLESS = (
+    "datasets.*",
     "dataloader.evaluator.*",
     "dataloader.test.*",
     "dataloader.train.num_workers",

@@ -45,12 +45,16 @@ def load_config_file(path: str) -> DictConfig:
         raise ValueError("no config: give one by --config-file")
     path = str(find_config(path))
     if Path(path).suffix in (".yaml", ".yml"):
-        from detrkit.datasets import (
-            register_own_datasets,  # which takes longer to import than most of what needs no data
-        )
+        # Their import takes longer than most of what needs no data.
+        from detrkit.datasets.registration import register_own_datasets, register_saved
 
         register_own_datasets()
-        return load_yaml(path)
+        cfg = load_yaml(path)
+        datasets = cfg.get("datasets") or {}
+        if not isinstance(datasets, DictConfig | dict) or not all(isinstance(d, DictConfig) for d in datasets.values()):
+            raise ValueError(f"{path}: datasets is not a mapping of names to json_file and image_root")
+        register_saved(datasets)
+        return cfg
     if Path(path).suffix == ".safetensors":
         from detrkit.config.exported import read_exported  # which imports more than most configs need
 

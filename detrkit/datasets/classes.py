@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import torch
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from omegaconf import DictConfig, OmegaConf
+
+from .annotations import UnmatchedClasses, class_key, shortened
+from .registration import BUILT_IN, annotation_file_of, number_classes
+
+logger = logging.getLogger(__name__)
 
 MAX_CLASSES = 100_000
 
@@ -56,33 +63,104 @@ class Classes:
         metadata.thing_dataset_id_to_contiguous_id = {number: index for index, number in enumerate(self.ids)}
         return metadata
 
+    @property
+    def are_numbers(self) -> bool:
+        """Whether the names say nothing: see `numbered`."""
+        return self.names == Classes.numbered(len(self.names)).names
+
     def for_outputs(self, count: int) -> Classes:
-        """As many as a model has outputs: a dataset may have fewer classes; the others are numbered."""
+        """As many as a model has outputs: a dataset may have fewer classes; the others are numbered.
+
+        Raises:
+            ValueError: there are more names than outputs.
+        """
+        if len(self.names) > count:
+            raise ValueError(f"{len(self.names)} classes ({shortened(self.names)}) for a model with {count} outputs")
         more = range(len(self.names), count)
         free = max(self.ids, default=0) + 1 - len(self.names)
-        return Classes(
-            (*self.names, *map(str, more))[:count], (*self.ids, *(index + free for index in more))[:count]
-        )
+        return Classes((*self.names, *map(str, more)), (*self.ids, *(index + free for index in more)))
+
+
+def dataset_names(cfg: DictConfig, split: str) -> list[str]:
+    """The datasets that `dataloader.train` or `dataloader.test` of a config names."""
+    source = OmegaConf.select(cfg, f"dataloader.{split}.dataset")
+    names = source.get("names") if isinstance(source, DictConfig) else None
+    return [names] if isinstance(names, str) else list(names or [])
+
+
+def dataset_of_outputs(cfg: DictConfig) -> tuple[str, Classes] | None:
+    """The dataset that a config's model was most probably trained on, and its classes.
+
+    Returns:
+        The first of the training and test data with as many classes as the model has outputs; else the first with
+        fewer; None if the annotations of such data are not here.
+    """
+    outputs = OmegaConf.select(cfg, "model.num_classes")
+    fewer = None
+    for name in (*dataset_names(cfg, "train"), *dataset_names(cfg, "test")):
+        classes = classes_of(name)
+        if classes is None or (outputs is not None and len(classes.names) > outputs):
+            continue
+        if outputs is None or len(classes.names) == outputs:
+            return name, classes
+        fewer = fewer or (name, classes)
+    return fewer
 
 
 def classes_of_dataset(cfg: DictConfig) -> Classes | None:
-    """The classes of a config's test data, or of its training data. Annotations are read if nothing is known of them as
-    yet; None if they are not here."""
-    for split in ("test", "train"):
-        source = OmegaConf.select(cfg, f"dataloader.{split}.dataset")
-        names = source.get("names") if isinstance(source, DictConfig) else None
-        if not names:
-            continue
-        name = names if isinstance(names, str) else names[0]
-        metadata = MetadataCatalog.get(name)
-        if metadata.get("thing_classes") is None:
-            with suppress(OSError, KeyError, ValueError):
-                DatasetCatalog.get(name)
-        if labels := metadata.get("thing_classes"):
-            to_output = metadata.get("thing_dataset_id_to_contiguous_id") or {}
-            ids = {index: number for number, index in to_output.items()}
-            return Classes(tuple(labels), tuple(ids.get(index, index + 1) for index in range(len(labels))))
-    return None
+    """The classes of `dataset_of_outputs`."""
+    found = dataset_of_outputs(cfg)
+    return found and found[1]
+
+
+def classes_of(name: str) -> Classes | None:
+    """The classes of a dataset in the order of its registration, with the ids of its annotation file.
+
+    Returns:
+        None if nothing is known of them.
+    """
+    metadata = MetadataCatalog.get(name)
+    numbers = metadata.get("thing_dataset_id_to_contiguous_id")
+    if name in BUILT_IN and numbers:
+        return Classes(tuple(metadata.thing_classes), tuple(sorted(numbers, key=numbers.get)))
+    found = None
+    with suppress(ValueError, OSError):
+        found = annotation_file_of(name)
+    if found and metadata.get("thing_classes") is None:
+        return Classes(found.classes, found.original_ids) if found.classes else None
+    if metadata.get("thing_classes") is None:
+        with suppress(OSError, KeyError, ValueError):
+            DatasetCatalog.get(name)
+    if not (labels := metadata.get("thing_classes")):
+        return None
+    if found:
+        ids = dict(zip(map(class_key, found.classes), found.original_ids, strict=True))
+        by_output = {index: ids[key] for index, key in enumerate(map(class_key, labels)) if key in ids}
+    else:
+        by_output = {index: id_ for id_, index in (metadata.get("thing_dataset_id_to_contiguous_id") or {}).items()}
+    unused = count(max(by_output.values(), default=0) + 1)
+    return Classes(tuple(labels), tuple(by_output[i] if i in by_output else next(unused) for i in range(len(labels))))
+
+
+def match_classes(cfg: DictConfig, splits: Sequence[str], outputs: Classes, origin: str) -> None:
+    """Register a config's datasets anew with the classes of a model's outputs, in their order.
+
+    Classes are matched by name. Log what had to be changed in an annotation file.
+
+    Args:
+        splits: of "train" and "test".
+        origin: where the outputs' names come from, for errors.
+
+    Raises:
+        ValueError: a dataset has objects of other classes, or another mistake that cannot be mended.
+    """
+    for name in (name for split in splits for name in dataset_names(cfg, split)):
+        try:
+            found = number_classes(name, outputs.names)
+        except UnmatchedClasses as error:
+            raise ValueError(f"{error} (those of {origin}): use the same names, or leave these objects out") from error
+        if found and found.changes:
+            logger.info("%s: read from a normalised copy, %s: %s", name, found.path, found.describe_changes())
 
 
 def classes_in_checkpoint(path: str | Path) -> Classes | None:

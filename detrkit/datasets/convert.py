@@ -16,6 +16,7 @@ from tabulate import tabulate
 
 from .coco import find_coco, read_coco
 from .pictures import Picture, Problems
+from .registration import own_prefix
 from .voc import DIFFICULT, find_voc, read_voc
 from .yolo import find_yolo, read_yolo
 
@@ -70,7 +71,7 @@ class Conversion:
 
 
 def _name_of(file: Path) -> str:
-    return f"{file.absolute().parent.name}_{file.stem}"
+    return f"{own_prefix(file.absolute().parent.name)}_{file.stem}"
 
 
 def convert_dataset(

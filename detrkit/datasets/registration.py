@@ -1,53 +1,232 @@
-"""Datasets in COCO's format, registered as often as a config is loaded."""
+"""Datasets in COCO's format, registered under a name as often as a config is loaded."""
 
+from __future__ import annotations
+
+import logging
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
+from .annotations import UnmatchedClasses, class_key, same_classes, shortened
+from .normalised import AnnotationFile, normalised_file
+
+logger = logging.getLogger(__name__)
+
 TINY_COCO_ROOT, TINY_COCO = "TINY_COCO_ROOT", "datasets/tiny_coco"
 BCCD_ROOT, BCCD = "BCCD_ROOT", "datasets/bccd"
+OURS = ("tiny_coco_train", "tiny_coco_val", "bccd_train", "bccd_val")
+BUILT_IN = frozenset([*DatasetCatalog.list(), *OURS])
+# Built-in datasets of detectron2, also where that is not installed, without "_train" and "_val".
+DETECTRON2 = ("ade20k_sem_seg", "cityscapes_fine_instance_seg", "cityscapes_fine_sem_seg", "coco_2014", "coco_2017")
+DETECTRON2 += ("keypoints_coco_2014", "keypoints_coco_2017", "lvis_v0.5", "lvis_v1", "voc_2007", "voc_2012")
+# Of metadata: what a dataset's own file says, and what depends on it.
+SOURCE = "source_file"
+FROM_FILE = ("name", "json_file", "image_root", "evaluator_type", "thing_classes", "thing_dataset_id_to_contiguous_id")
+_orders: dict[str, Sequence[str]] = {}  # of the classes of datasets, by name, as they were registered
+_stamps: dict[str, tuple[str, int | None]] = {}  # by name, the annotation file and when it was changed
+
+
+class Registration(NamedTuple):
+    """A dataset as it was registered.
+
+    Attributes:
+        source: the user's annotation file; `json_file` of the metadata may be a normalised copy.
+        image_root: the folder of its images.
+        metadata: what else was given.
+    """
+
+    source: str
+    image_root: str
+    metadata: Mapping[str, Any]
 
 
 def register_coco(name: str, json_file: str | Path, image_root: str | Path, **metadata: Any) -> None:
-    """detectron2's `register_coco_instances` for use in a config, which some tools load more than once.
+    """Register a dataset in COCO's format for use in a config, which some tools load more than once.
+
+    Detectors and evaluators get a file that they read as it is meant: where the given one has ids that pycocotools
+    misunderstands, or lacks areas, boxes or sizes, that is a normalised copy (`datasets.annotations.normalise`).
+    A file with a mistake that cannot be mended is registered as it is; loading it tells the mistake.
+
+    Datasets with the same classes get them in one order, that of the first one registered: `train.json` and `val.json`
+    may number them differently.
 
     Args:
-        name: what `dataloader.….dataset.names` calls it. Registered before, it is replaced if it had other annotations.
+        name: what `dataloader.….dataset.names` calls it. A dataset of that name is replaced, if it is another one.
         json_file: annotations in COCO's format.
         image_root: the folder that their file names are relative to.
         metadata: what else to keep in `MetadataCatalog.get(name)`.
     """
-    json_file, image_root = str(json_file), str(image_root)
+    source, image_root = os.fspath(json_file), os.fspath(image_root)
+    if name in BUILT_IN:
+        logger.warning("%s is also the name of a built-in dataset, which %s replaces", name, source)
+    found = None
+    try:
+        found = normalised_file(source, image_root)
+        if not same_classes(found.classes, order := _shared_order(name, found.classes)):
+            found = normalised_file(source, image_root, order)
+        _orders[name] = order
+    except FileNotFoundError:  # it may come later; loading it tells that it is not there
+        pass
+    except (ValueError, OSError) as error:
+        logger.info("%s: %s", name, error)
+    _register(name, Registration(source, image_root, metadata), found)
+
+
+def own_prefix(prefix: str) -> str:
+    """What the names of a user's datasets begin with: `prefix`, or if built-in datasets have it, `own_<prefix>`."""
+    taken = {*DETECTRON2, *(name.rpartition("_")[0] for name in BUILT_IN)}
+    return f"own_{prefix}" if prefix in taken else prefix
+
+
+def saved_registrations(names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Annotation file and image folder of a user's datasets by name, with whole paths, for a config in YAML.
+
+    Built-in datasets are not among them: they are found by environment variables, on other machines too.
+    """
+    found = {name: registration_of(name) for name in names}
+    return {
+        name: {"json_file": os.path.abspath(of.source), "image_root": os.path.abspath(of.image_root)}
+        for name, of in found.items()
+        if of is not None and "root_env" not in of.metadata and (name not in BUILT_IN or SOURCE in _metadata(name))
+    }
+
+
+def register_saved(registrations: Mapping[str, Mapping[str, str]]) -> None:
+    """Register datasets as `saved_registrations` returned them, without reading their files.
+
+    Raises:
+        ValueError: it has another form.
+    """
+    for name, paths in registrations.items():
+        json_file, image_root = (paths.get(key) for key in ("json_file", "image_root"))
+        if not (isinstance(json_file, str) and isinstance(image_root, str)):
+            raise ValueError(f"datasets.{name} has no json_file and image_root")
+        _register(name, Registration(json_file, image_root, {}), None)
+
+
+def _shared_order(name: str, classes: Sequence[str]) -> Sequence[str]:
+    """The order in which another dataset has these classes, else their own."""
+    keys = sorted(map(class_key, classes))
+    for other, order in _orders.items():
+        if other != name and other in DatasetCatalog.list() and sorted(map(class_key, order)) == keys:
+            return order
+    return classes
+
+
+def registration_of(name: str) -> Registration | None:
+    """How a dataset with a COCO annotation file was registered, by whomever; None if it has no such file."""
+    if name not in DatasetCatalog.list():
+        return None
+    known = _metadata(name)
+    source, image_root = known.get(SOURCE) or known.get("json_file"), known.get("image_root")
+    if known.get("evaluator_type") != "coco" or source is None or image_root is None:
+        return None
+    rest = {key: value for key, value in known.items() if key not in (*FROM_FILE, SOURCE)}
+    return Registration(os.fspath(source), os.fspath(image_root), rest)
+
+
+def _metadata(name: str) -> dict[str, Any]:
+    return MetadataCatalog.get(name).as_dict()
+
+
+def annotation_file_of(name: str, classes: Sequence[str] | None = None) -> AnnotationFile | None:
+    """The normalised annotation file of a dataset; None for a dataset of another kind, or a file that is not local.
+
+    Args:
+        classes: see `normalise`.
+
+    Raises:
+        UnmatchedClasses: it has objects of other classes.
+        ValueError: it has a mistake that cannot be mended.
+    """
+    registration = registration_of(name)
+    if registration is None or not Path(registration.source).is_file():
+        return None
+    return normalised_file(registration.source, registration.image_root, classes)
+
+
+def number_classes(name: str, classes: Sequence[str]) -> AnnotationFile | None:
+    """Register a dataset anew with its classes in this order, and with a normalised annotation file.
+
+    Args:
+        classes: names of a model's outputs. The dataset may lack some of them.
+
+    Returns:
+        The annotation file; None for a dataset that cannot be changed, whose classes are in this order.
+
+    Raises:
+        UnmatchedClasses: it has objects of other classes; or its classes are in another order, and it cannot be
+            changed.
+        ValueError: its annotation file has a mistake that cannot be mended.
+    """
+    declared = MetadataCatalog.get(name).get("thing_classes")
+    is_declared = declared is not None and same_classes(declared, classes)
+    if name in BUILT_IN and is_declared:
+        return None
+    found = annotation_file_of(name, classes)
+    if found is None:
+        if declared is not None and not is_declared:
+            raise UnmatchedClasses(
+                f"the dataset {name} has the classes {shortened(declared)}, but the model's are {shortened(classes)}; "
+                "if only their order differs, register it by detrkit.datasets.register_coco"
+            )
+        return None
+    _register(name, registration_of(name), found)
+    return found
+
+
+def _register(name: str, registration: Registration, found: AnnotationFile | None) -> None:
+    """Register a dataset with the annotation file that was found for it, unless it is registered so already."""
+    source, image_root, metadata = registration
+    path = found.path if found and found.changes else source
+    stamp = (path, _modified(path))
     if name in DatasetCatalog.list():
-        if MetadataCatalog.get(name).get("json_file") == json_file:
+        if _stamps.get(name) == stamp and registration_of(name) == registration:
             return
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-    register_coco_instances(name, metadata, json_file, image_root)
+    # Evaluators map classes by these two, which are otherwise not there until the dataset has been loaded.
+    numbers = {id_: number for number, id_ in enumerate(found.ids)} if found else {}
+    classes = {"thing_classes": list(found.classes), "thing_dataset_id_to_contiguous_id": numbers} if found else {}
+    register_coco_instances(name, {SOURCE: source, **classes, **metadata}, path, image_root)
+    _stamps[name] = stamp
+
+
+def _modified(path: str) -> int | None:
+    try:
+        return os.stat(path).st_mtime_ns
+    except (OSError, ValueError):
+        return None
 
 
 def register_tiny_coco() -> None:
-    """Registers the dataset that `align-detr make-data` writes, in the folder $TINY_COCO_ROOT names, as
+    """Register the dataset that `align-detr make-data` writes, in the folder $TINY_COCO_ROOT names, as
     `tiny_coco_train` and `tiny_coco_val`. The variable is read on each call."""
     root = Path(os.environ.get(TINY_COCO_ROOT, TINY_COCO)).expanduser()
     for split in ("train", "val"):
         annotations = root / "annotations" / f"instances_{split}2017.json"
-        register_coco(f"tiny_coco_{split}", annotations, root / f"{split}2017", root_env=TINY_COCO_ROOT)
+        _register_own(f"tiny_coco_{split}", annotations, root / f"{split}2017", TINY_COCO_ROOT)
 
 
 def register_bccd() -> None:
-    """Registers photographs of blood cells, github.com/Shenggan/BCCD_Dataset (MIT licence), in the folder $BCCD_ROOT
+    """Register photographs of blood cells, github.com/Shenggan/BCCD_Dataset (MIT licence), in the folder $BCCD_ROOT
     names, as `bccd_train` and `bccd_val`: `train.json` and `val.json` in COCO's format beside its `JPEGImages`. The
     variable is read on each call."""
     root = Path(os.environ.get(BCCD_ROOT, BCCD)).expanduser()
     for split in ("train", "val"):
-        register_coco(f"bccd_{split}", root / f"{split}.json", root / "JPEGImages", root_env=BCCD_ROOT)
+        _register_own(f"bccd_{split}", root / f"{split}.json", root / "JPEGImages", BCCD_ROOT)
 
 
 def register_own_datasets() -> None:
-    """Registers what this project's configs train on. A config that is a program does so itself; a saved one cannot."""
+    """Register what this project's configs train on. A config that is a program does so itself; a saved one cannot."""
     register_tiny_coco()
     register_bccd()
+
+
+def _register_own(name: str, json_file: Path, image_root: Path, root_variable: str) -> None:
+    """Registration without a look at the files: every config that names the dataset asks for it."""
+    _register(name, Registration(str(json_file), str(image_root), {"root_env": root_variable}), None)

@@ -41,8 +41,11 @@ from detrkit.analysis import (
 from detrkit.analysis.discriminability import BINS
 from detrkit.analysis.figures import bootstrap, draw_images, interval
 from detrkit.analysis.ground_truth import matcher_of, target_of
+from detrkit.datasets.annotations import class_key, same_classes, shortened
+from detrkit.datasets.classes import Classes
 from detrkit.reports import page
 from detrkit.training.loading import load_detector
+from detrkit.training.preflight import known_classes, match_evaluation
 
 REPEATS = 200  # of the bootstrap
 AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -50,12 +53,17 @@ AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 @dataclass
 class Candidate:
-    """A model to look at: a column of the report."""
+    """A model to measure: a column of the report.
+
+    Attributes:
+        outputs: the model's output for each class of the data; None if these are in one order.
+    """
 
     name: str
     config: str
     checkpoint: str
     cfg: DictConfig
+    outputs: list[int] | None = None
 
 
 @dataclass
@@ -84,10 +92,12 @@ def analyze(
     Raises:
         ValueError: the images have no annotations, or a model has too few classes.
     """
+    classes = match_evaluation(candidates[0].cfg, candidates[0].checkpoint)
     data = read_data(candidates[0].cfg, num_images)
     matcher = matcher_of(candidates[0].cfg)
     for candidate in candidates:
         check_classes(candidate, data)
+        candidate.outputs = outputs_of(candidate, classes)
     seen = [run(candidate, data, matcher, batch_size) for candidate in candidates]
     report = make_report(candidates, data, *zip(*seen, strict=True))
     output.mkdir(parents=True, exist_ok=True)
@@ -127,6 +137,25 @@ def check_classes(candidate: Candidate, data: Data) -> None:
         raise ValueError(f"{candidate.config} has model.num_classes={have}, but {data.name} has {need} classes")
 
 
+def outputs_of(candidate: Candidate, classes: Classes | None) -> list[int] | None:
+    """The model's output for each of `classes`, by name; None if they are in one order, or a name is not known.
+
+    Raises:
+        ValueError: the checkpoint knows other classes.
+    """
+    known = known_classes(candidate.checkpoint)
+    if known is None or classes is None or same_classes(known.names, classes.names[: len(known.names)]):
+        return None
+    place = {class_key(name): output for output, name in enumerate(known.names)}
+    keys = [class_key(name) for name in classes.names]
+    if set(keys) != place.keys():
+        raise ValueError(
+            f"{candidate.checkpoint} knows the classes {shortened(known.names)}, but the data have "
+            f"{shortened(classes.names)}: compare models of the same classes"
+        )
+    return [place[key] for key in keys]
+
+
 def run(
     candidate: Candidate, data: Data, matcher: MixedMatcher, batch_size: int
 ) -> tuple[AlignmentTable, dict, np.ndarray]:
@@ -146,6 +175,8 @@ def run(
             numbers = [x["number"] for x in batch]
             with encoder_maps(model) as maps:
                 predictions = predict_layers(model, batch)
+            if candidate.outputs is not None:
+                predictions = predictions._replace(logits=predictions.logits[..., candidate.outputs])
             targets = [data.targets[number] for number in numbers]
             if maps:
                 places[numbers] = count_places(place_scores(maps, batch[0]["image"].shape[-2:]), targets)

@@ -6,6 +6,8 @@ Written against public names of detectron2 and PyTorch; `align-detr train` puts 
 from detrkit.config.changes import changes, described
 
 from .checkpoints import BestCheckpointer, ResumePoint, SafeCheckpointer, newest_whole
+from .class_heads import class_heads_matched
+from .evaluation import Evaluations, evaluate_together
 from .randomness import random_states_kept
 from .run_state import RunState, cut_metrics
 from .stream import ResumableLoader, resumable_loader
@@ -14,6 +16,7 @@ from .watchdog import Watchdog
 
 __all__ = [
     "BestCheckpointer",
+    "Evaluations",
     "ResumableLoader",
     "ResumePoint",
     "RunState",
@@ -21,8 +24,10 @@ __all__ = [
     "Trainer",
     "Watchdog",
     "changes",
+    "class_heads_matched",
     "cut_metrics",
     "described",
+    "evaluate_together",
     "newest_whole",
     "random_states_kept",
     "resumable_loader",

@@ -18,12 +18,15 @@ logger = logging.getLogger(__name__)
 
 
 class HookBase:
-    """Something to do at fixed points of the training; `trainer` is set when a trainer registers it.
+    """Something to do at fixed points of the training. A subclass defines the methods that it needs.
 
     An iteration calls `before_step`, `after_backward` (gradients are there, scaled under fp16) and `after_step`.
+
+    Attributes:
+        trainer: set when a trainer registers the hook; None before.
     """
 
-    trainer: TrainerBase
+    trainer: TrainerBase | None = None
 
     def before_train(self) -> None:
         """Before the first iteration."""
@@ -60,11 +63,17 @@ class TrainerBase:
         self.storage: EventStorage
 
     def register_hooks(self, hooks: Iterable[HookBase | None]) -> None:
-        """Append hooks; None stands for one that is not wanted here."""
+        """Append hooks, without the entries that are None.
+
+        Raises:
+            TypeError: one of them is not a HookBase.
+        """
+        hooks = [hook for hook in hooks if hook is not None]
+        if strangers := [hook for hook in hooks if not isinstance(hook, HookBase)]:
+            raise TypeError(f"a hook derives from HookBase, which {type(strangers[0]).__name__} does not")
         for hook in hooks:
-            if hook is not None:
-                hook.trainer = self
-                self._hooks.append(hook)
+            hook.trainer = self
+        self._hooks += hooks
 
     def train(self, start_iter: int, max_iter: int) -> None:
         """Run the iterations from `start_iter` up to, but not including, `max_iter`."""
@@ -109,14 +118,17 @@ class TrainerBase:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """The iteration, and what the hooks keep, by the name of their class."""
-        states = {type(hook).__qualname__: hook.state_dict() for hook in self._hooks}
-        return {"iteration": self.iter, "hooks": {name: state for name, state in states.items() if state}}
+        """The iteration, and the hooks' states by the name of their class: of several with one name, the first."""
+        states: dict[str, dict[str, Any]] = {}
+        for hook in self._hooks:
+            if state := hook.state_dict():
+                states.setdefault(type(hook).__qualname__, state)
+        return {"iteration": self.iter, "hooks": states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up `state_dict()`. Hooks that are not registered now are passed over with a warning."""
         self.iter = state_dict["iteration"]
-        hooks = {type(hook).__qualname__: hook for hook in self._hooks}
+        hooks = {type(hook).__qualname__: hook for hook in reversed(self._hooks)}
         for name, state in state_dict.get("hooks", {}).items():
             if name in hooks:
                 hooks[name].load_state_dict(state)

@@ -8,6 +8,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,18 @@ def _load_ground_truth(dataset_name: str, json_file: str | None) -> COCO:
             raise ValueError(f"{json_file} is not COCO annotation JSON: {error}") from error
     if not isinstance(dataset, dict) or not {"images", "categories"} <= dataset.keys():
         raise ValueError(f"{json_file} is not COCO annotation JSON: it has no 'images' and 'categories'")
+    if "annotations" in dataset:
+        dataset["annotations"] = list(map(_complete, dataset["annotations"], count(1)))
     return _coco_from(dataset)
+
+
+def _complete(annotation: dict, number: int) -> dict:
+    """The annotation with a new id and with all that the evaluators read.
+
+    To pycocotools an id of 0 means "unmatched", and annotations with the same id are the same object.
+    """
+    area = float(np.prod(annotation["bbox"][2:])) if "area" not in annotation else annotation["area"]
+    return {"iscrowd": 0, **annotation, "area": area, "id": number}
 
 
 def _implementation(fast: bool) -> tuple[type[COCO], type[COCOeval], dict[str, Any]]:
@@ -185,7 +197,7 @@ class COCOEvaluator(DatasetEvaluator):
         if self._output_dir is not None:
             self._write(detections)
         if "annotations" not in self._coco.dataset:
-            logger.info("The dataset has no annotations to evaluate with")
+            logger.info("The dataset has no annotations, so there are no figures")
             return OrderedDict()
         if not detections:
             logger.warning("There is not one detection: AP is 0 (nan where there are no objects either)")
@@ -200,8 +212,8 @@ class COCOEvaluator(DatasetEvaluator):
                 index = detection["category_id"]
                 if index not in self._dataset_ids:
                     raise ValueError(
-                        f"class {index} was predicted, but the dataset has {len(self._dataset_ids)} classes: "
-                        "does model.num_classes agree with it?"
+                        f"class {index} was predicted, but the dataset has {len(self._dataset_ids)} classes "
+                        "(0 is the first): the model was made for other classes"
                     )
                 detections.append({**detection, "category_id": self._dataset_ids[index]})
         return detections

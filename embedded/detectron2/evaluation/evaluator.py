@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableSequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
@@ -24,7 +24,8 @@ REPORT_SECONDS = 5
 class DatasetEvaluator:
     """Collects a model's outputs over a dataset and reduces them to numbers.
 
-    `inference_on_dataset` calls `reset` once, `process` for every batch and `evaluate` at the end.
+    `inference_on_dataset` calls `reset` once, `process` for every batch and `evaluate` at the end. A subclass defines
+    those that it needs.
     """
 
     def reset(self) -> None:
@@ -116,14 +117,15 @@ def inference_on_dataset(
         model: called with a batch of dataset dicts, returns one dict per image. A module is put in eval mode
             for the time being (`inference_context`).
         data_loader: a sized iterable of batches. In a distributed run each process has its own share.
-        evaluator: one or several evaluators; None only runs and times the model.
+        evaluator: an object with the methods of DatasetEvaluator, or a list of them; None only runs and times the
+            model.
         callbacks: functions without arguments called at `on_start`, `before_inference` and
             `after_inference` (both around each call of the model), `on_end`.
 
     Returns:
         The evaluator's mapping, {} where it reports nothing (all but the main process of a distributed run).
     """
-    if not isinstance(evaluator, DatasetEvaluator):
+    if evaluator is None or isinstance(evaluator, MutableSequence):
         evaluator = DatasetEvaluators(evaluator or [])
     hooks = callbacks or {}
 

@@ -52,7 +52,8 @@ def load_coco_json(
     Returns:
         One dict per image, by image id, also for images without objects: `file_name`, `height`, `width`, `image_id`
         and `annotations`, a list of dicts with `bbox` (x, y, width, height in pixels), `bbox_mode`, `iscrowd` and
-        `category_id`: classes are numbered from 0 in the order of the file's ids.
+        `category_id`: classes are numbered from 0 in the order of the file's ids. A file without `annotations` lists
+        test images, which have no objects.
 
     Raises:
         FileNotFoundError: the annotation file or the image folder is not there.
@@ -89,6 +90,8 @@ def _read(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except ValueError as err:
         raise ValueError(f"annotation file {path} is not JSON: {err}") from err
+    if isinstance(content, dict) and "images" in content:
+        content.setdefault("annotations", [])
     wanted = ("images", "annotations", "categories")
     lacking = [key for key in wanted if not (isinstance(content, dict) and isinstance(content.get(key), list))]
     if lacking:

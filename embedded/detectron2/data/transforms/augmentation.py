@@ -1,9 +1,8 @@
 """Random augmentations: each looks at an image and draws the transform to apply to it and to what belongs to it."""
 
-import functools
 import inspect
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from fvcore.transforms.transform import Transform, TransformList
@@ -18,9 +17,14 @@ class AugInput:
         image: (H, W) or (H, W, C), uint8 in [0, 255] or floating point.
         boxes: (N, 4), x0, y0, x1, y1 in pixels; not clipped to the image by transforms.
         sem_seg: (H, W) integer labels.
+
+    Raises:
+        TypeError: the image has integers other than uint8.
     """
 
     def __init__(self, image: np.ndarray, *, boxes: np.ndarray | None = None, sem_seg: np.ndarray | None = None):
+        if np.issubdtype(image.dtype, np.integer) and image.dtype != np.uint8:
+            raise TypeError(f"an image is uint8 or floating point, not {image.dtype}")
         self.image = image
         self.boxes = boxes
         self.sem_seg = sem_seg
@@ -38,29 +42,62 @@ class AugInput:
         return AugmentationList(augmentations)(self)
 
 
-class Augmentation(ABC):
-    """A policy that draws a transform. Chance comes from numpy's global generator, which data workers seed."""
+class Augmentation:
+    """A policy that draws a transform. Chance comes from numpy's global generator, which data workers seed.
 
-    @abstractmethod
-    def get_transform(self, *args) -> Transform:
-        """Draws a transform. The parameters of an implementation name what it looks at: `image`, `boxes`, `sem_seg`."""
+    A subclass defines `get_transform`, or `__call__` where one transform is not enough.
+
+    Attributes:
+        input_args: names of the input's attributes that `get_transform` takes, in order. None stands for "image" if it
+            takes one argument, whatever its name; else for the names of its arguments.
+    """
+
+    input_args: Sequence[str] | None = None
+
+    def _init(self, params: Mapping[str, Any] | None = None) -> None:
+        """Set attributes from a constructor's `locals()`: all but `self` and names that begin with `_`."""
+        for name, value in (params or {}).items():
+            if name != "self" and not name.startswith("_"):
+                setattr(self, name, value)
+
+    def get_transform(self, *args: Any) -> Transform:
+        """Draw a transform from the input's attributes, such as `image`, `boxes` and `sem_seg`."""
+        raise NotImplementedError(f"{type(self).__name__} defines neither get_transform nor __call__")
 
     def __call__(self, aug_input: AugInput) -> Transform:
-        """Draws a transform for the input, applies it in place and returns it."""
-        transform = self.get_transform(*(getattr(aug_input, name) for name in _inputs_of(type(self))))
+        """Draw a transform for the input, apply it in place and return it.
+
+        Raises:
+            TypeError: `get_transform` takes any number of arguments, or returns something other than a Transform.
+            AttributeError: it takes something that the input does not have.
+        """
+        if self.input_args is None:
+            self.input_args = _arguments_of(self)
+        transform = self.get_transform(*(getattr(aug_input, name) for name in self.input_args))
+        if not isinstance(transform, Transform | TransformList):
+            raise TypeError(f"{type(self).__name__}.get_transform returned {transform!r}, not a Transform")
         aug_input.transform(transform)
         return transform
 
+    def _rand_range(self, low: float = 1.0, high: float | None = None, size: Any = None) -> Any:
+        """Uniform numbers from `low` to `high`, or from 0 to `low` if there is no `high`."""
+        lower, upper = (0, low) if high is None else (low, high)
+        return np.random.uniform(lower, upper, () if size is None else size)
+
     def __repr__(self) -> str:
-        settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if name != "input_args")
         return f"{type(self).__name__}({settings})"
 
 
-@functools.cache
-def _inputs_of(policy: type[Augmentation]) -> tuple[str, ...]:
-    """Names of what `get_transform` looks at."""
-    _, *inputs = inspect.signature(policy.get_transform).parameters
-    return tuple(inputs)
+def _arguments_of(augmentation: Augmentation) -> tuple[str, ...]:
+    """The attributes of the input that `get_transform` takes, by its signature."""
+    parameters = inspect.signature(augmentation.get_transform).parameters
+    if len(parameters) == 1:
+        return ("image",)
+    if any(parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) for parameter in parameters.values()):
+        name = type(augmentation).__name__
+        raise TypeError(f"{name}.get_transform takes any number of arguments: set {name}.input_args to name them")
+    return tuple(parameters)
 
 
 class AugmentationList(Augmentation):

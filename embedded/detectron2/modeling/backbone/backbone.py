@@ -7,7 +7,11 @@ from torch import Tensor, nn
 
 
 class Backbone(nn.Module, ABC):
-    """Turns images into named feature maps. Subclasses say in `output_shape` which."""
+    """Turn images into named feature maps.
+
+    A subclass names its feature maps in one of two ways. It overrides `output_shape`, or it sets three attributes:
+    `_out_features`, a list of names, and the dictionaries `_out_feature_channels` and `_out_feature_strides` by name.
+    """
 
     @abstractmethod
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -23,6 +27,9 @@ class Backbone(nn.Module, ABC):
         """Further demands on the padding of a batch, as `ImageList.from_tensors` takes them."""
         return {}
 
-    @abstractmethod
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Channels and stride of each feature map."""
+        return {
+            name: ShapeSpec(channels=self._out_feature_channels[name], stride=self._out_feature_strides[name])
+            for name in self._out_features
+        }

@@ -1,0 +1,39 @@
+"""Files of detections in COCO's results format."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from .annotations import original_ids, read_annotations
+
+
+def restore_original_ids(results_file: str | os.PathLike, annotation_file: str | os.PathLike) -> int:
+    """Give the detections the ids of the user's annotation file, where the evaluation used a normalised copy.
+
+    Detections of classes that the user's file does not have are left out: no id there stands for them.
+
+    Args:
+        results_file: rewritten in place, whole or not at all.
+        annotation_file: the copy.
+
+    Returns:
+        How many detections were left out.
+    """
+    content = read_annotations(annotation_file)
+    images, categories = original_ids(content, "images"), original_ids(content, "categories")
+    if images is None and categories is None:
+        return 0
+    results_file = Path(results_file)
+    detections = json.loads(results_file.read_bytes())
+    kept = [d for d in detections if categories is None or d["category_id"] in categories]
+    for detection in kept:
+        if images is not None:
+            detection["image_id"] = images[detection["image_id"]]
+        if categories is not None:
+            detection["category_id"] = categories[detection["category_id"]]
+    unfinished = results_file.with_name(f"{results_file.name}.tmp")
+    unfinished.write_text(json.dumps(kept), encoding="utf-8")
+    os.replace(unfinished, results_file)
+    return len(detections) - len(kept)

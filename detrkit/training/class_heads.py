@@ -1,0 +1,110 @@
+"""Class heads of a detector that is trained on from a checkpoint with other classes."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from detectron2.config import instantiate
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
+
+from detrkit.datasets.annotations import class_key, same_classes, shortened
+from detrkit.datasets.classes import Classes
+
+from .checkpoints import read_safetensors
+from .randomness import random_states_kept
+
+logger = logging.getLogger(__name__)
+
+
+class ClassRows(NamedTuple):
+    """How the first dimension of a tensor counts classes.
+
+    Attributes:
+        per_class: rows of each class.
+        others: rows after those of all classes, such as one for the background.
+    """
+
+    per_class: int
+    others: int
+
+
+@contextmanager
+def class_heads_matched(
+    cfg: DictConfig,
+    model: nn.Module,
+    checkpoint: str | os.PathLike,
+    known: Classes | None,
+    outputs: Classes | None,
+) -> Iterator[None]:
+    """Load the checkpoint's weights inside the block; on leaving, each class has the rows of its own name.
+
+    Rows of classes that the checkpoint does not know are as they were before. If the names of either are not known, the
+    checkpointer alone decides.
+
+    Args:
+        cfg: the config of the model, with `model.num_classes`.
+        checkpoint: a local `.pth` or `.safetensors` file of this project.
+        known: the classes of the checkpoint's outputs.
+        outputs: the classes of the model's outputs.
+    """
+    if known is None or outputs is None or same_classes(known.names, outputs.names):
+        yield
+        return
+    rows = class_rows(cfg, model)
+    ours = model.state_dict()
+    initial = {name: ours[name].clone() for name in rows}
+    yield
+    state = _weights(Path(checkpoint))
+    places = {class_key(name): place for place, name in enumerate(known.names)}
+    pairs = [(new, places[key]) for new, key in enumerate(map(class_key, outputs.names)) if key in places]
+    for name, (per_class, others) in rows.items():
+        weights = state.get(name)
+        count = 0 if weights is None else (len(weights) - others) // per_class
+        if count < len(known.names) or weights.shape[1:] != initial[name].shape[1:]:
+            continue  # what the checkpointer made of it stays
+        merged = initial[name]
+        for new, old in pairs:
+            merged[new * per_class : (new + 1) * per_class] = weights[old * per_class : (old + 1) * per_class]
+        if others:
+            merged[-others:] = weights[-others:]
+        ours[name].copy_(merged)
+    kept = [outputs.names[new] for new, _ in pairs]
+    anew = [name for name in outputs.names if class_key(name) not in places]
+    logger.info(
+        "Class heads: weights of %s by name for %s; initial weights for %s",
+        checkpoint,
+        shortened(kept) or "no class",
+        shortened(anew) or "no class",
+    )
+
+
+def class_rows(cfg: DictConfig, model: nn.Module) -> dict[str, ClassRows]:
+    """The tensors whose first dimension counts classes: those that are larger in a model with one class more."""
+    larger = copy.deepcopy(cfg.model)
+    count = larger.num_classes
+    larger.num_classes = count + 1
+    with random_states_kept():
+        others = instantiate(larger).state_dict()
+    rows = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.dim() and name in others and (per_class := len(others[name]) - len(tensor)) > 0:
+            rows[name] = ClassRows(per_class, len(tensor) - count * per_class)
+    return rows
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        state = read_safetensors(path)
+    else:
+        state = dict(torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)["model"])
+    consume_prefix_in_state_dict_if_present(state, "module.")
+    return state

@@ -1,0 +1,179 @@
+"""Checks before the first iteration, so that no evaluation fails after hours of training."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from detectron2.utils import comm
+from omegaconf import DictConfig
+from PIL import Image
+from tqdm import tqdm
+
+from detrkit.datasets.annotations import class_key, shortened
+from detrkit.datasets.classes import (
+    Classes,
+    classes_in_checkpoint,
+    classes_of,
+    dataset_names,
+    dataset_of_outputs,
+    match_classes,
+)
+from detrkit.datasets.registration import annotation_file_of
+
+from .checkpoints import ResumePoint
+from .run_state import RunState
+
+logger = logging.getLogger("detectron2.preflight")
+
+ORIENTATION = 0x0112  # EXIF; from 5 on, width and height change places
+NAMED = 3  # images that an error names
+SECONDS_WITHOUT_PROGRESS = 3
+
+
+def match_training(cfg: DictConfig, point: ResumePoint | None) -> Classes | None:
+    """Make the classes of training and test data those of the model's outputs, in their order.
+
+    The outputs are those of the checkpoint to resume from. Else they are those of `train.init_checkpoint`, if it knows
+    all classes of the training data and the model has as many outputs. Else they are those of the training data.
+
+    Args:
+        point: the checkpoint to resume from.
+
+    Returns:
+        The classes of the outputs; None if the training data are not a registered dataset with classes.
+
+    Raises:
+        ValueError: classes cannot be matched by name, the model has another number of outputs, or an annotation file
+            has a mistake that cannot be mended.
+    """
+    names = dataset_names(cfg, "train")
+    own = classes_of(names[0]) if names else None
+    if own is None:
+        return None
+    outputs, origin = own, names[0]
+    if resumed := _classes_of_run(point):
+        outputs, origin = resumed, point.name
+    elif (known := known_classes(cfg.train.init_checkpoint)) and _cover(known, own, cfg.model.get("num_classes")):
+        outputs, origin = known, cfg.train.init_checkpoint
+    is_evaluated = "evaluator" in cfg.dataloader
+    count = cfg.model.get("num_classes")
+    if count is not None and is_evaluated and not resumed and len(outputs.names) < count:
+        raise ValueError(
+            f"model.num_classes={count}, but {origin} has {len(outputs.names)} classes "
+            f"({shortened(outputs.names)}): set model.num_classes={len(outputs.names)}"
+        )
+    outputs = outputs.for_outputs(max(count or 0, len(outputs.names)))
+    match_classes(cfg, ("train", "test") if is_evaluated else ("train",), outputs, origin)
+    if is_evaluated:
+        _warn_without_objects(cfg)
+    return outputs
+
+
+def match_evaluation(cfg: DictConfig, checkpoint: str) -> Classes | None:
+    """Make the classes of the test data those of the model's outputs, in their order.
+
+    The outputs are those that the checkpoint knows, else those of `dataset_of_outputs`.
+
+    Returns and raises:
+        As `match_training`.
+    """
+    count = cfg.model.get("num_classes")
+    test = dataset_names(cfg, "test")
+    if not test:
+        return None
+    outputs, origin = known_classes(checkpoint), checkpoint
+    if outputs is not None and count is not None and len(outputs.names) > count:
+        raise ValueError(f"{checkpoint} knows {len(outputs.names)} classes, but model.num_classes={count}")
+    if outputs is None:
+        origin, outputs = dataset_of_outputs(cfg) or (test[0], classes_of(test[0]))
+    if outputs is None:
+        return None
+    outputs = outputs.for_outputs(max(count or 0, len(outputs.names)))
+    match_classes(cfg, ("test",), outputs, origin)
+    return outputs
+
+
+def known_classes(checkpoint: str) -> Classes | None:
+    """The classes that a checkpoint or an exported file knows by name; None if it knows none or is not a local file."""
+    if not checkpoint or not Path(checkpoint).is_file():
+        return None
+    if Path(checkpoint).suffix == ".safetensors":
+        from detrkit.config.exported import read_exported  # safetensors, which other files do not need
+
+        exported = read_exported(checkpoint)
+        classes = exported and exported.classes
+    else:
+        classes = classes_in_checkpoint(checkpoint)
+    return None if classes is None or classes.are_numbers else classes
+
+
+def _classes_of_run(point: ResumePoint | None) -> Classes | None:
+    facts = point.hooks.get(RunState.__qualname__, {}).get("facts", {}) if point else {}
+    return Classes.from_plain(facts["classes"], point.name) if facts.get("classes") else None
+
+
+def _cover(known: Classes, own: Classes, outputs: int | None) -> bool:
+    """Whether a model with the known classes has an output for each class of its data."""
+    return len(known.names) == outputs and set(map(class_key, own.names)) <= set(map(class_key, known.names))
+
+
+def _warn_without_objects(cfg: DictConfig) -> None:
+    for name in dataset_names(cfg, "test"):
+        if (found := annotation_file_of(name)) and not found.objects:
+            logger.warning("%s has no annotated objects: evaluations will have detections, but no figures", name)
+
+
+def check_images(name: str, images: Sequence[Mapping[str, Any]]) -> None:
+    """Look at the headers of a dataset's images, each process of a run at its share.
+
+    Args:
+        images: dataset dicts; those without `file_name` and those with a URL are passed over.
+
+    Raises:
+        ValueError: an image is missing, cannot be read or has another size than its annotation; in all processes.
+    """
+    share = images[comm.get_rank() :: comm.get_world_size()]
+    local = [image for image in share if "file_name" in image and "://" not in image["file_name"]]
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        progress = tqdm(
+            pool.map(_image_problem, local),
+            f"images of {name}",
+            len(local),
+            leave=False,
+            disable=None,
+            delay=SECONDS_WITHOUT_PROGRESS,
+        )
+        problems = [problem for problem in progress if problem]
+    problems = [problem for part in comm.all_gather(problems) for problem in part]
+    if problems:
+        more = f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
+        raise ValueError(
+            f"{len(problems)} of {len(images)} images of {name} cannot be evaluated on: "
+            f"{'; '.join(problems[:NAMED])}{more}"
+        )
+
+
+def _image_problem(image: Mapping[str, Any]) -> str | None:
+    path = image["file_name"]
+    try:
+        with Image.open(path) as file:
+            size = file.size
+            # The EXIF data of a PNG may come after the pixels, which would have to be read.
+            exif = file.getexif() if file.format != "PNG" or "exif" in file.info else {}
+            if exif.get(ORIENTATION, 1) in range(5, 9):
+                size = size[::-1]
+    except FileNotFoundError:
+        return f"{path} is not there"
+    except Image.UnidentifiedImageError:
+        return f"{path} is not an image"
+    except Exception as error:  # a damaged file may raise anything
+        return f"{path} cannot be read ({' '.join(str(error).split()) or type(error).__name__})"
+    annotated = image.get("width", size[0]), image.get("height", size[1])
+    if size != annotated:
+        return f"{path} is {size[0]}x{size[1]} pixels, its annotation says {annotated[0]}x{annotated[1]}"
+    return None
