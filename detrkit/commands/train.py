@@ -73,7 +73,9 @@ from detrkit.training import (
     described,
     evaluate_together,
     newest_whole,
+    protect_workers,
     resumable_loader,
+    sigchld_restored,
 )
 from detrkit.training.live_line import LiveLine
 from detrkit.training.loading import WholeModelCheckpointer
@@ -248,7 +250,7 @@ def build_loader(cfg: DictConfig, split: str) -> Iterable[Any]:
         if split == "train" and (loader := resumable_loader(node, dataset)):
             return loader
         source._target_ = lambda **_: dataset  # what has been read is not read again: COCO takes half a minute
-    return instantiate(node)
+    return protect_workers(instantiate(node))
 
 
 def check_classes(cfg: DictConfig, names: list[str]) -> None:
@@ -383,7 +385,7 @@ def train(
         "classes": classes.plain() if classes else None,
     }
     state = RunState(loader, periodic, behind, best, lambda iteration: saves_at(cfg, iteration), facts)
-    stop = StopOnInterrupt(checkpointer, state)
+    stop = StopEarly(checkpointer, state, loader)
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
@@ -405,7 +407,7 @@ def train(
     start = "" if point else cfg.train.init_checkpoint
     with class_heads_matched(cfg, model, start, known_classes(start), classes):
         checkpointer.resume_or_load(start, resume=point is not None)
-    with watchdog.watching(), stop.listening():
+    with watchdog.watching(), stop.listening(), sigchld_restored():
         trainer.train(point.iteration + 1 if point else 0, cfg.train.max_iter)
     return evaluations
 
@@ -509,12 +511,17 @@ class ClipGradients(HookBase):
             self.trainer.storage.put_scalar("grad_norm", norm)
 
 
-class StopOnInterrupt(HookBase):
-    """Ctrl-C, or the SIGTERM that clusters send, ends the training behind the current iteration, with a checkpoint of
-    it; a second Ctrl-C ends it at once."""
+class StopEarly(HookBase):
+    """Ctrl-C, the SIGTERM that clusters send, or the death of a data worker ends the training after the current
+    iteration, with a checkpoint of it. A second Ctrl-C ends it at once.
 
-    def __init__(self, checkpointer: SafeCheckpointer, state: RunState):
-        self._checkpointer, self._state = checkpointer, state
+    Args:
+        loader: the training data. If one of its workers dies and it does not read on by itself, as a `ResumableLoader`
+            does, the checkpoint is of the iteration before, and only a run of one process saves one.
+    """
+
+    def __init__(self, checkpointer: SafeCheckpointer, state: RunState, loader: Iterable[Any]):
+        self._checkpointer, self._state, self._loader = checkpointer, state, loader
         self._signal = 0
         self._asked_at = 0.0
         self._stopped = False
@@ -542,15 +549,30 @@ class StopOnInterrupt(HookBase):
             print("\nstopping after this iteration, with a checkpoint; Ctrl-C again stops at once", file=sys.stderr)
 
     def after_step(self) -> None:
-        signum = max(comm.all_gather(self._signal))
-        if signum:
-            self._stopped = True
-            iteration = self.trainer.iter
-            self._state.collect(complete=True)
-            self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+        signals, deaths = zip(*comm.all_gather((self._signal, getattr(self._loader, "worker_death", ""))), strict=True)
+        if signum := max(signals):
+            self._save()
             raise Interrupted(signum)
+        if death := next(filter(None, deaths), ""):
+            name = self._save()
+            raise ChildProcessError(
+                f"{death}; {name}.pth is the checkpoint of this iteration, --resume goes on; "
+                "if memory ran out: fewer dataloader.train.num_workers, or smaller batches"
+            )
+
+    def _save(self) -> str:
+        """Save the current iteration; returns the checkpoint's name."""
+        self._stopped = True
+        iteration = self.trainer.iter
+        self._state.collect(complete=True)
+        self._checkpointer.save(name := f"model_{iteration:07d}", iteration=iteration)
+        return name
 
     def after_train(self) -> None:
+        trainer = self.trainer
+        if trainer.worker_death and trainer.iter > trainer.start_iter and comm.get_world_size() == 1:
+            trainer.iter -= 1  # the last whole iteration
+            self._save()
         if self._stopped:
             options = [argument for argument in sys.argv[1:] if argument != "--resume"]
             command = shlex.join([*program(), "--resume", *options])

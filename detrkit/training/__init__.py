@@ -8,6 +8,7 @@ from detrkit.config.changes import changes, described
 from .checkpoints import BestCheckpointer, ResumePoint, SafeCheckpointer, newest_whole
 from .class_heads import class_heads_matched
 from .evaluation import Evaluations, evaluate_together
+from .data_workers import protect_workers, sigchld_restored
 from .randomness import random_states_kept
 from .run_state import RunState, cut_metrics
 from .stream import ResumableLoader, resumable_loader
@@ -29,6 +30,8 @@ __all__ = [
     "described",
     "evaluate_together",
     "newest_whole",
+    "protect_workers",
     "random_states_kept",
     "resumable_loader",
+    "sigchld_restored",
 ]

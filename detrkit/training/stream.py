@@ -20,10 +20,12 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from .data_workers import is_worker_death, leave_signals_to_parent, next_batch
 from .randomness import random_states_kept, seed_cpu
 
 POSITION = "stream_position"
 SHUFFLE, AUGMENTATION = 0, 1  # what a seed is for
+WORKER_OPTIONS = ("multiprocessing_context", "persistent_workers", "prefetch_factor", "timeout")  # of DataLoader
 
 
 class SampleStream(IterableDataset):
@@ -50,13 +52,19 @@ class SampleStream(IterableDataset):
         chunk: int = 1,
     ):
         self._dataset, self._mapper, self._seed = dataset, mapper, seed
-        self._waiting, self._front, self._step, self._chunk = tuple(waiting), front, step, chunk
+        self._step, self._chunk = step, chunk
+        self.start_from(waiting, front)
         self._order = lru_cache(2)(self._shuffled)
+
+    def start_from(self, waiting: Sequence[int], front: int) -> None:
+        """Set the positions that the next iteration starts with."""
+        self._waiting, self._front = tuple(waiting), front
 
     def __iter__(self) -> Iterator[dict]:
         positions: Iterable[int] = chain(self._waiting, count(self._front, self._step))
         worker = get_worker_info()
         if worker is not None:
+            leave_signals_to_parent()
             positions = _every_nth_chunk(positions, worker.id, worker.num_workers, self._chunk)
         return map(self.example, positions)
 
@@ -114,16 +122,18 @@ class _Tagged:
 class ResumableLoader:
     """An endless stream of batches that knows where it is.
 
-    Iterating it draws nothing from the process's generators.
+    Iterating it draws nothing from the process's generators. If a data worker dies, this process reads the same batches
+    itself from there on.
 
     Args:
         dataset, mapper: as in `SampleStream`; None: the dataset's items are examples already.
         build: makes an iterable of batches from a `SampleStream` and a collate function.
+        build_in_process: the same without data workers. None: the death of a worker is an error.
         collate: makes a batch of a list of examples; None: the list is the batch.
         chunk: as in `SampleStream`.
 
     Attributes:
-        batch_size: of this process, for the log; None if unknown.
+        worker_death: PyTorch's message about a data worker that died; empty if none did.
     """
 
     def __init__(
@@ -132,18 +142,43 @@ class ResumableLoader:
         mapper: Callable[[Any], dict | None] | None,
         build: Callable[[SampleStream, Callable], Iterable],
         *,
+        build_in_process: Callable[[SampleStream, Callable], Iterable] | None = None,
         collate: Callable[[list], Any] | None = None,
         chunk: int = 1,
     ):
-        self._dataset, self._mapper, self._build = dataset, mapper or dict, build
+        self._dataset, self._mapper = dataset, mapper or dict
+        self._build, self._build_in_process = build, build_in_process
         self._collate, self._chunk = _Tagged(collate), chunk
         self._seed = comm.shared_random_seed()
         self._step = comm.get_world_size()
         self._front = comm.get_rank()
         self._waiting: list[int] = []
+        self.worker_death = ""
 
     def __iter__(self) -> Iterator[Any]:
-        stream = SampleStream(
+        with random_states_kept():
+            batches = iter(self._build(self._stream(), self._collate))
+            # Built now, as building is for all processes of a run together, and a worker dies in one of them.
+            spare_stream = self._stream()
+            spare = self._build_in_process(spare_stream, self._collate) if self._build_in_process else None
+        while True:
+            try:
+                with random_states_kept():
+                    positions, batch = next_batch(batches)
+            except RuntimeError as error:
+                if spare is None or self.worker_death or not is_worker_death(error):
+                    raise
+                self.worker_death = " ".join(str(error).split())
+                spare_stream.start_from(self._waiting, self._front)
+                with random_states_kept():
+                    batches = iter(spare)
+                continue
+            self._hand_over(positions)
+            yield batch
+
+    def _stream(self) -> SampleStream:
+        """The examples that were not handed over yet."""
+        return SampleStream(
             self._dataset,
             self._mapper,
             seed=self._seed,
@@ -152,13 +187,6 @@ class ResumableLoader:
             step=self._step,
             chunk=self._chunk,
         )
-        with random_states_kept():
-            batches = iter(self._build(stream, self._collate))
-        while True:
-            with random_states_kept():
-                positions, batch = next(batches)
-            self._hand_over(positions)
-            yield batch
 
     def _hand_over(self, positions: list[int]) -> None:
         # Examples come in the stream's order, so what lies before the newest is in a batch, or waits for one of its
@@ -224,13 +252,23 @@ def resumable_loader(node: DictConfig, dataset: Any) -> ResumableLoader | None:
     if node.get("sampler") is not None or isinstance(dataset, IterableDataset):
         return None
     options = {key: node[key] for key in node if key not in ("dataset", "mapper", "sampler", "collate_fn")}
+    in_process = {key: value for key, value in options.items() if key not in WORKER_OPTIONS} | {"num_workers": 0}
 
-    def build(stream: SampleStream, collate: Callable) -> Iterable:
-        return instantiate({**options, "dataset": stream, "mapper": None, "collate_fn": collate})
+    def builder(options: Mapping[str, Any]) -> Callable[[SampleStream, Callable], Iterable]:
+        return lambda stream, collate: instantiate(
+            {**options, "dataset": stream, "mapper": None, "collate_fn": collate}
+        )
 
     # Where the builder does not group images by shape, workers make the batches.
     grouped = node.get("aspect_ratio_grouping", True)
     chunk = 1 if grouped else max(1, node.total_batch_size // comm.get_world_size())
     items = DatasetFromList(dataset, copy=False) if isinstance(dataset, list) else dataset
     collate = instantiate(node.get("collate_fn"))
-    return ResumableLoader(items, instantiate(node.get("mapper")), build, collate=collate, chunk=chunk)
+    return ResumableLoader(
+        items,
+        instantiate(node.get("mapper")),
+        builder(options),
+        build_in_process=builder(in_process) if options.get("num_workers") else None,
+        collate=collate,
+        chunk=chunk,
+    )

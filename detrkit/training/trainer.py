@@ -16,8 +16,10 @@ from detectron2.utils import comm
 from fvcore.common.history_buffer import HistoryBuffer
 from torch import Tensor, nn
 
+from .data_workers import is_worker_death, next_batch
 from .nonfinite import first_bad_layer, image_names, save_batch
 from .randomness import random_states
+from .stream import ResumableLoader
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ class Trainer(SimpleTrainer):
 
     Attributes:
         grad_norm: of this step, set by a hook's `after_backward` that knows it; None if there is none.
+        worker_death: PyTorch's message about a data worker that died and ended the training; empty if none did.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Trainer(SimpleTrainer):
         self.skip_nonfinite = skip_nonfinite
         self.grad_norm: Tensor | None = None
         self.mark = mark
+        self.worker_death = ""
         self._folder = Path(folder)
         self._skipped = 0
         self._batches: Iterator[Any] | None = None
@@ -79,9 +83,7 @@ class Trainer(SimpleTrainer):
     def run_step(self) -> None:
         start = time.perf_counter()
         self.mark("reading data")
-        if self._batches is None:
-            self._batches = iter(self.data_loader)
-        data = next(self._batches)
+        data = self._read()
         data_time = time.perf_counter() - start
 
         # Before the forward pass, or the last step's gradients would be there still when memory is short.
@@ -107,6 +109,18 @@ class Trainer(SimpleTrainer):
         else:
             self.optimizer.step()
         self.mark("")
+
+    def _read(self) -> Any:
+        if self._batches is None:
+            self._batches = iter(self.data_loader)
+        if isinstance(self.data_loader, ResumableLoader):  # which deals with dead workers itself
+            return next(self._batches)
+        try:
+            return next_batch(self._batches)
+        except RuntimeError as error:
+            if is_worker_death(error):
+                self.worker_death = " ".join(str(error).split())
+            raise
 
     def _losses(self, model: nn.Module, data: Any) -> Mapping[str, Tensor]:
         with self._autocast():

@@ -25,7 +25,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE / "mixed_config.py"
 TIMES = ("time", "data_time", "rank_data_time", "eta_seconds")
-OF_THE_RUN = (*TIMES, "train.output_dir", "dataloader.train.num_workers")
+OF_THE_RUN = (*TIMES, "train.output_dir", "dataloader.train.num_workers", "dataloader.test.num_workers")
 
 
 class Run:

@@ -55,10 +55,11 @@ def test_killed_a_hundred_times(tmp_path, processes):
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def start(out, *arguments):
+def start(out, *arguments, **kwargs):
     command = [sys.executable, TOOL, "--config-file", CONFIG, f"train.output_dir={out}", "--resume", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=environment, **pipes, **kwargs)
 
 
 def resume(out, *arguments):
@@ -67,22 +68,82 @@ def resume(out, *arguments):
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+def wait_for(path, process):
+    while not path.exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+
+
+def assert_resumes_to_the_same_end(straight, out, *arguments):
+    """After a checkpoint of all of an iteration, `out` ends with the states and metrics of the run in `straight`."""
+    last = (out / "last_checkpoint").read_text()
+    assert torch.load(out / last, weights_only=True)["trainer"]["hooks"]["RunState"]["complete"]
+    result = resume(out, *arguments)
+    assert result.returncode == 0, result.stderr
+    assert kills.same(kills.state(straight), kills.state(out))
+    # There is one of the interruption besides.
+    assert [row for row in kills.metrics(straight) if row not in kills.metrics(out)] == []
+
+
 @pytest.mark.slow
 def test_sigterm_saves_and_is_resumed_exactly(folder):
     """As clusters send it before they take a machine back: a checkpoint of the iteration under way, exit status 143."""
     out = folder / "terminated"
     process = start(out)
-    while not (out / "model_0000003.pth").exists():
-        assert process.poll() is None
-        time.sleep(0.02)
+    wait_for(out / "model_0000003.pth", process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 128 + signal.SIGTERM
-    last = (out / "last_checkpoint").read_text()
-    assert torch.load(out / last, weights_only=True)["trainer"]["hooks"]["RunState"]["complete"]
-    assert resume(out).returncode == 0
-    assert kills.same(kills.state(folder / "straight"), kills.state(out))
-    # There is one of the interruption besides.
-    assert [row for row in kills.metrics(folder / "straight") if row not in kills.metrics(out)] == []
+    assert_resumes_to_the_same_end(folder / "straight", out)
+
+
+@pytest.fixture(scope="module")
+def straight_runs(uninterrupted, tmp_path_factory):
+    """By number of processes, the folder of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "data").symlink_to(uninterrupted / "data")
+    result = run_script(folder, "--kills=0", "--processes=2")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return {1: uninterrupted / "straight", 2: folder / "straight"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_saves_and_is_resumed_exactly(folder, straight_runs, number, processes):
+    """As schedulers, systemd and terminals send it: the data workers get it too, and must not die before the iteration
+    is finished and saved."""
+    out = folder / f"group_{number.name}_{processes}"
+    options = ["dataloader.train.num_workers=2", "dataloader.test.num_workers=1", f"--num-gpus={processes}"]
+    process = start(out, *options, start_new_session=True)
+    wait_for(out / "model_0000003.pth", process)
+    os.killpg(process.pid, number)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 128 + number and "Traceback" not in err and "error" not in err, err
+    assert_resumes_to_the_same_end(straight_runs[processes], out, *options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_data_worker_that_dies_leaves_a_checkpoint(folder, straight_runs, processes):
+    """As when memory runs out: one line of error, and a checkpoint of the last whole iteration to go on from."""
+    out = folder / f"dead_worker_{processes}"
+    options = ["dataloader.train.num_workers=1", f"--num-gpus={processes}"]
+    process = start(out, *options, start_new_session=True)
+    wait_for(out / "model_0000003.pth", process)
+    worker = data_workers(process.pid)[-1]  # with two processes, the second one's
+    os.kill(worker, signal.SIGKILL)
+    _, err = process.communicate(timeout=300)
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert process.returncode == 1 and line.startswith("error: DataLoader worker") and "Traceback" not in err
+    assert str(worker) in line and "num_workers" in line and "--resume" in line
+    assert (out / "last_checkpoint").read_text() in line
+    assert_resumes_to_the_same_end(straight_runs[processes], out, *options)
+
+
+def data_workers(pid):
+    """Those of a run, whose processes it starts by spawning; a data worker is a fork."""
+    ranks = [child for child in kills.children(pid) if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return sorted(worker for rank in ranks or [pid] for worker in kills.children(rank))
 
 
 def copy_of(folder, name, upto=7):

@@ -1,0 +1,115 @@
+"""Data loading processes and signals: what they do with SIGTERM, and what a training does when one of them dies."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
+
+PARENT_SECONDS = 2.0  # between two looks at whether the parent is alive
+
+
+def leave_signals_to_parent(worker_id: int = 0) -> None:
+    """In a data worker: ignore SIGINT and SIGTERM unless the parent sent it, and end when the parent ends.
+
+    A scheduler or a terminal signals every process of a run at once. The training then finishes its iteration and saves
+    a checkpoint, for which it needs its workers. macOS does not tell who sent a signal: there SIGTERM ends a worker.
+
+    Args:
+        worker_id: unused; DataLoader passes it to a `worker_init_fn`.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigtimedwait"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # the thread takes it
+        threading.Thread(target=_obey_parent, daemon=True, name="signals").start()
+
+
+def _obey_parent() -> None:
+    process = multiprocessing.parent_process()
+    parent, started_by = process.pid if process else os.getppid(), os.getppid()
+    while os.getppid() == started_by:
+        info = signal.sigtimedwait([signal.SIGTERM], PARENT_SECONDS)
+        if info is not None and info.si_pid == parent:
+            break
+    os._exit(0)
+
+
+def protect_workers(loader: Any) -> Any:
+    """Let the workers of a DataLoader leave signals to this process.
+
+    Args:
+        loader: a DataLoader, or one in detectron2's AspectRatioGroupedDataset; another type stays as it is.
+
+    Returns:
+        `loader`.
+    """
+    for part in (loader, getattr(loader, "dataset", None)):
+        if isinstance(part, DataLoader) and part.num_workers > 0:
+            part.worker_init_fn = _Both(leave_signals_to_parent, part.worker_init_fn)
+    return loader
+
+
+class _Both:
+    """Call two `worker_init_fn`, of which the second may be None. A class, as spawned workers unpickle it."""
+
+    def __init__(self, first: Callable[[int], Any], second: Callable[[int], Any] | None):
+        self._first, self._second = first, second
+
+    def __call__(self, worker_id: int) -> None:
+        self._first(worker_id)
+        if self._second is not None:
+            self._second(worker_id)
+
+
+def is_worker_death(error: BaseException) -> bool:
+    """Whether PyTorch reports by this error that a data worker died."""
+    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+
+
+def next_batch(batches: Iterator[Any]) -> Any:
+    """`next(batches)`, during which the death of a data worker raises; until the next call it raises nowhere else.
+
+    PyTorch raises it wherever the main thread is when SIGCHLD arrives, so also between the updates of two parameters.
+
+    Raises:
+        RuntimeError: a worker died, now or since the last call; `is_worker_death` holds.
+    """
+    if threading.current_thread() is not threading.main_thread():  # PyTorch sets no signal handler there
+        return next(batches)
+    with _deaths_raised():
+        return next(batches)
+
+
+_pytorch_handler: Any = None  # of SIGCHLD; PyTorch sets it once in a process, with its first worker
+
+
+@contextmanager
+def _deaths_raised() -> Iterator[None]:
+    global _pytorch_handler
+    try:
+        if _pytorch_handler is not None:
+            signal.signal(signal.SIGCHLD, _pytorch_handler)
+            _pytorch_handler(signal.SIGCHLD, None)  # for a signal that came since
+        yield
+    finally:
+        handler = signal.getsignal(signal.SIGCHLD)
+        if getattr(handler, "__module__", None) == signal_handling.__name__:
+            _pytorch_handler = handler
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+@contextmanager
+def sigchld_restored() -> Iterator[None]:
+    """Restore PyTorch's SIGCHLD handler on exit, which `next_batch` sets aside between two calls."""
+    try:
+        yield
+    finally:
+        if _pytorch_handler is not None and signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL:
+            signal.signal(signal.SIGCHLD, _pytorch_handler)
