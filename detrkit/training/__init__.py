@@ -7,8 +7,8 @@ from detrkit.config.changes import changes, described
 
 from .checkpoints import BestCheckpointer, ResumePoint, SafeCheckpointer, newest_whole
 from .class_heads import class_heads_matched
-from .evaluation import Evaluations, evaluate_together
 from .data_workers import protect_workers, sigchld_restored
+from .evaluation import Evaluations, evaluate_together
 from .randomness import random_states_kept
 from .run_state import RunState, cut_metrics
 from .stream import ResumableLoader, resumable_loader

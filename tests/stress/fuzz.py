@@ -96,7 +96,7 @@ class Cases:
         self.folder, self.load_config = folder, command_line.load_config
         mixed_data.write(folder / "data", train=4, val=2)
         os.environ["MIXED_DATA"] = str(folder / "data")
-        self.config = str(HERE / "mixed_config.py")
+        self.config = str(HERE.parent / "detrkit" / "commands" / "mixed_config.py")
         cfg = self.load_config(self.config, [])
         tiny = HERE.parents[1] / "projects" / "align_detr" / "configs" / "align_detr_tiny.py"
         LazyConfig.save(self.load_config(str(tiny), []), str(folder / "config.yaml"))

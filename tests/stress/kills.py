@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-CONFIG = HERE / "mixed_config.py"
+CONFIG = HERE.parent / "detrkit" / "commands" / "mixed_config.py"
 TIMES = ("time", "data_time", "rank_data_time", "eta_seconds")
 OF_THE_RUN = (*TIMES, "train.output_dir", "dataloader.train.num_workers", "dataloader.test.num_workers")
 
