@@ -53,6 +53,7 @@ from align_detr.analysis.discriminability import BINS
 from align_detr.analysis.figures import bootstrap, draw_images, interval
 from align_detr.checkpoint_files import load_detector
 from align_detr.commands.command_line import errors_in_one_line, interrupts_end, load_configs, take_overrides
+from align_detr.data.mapper import with_rgb_images
 from align_detr.modeling import MixedMatcher
 
 REPEATS = 200  # of the bootstrap
@@ -189,7 +190,9 @@ def run(
         evaluator.reset()
     test = candidate.cfg.dataloader.test
     loader = build_detection_test_loader(
-        dataset=data.images, mapper=instantiate(test.mapper), num_workers=test.get("num_workers", 0)
+        dataset=data.images,
+        mapper=with_rgb_images(instantiate(test.mapper)),
+        num_workers=test.get("num_workers", 0),
     )
     tables, places = [], np.zeros((len(data.images), 2, BINS), int)
     with tqdm(total=len(data.images), desc=candidate.name, unit="image", disable=None) as progress:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from align_detr.commands.command_line import errors_in_one_line
 from align_detr.data import convert_dataset
-from align_detr.data.convert import FORMATS
+from align_detr.data.formats import FORMATS
 from align_detr.data.voc import DIFFICULT
 
 

@@ -26,14 +26,14 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode, Instances
 from omegaconf import DictConfig
-from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
 from align_detr.analysis import batches_of_one_size, detections, predict_layers
 from align_detr.checkpoint_files import load_detector
 from align_detr.commands.command_line import finish, load_config, take_overrides
-from align_detr.deployment.pictures import draw, read_image
+from align_detr.data.images import image_suffixes, read_image
+from align_detr.deployment.pictures import draw
 from align_detr.deployment.sources import classes_in_file
 
 
@@ -84,7 +84,7 @@ def check(args: argparse.Namespace) -> None:
 
 def find_images(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
     """The image files that the inputs stand for, each once and in order, and what is wrong with other inputs."""
-    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
+    suffixes = image_suffixes()
     files: dict[Path, None] = {}
     problems = []
     for text in inputs:

@@ -28,12 +28,12 @@ from omegaconf import DictConfig
 
 from align_detr._platform import ENV_VAR, is_upstream
 from align_detr.commands.command_line import errors_in_one_line, load_config, take_overrides
-from align_detr.data.pictures import image_files
+from align_detr.data.files import image_files
+from align_detr.data.images import read_image
 from align_detr.deployment.agreement import LISTED, agreement_table, compare, compare_each, rounding_table
 from align_detr.deployment.exported import input_size, write_exported
 from align_detr.deployment.graph import Shape, metadata_of, write_onnx, write_program
 from align_detr.deployment.network import Network
-from align_detr.deployment.pictures import read_image
 from align_detr.deployment.pytorch import PyTorchNetwork
 from align_detr.deployment.runtimes import OnnxNetwork, ProgramNetwork
 from align_detr.deployment.sources import Source, find_source

@@ -56,6 +56,7 @@ from align_detr.commands.training_report import DetectionSample, TrainingReport,
 from align_detr.config import call_parameters, resolve_device
 from align_detr.data.annotations import annotations_explained
 from align_detr.data.classes import classes_of_dataset
+from align_detr.data.mapper import with_rgb_images
 from align_detr.precision import pays
 from align_detr.training import (
     BestCheckpointer,
@@ -228,6 +229,8 @@ def build_loader(cfg: DictConfig, split: str) -> Iterable[Any]:
         if split == "train" and (loader := resumable_loader(node, dataset)):
             return loader
         source._target_ = lambda **_: dataset  # what has been read is not read again: COCO takes half a minute
+    if "mapper" in node:
+        return instantiate({**node, "mapper": with_rgb_images(instantiate(node.mapper))})
     return instantiate(node)
 
 

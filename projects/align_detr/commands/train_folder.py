@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from align_detr.commands.command_line import load_config, take_overrides
 from align_detr.data import Conversion, convert_dataset
-from align_detr.data.convert import FORMATS
+from align_detr.data.formats import FORMATS
 
 BASE = "align_detr_r50_4scale_12ep"
 EPOCHS = 50

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from PIL import Image, ImageDraw, ImageFont
 
 from align_detr.commands.command_line import errors_in_one_line, load_config
 from align_detr.data import register_own_datasets
+from align_detr.data.images import read_image
 
 CELL = 320  # side of the square that an image is fitted into, pixels
 GAP = 8
@@ -89,7 +89,7 @@ def cell(drawn: np.ndarray) -> Image.Image:
 
 
 def draw_pair(image: dict, predictions: Instances, metadata: object) -> tuple[Image.Image, Image.Image]:
-    pixels = read_image(image["file_name"], format="RGB")
+    pixels = read_image(image["file_name"])
     scale = CELL / max(pixels.shape[:2])
 
     def visualizer() -> Visualizer:

@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from ..data.mapper import with_rgb_images
 from .randomness import random_states_kept, seed_cpu
 
 POSITION = "stream_position"
@@ -233,4 +234,5 @@ def resumable_loader(node: DictConfig, dataset: Any) -> ResumableLoader | None:
     chunk = 1 if grouped else max(1, node.total_batch_size // comm.get_world_size())
     items = DatasetFromList(dataset, copy=False) if isinstance(dataset, list) else dataset
     collate = instantiate(node.get("collate_fn"))
-    return ResumableLoader(items, instantiate(node.get("mapper")), build, collate=collate, chunk=chunk)
+    mapper = with_rgb_images(instantiate(node.get("mapper")))
+    return ResumableLoader(items, mapper, build, collate=collate, chunk=chunk)
