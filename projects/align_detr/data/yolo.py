@@ -34,10 +34,10 @@ def find_yolo(files: DatasetFiles) -> Path | None:
     described = [path for path in described if path.stem == "data"][:1] or described
     if len(described) > 1:
         raise ValueError(f"{files.root} has several descriptions: name one of {', '.join(map(str, described[:5]))}")
+    if described:
+        return described[0]
     names = guess_yolo(files)
-    if not described and names and names.name in NAME_LISTS and any(map(_has_rows, files.sample(".txt"))):
-        return names
-    return next(iter(described), None)
+    return names if names and names.name in NAME_LISTS and any(map(_has_rows, files.sample(".txt"))) else None
 
 
 def guess_yolo(files: DatasetFiles) -> Path | None:
