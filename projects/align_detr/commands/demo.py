@@ -65,7 +65,7 @@ def detect(args: argparse.Namespace) -> bool:
                 path = example["file"]
                 instances = instances[instances.scores >= args.score_threshold][: args.top]
                 if not args.no_pictures:
-                    draw(example["pixels"], instances, metadata).save(targets[path])
+                    draw(example["pixels"], instances, metadata, args.font).save(targets[path])
                 entries[path] = to_coco(instances, ids[path], path, category_ids)
             progress.update(len(batch))
     if args.json:
@@ -212,6 +212,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--input", required=True, nargs="+", metavar="PATH", help="images, folders, quoted globs")
     parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write detections in COCO's results format")
+    parser.add_argument("--font", metavar="FILE", help="font file for the labels (default: one with their letters)")
     parser.add_argument("--no-pictures", action="store_true", help="write the results alone")
     parser.add_argument(
         "--score-threshold", type=float, default=0.3, help="leave out what scores less (default: %(default)s)"

@@ -6,7 +6,7 @@ import argparse
 import colorsys
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from align_detr.commands.command_line import errors_in_one_line, load_config
 from align_detr.data import register_own_datasets
 from align_detr.data.images import read_image
+from align_detr.deployment.fonts import label_font
 
 CELL = 320  # side of the square that an image is fitted into, pixels
 GAP = 8
@@ -134,10 +135,15 @@ def plural(count: int, noun: str) -> str:
 
 
 def contact_sheet(
-    images: list[dict], predictions: list[Instances], metadata: object, title: str, threshold: float
+    images: list[dict],
+    predictions: list[Instances],
+    metadata: object,
+    title: str,
+    threshold: float,
+    font_of_size: Callable[[float], ImageFont.FreeTypeFont],
 ) -> Image.Image:
     """Pairs of cells, ground truth left and predictions right, under a title and a legend."""
-    heading, text = ImageFont.load_default(20), ImageFont.load_default(14)
+    heading, text = font_of_size(20), font_of_size(14)
     columns = min(PAIRS_PER_ROW, len(images))
     pair_width, pair_height = 2 * CELL + GAP, CELL + 30
     width = 2 * MARGIN + columns * pair_width + (columns - 1) * 3 * GAP
@@ -203,7 +209,10 @@ def visualize(args: argparse.Namespace) -> str:
         to_instances(found, classes, (image["height"], image["width"]))
         for image, found in zip(images, kept, strict=True)
     ]
-    sheet = contact_sheet(images, predictions, metadata, f"{args.dataset}: {args.input}", args.score_threshold)
+    title = f"{args.dataset}: {args.input}"
+    texts = [title, *metadata.thing_classes, *(Path(image["file_name"]).name for image in images)]
+    with label_font(texts, args.font) as font_of_size:
+        sheet = contact_sheet(images, predictions, metadata, title, args.score_threshold, font_of_size)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(args.output)
     return f"Wrote {plural(len(images), 'image')} of {args.dataset} to {args.output}"
@@ -218,6 +227,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config-file", default="", help="a config that registers it, as those for own datasets do")
     parser.add_argument("--num", type=int, default=12, help="images on the sheet")
     parser.add_argument("--score-threshold", type=float, default=0.3, help="leave out predictions that score less")
+    parser.add_argument("--font", metavar="FILE", help="font file for all text (default: one with the letters)")
     return parser.parse_args(argv)
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.structures import Instances
-from detectron2.utils.visualizer import ColorMode, VisImage, Visualizer
+from detectron2.utils.visualizer import ColorMode, Visualizer
 from PIL import Image
 
 from ..data.images import read_image, to_rgb
+from .fonts import label_font
 
 MIN_SIDE = 480  # pixels of the longer side of a picture; smaller images are enlarged, or labels would hide them
 Picture = str | os.PathLike | np.ndarray | Image.Image
@@ -72,8 +73,15 @@ def all_of(pictures: Picture | Iterable[Picture]) -> Iterable[Picture]:
     return [pictures] if is_picture(pictures) else pictures
 
 
-def draw(pixels: np.ndarray, instances: Instances, metadata: object) -> VisImage:
-    """Detections on their image, (H, W, 3) RGB; `metadata` has the names of classes as `thing_classes`."""
+def draw(
+    pixels: np.ndarray, instances: Instances, metadata: object, font: str | os.PathLike | None = None
+) -> Image.Image:
+    """Detections on their image, (H, W, 3) RGB; `metadata` has the names of classes as `thing_classes`.
+
+    Args:
+        font: a font file for the labels; None: see `label_font`.
+    """
     scale = max(1.0, MIN_SIDE / max(pixels.shape[:2]))
-    visualizer = Visualizer(pixels, metadata, scale=scale, instance_mode=ColorMode.IMAGE)
-    return visualizer.draw_instance_predictions(instances)
+    with label_font(getattr(metadata, "thing_classes", None) or (), font):
+        visualizer = Visualizer(pixels, metadata, scale=scale, instance_mode=ColorMode.IMAGE)
+        return Image.fromarray(visualizer.draw_instance_predictions(instances).get_image())
