@@ -34,7 +34,6 @@ from typing import Any
 
 import torch
 from detectron2.config import instantiate
-from detectron2.data.detection_utils import read_image
 from omegaconf import DictConfig
 from tabulate import tabulate
 from torch.utils.flop_counter import FlopCounterMode
@@ -56,6 +55,8 @@ from detrkit.benchmark.workloads import (
 )
 from detrkit.commands.command_line import errors_in_one_line, load_config, take_overrides
 from detrkit.commands.train import build_loader, device_name
+from detrkit.datasets.images import read_image
+from detrkit.datasets.mapper import with_rgb_images
 from detrkit.training.loading import load_detector
 
 USUAL_PARTS = ("criterion", "attention", "step", "inference", "data")
@@ -238,7 +239,7 @@ class Benchmark:
     def one_process(self) -> Record:
         """Images per second, mapped for training, and only decoded; the same ones, by turns."""
         data = self.cfg.dataloader.train
-        images, mapper = instantiate(data.dataset)[:DECODED], instantiate(data.mapper)
+        images, mapper = instantiate(data.dataset)[:DECODED], with_rgb_images(instantiate(data.mapper))
 
         def over_images(do: Callable[[dict[str, Any]], Any]) -> Run:
             def run(watch: Stopwatch) -> None:
@@ -294,7 +295,7 @@ def _bandwidths(device: torch.device) -> tuple[float, float]:
 
 
 def decode(image: dict[str, Any]) -> None:
-    read_image(image["file_name"], "RGB")
+    read_image(image["file_name"])
 
 
 def loader_workers(cfg: DictConfig) -> int:

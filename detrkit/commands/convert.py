@@ -17,7 +17,7 @@ from pathlib import Path
 
 from detrkit.commands.command_line import errors_in_one_line
 from detrkit.datasets import convert_dataset
-from detrkit.datasets.convert import FORMATS
+from detrkit.datasets.formats import FORMATS
 from detrkit.datasets.voc import DIFFICULT
 
 

@@ -24,14 +24,14 @@ from detectron2.config import instantiate
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode, Instances
 from omegaconf import DictConfig
-from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
 from detrkit.analysis import batches_of_one_size, detections, predict_layers
 from detrkit.commands.command_line import finish, load_config, take_overrides
 from detrkit.datasets.classes import Classes, classes_of_dataset, dataset_names
-from detrkit.inference.pictures import draw, read_image
+from detrkit.datasets.images import image_suffixes, read_image
+from detrkit.inference.pictures import draw
 from detrkit.inference.sources import classes_in_file
 from detrkit.training.loading import load_detector
 
@@ -63,7 +63,7 @@ def detect(args: argparse.Namespace) -> bool:
                 path = example["file"]
                 instances = instances[instances.scores >= args.score_threshold][: args.top]
                 if not args.no_pictures:
-                    draw(example["pixels"], instances, metadata).save(targets[path])
+                    draw(example["pixels"], instances, metadata, args.font).save(targets[path])
                 entries[path] = to_coco(instances, ids[path], path, classes.ids)
             progress.update(len(batch))
     if args.json:
@@ -82,7 +82,7 @@ def check(args: argparse.Namespace) -> None:
 
 def find_images(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
     """The image files that the inputs stand for, each once and in order, and what is wrong with other inputs."""
-    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
+    suffixes = image_suffixes()
     files: dict[Path, None] = {}
     problems = []
     for text in inputs:
@@ -202,6 +202,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--input", required=True, nargs="+", metavar="PATH", help="images, folders, quoted globs")
     parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write detections in COCO's results format")
+    parser.add_argument("--font", metavar="FILE", help="font file for the labels (default: one with their letters)")
     parser.add_argument("--no-pictures", action="store_true", help="write the results alone")
     parser.add_argument(
         "--score-threshold", type=float, default=0.3, help="leave out what scores less (default: %(default)s)"

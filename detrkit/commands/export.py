@@ -29,11 +29,11 @@ from omegaconf import DictConfig
 from align_detr._platform import ENV_VAR, is_upstream
 from detrkit.commands.command_line import errors_in_one_line, load_config, take_overrides
 from detrkit.config.exported import input_size, write_exported
-from detrkit.datasets.pictures import image_files
+from detrkit.datasets.files import image_files
+from detrkit.datasets.images import read_image
 from detrkit.inference.agreement import LISTED, agreement_table, compare, compare_each, rounding_table
 from detrkit.inference.graph import Shape, metadata_of, write_onnx, write_program
 from detrkit.inference.network import Network
-from detrkit.inference.pictures import read_image
 from detrkit.inference.pytorch import PyTorchNetwork
 from detrkit.inference.runtimes import OnnxNetwork, ProgramNetwork
 from detrkit.inference.sources import Source, find_source

@@ -53,6 +53,7 @@ from detrkit.config.catalogue import find_config
 from detrkit.config.load import call_parameters
 from detrkit.datasets.annotations import annotations_explained
 from detrkit.datasets.classes import dataset_names
+from detrkit.datasets.mapper import with_rgb_images
 from detrkit.datasets.registration import annotation_file_of, saved_registrations
 from detrkit.datasets.results import restore_original_ids
 from detrkit.reports.training_report import DetectionSample, TrainingReport, is_wanted
@@ -250,6 +251,8 @@ def build_loader(cfg: DictConfig, split: str) -> Iterable[Any]:
         if split == "train" and (loader := resumable_loader(node, dataset)):
             return loader
         source._target_ = lambda **_: dataset  # what has been read is not read again: COCO takes half a minute
+    if "mapper" in node:
+        node = {**node, "mapper": with_rgb_images(instantiate(node.mapper))}
     return protect_workers(instantiate(node))
 
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from detrkit.commands.command_line import load_config, take_overrides
 from detrkit.datasets import Conversion, convert_dataset
-from detrkit.datasets.convert import FORMATS
+from detrkit.datasets.formats import FORMATS
 from detrkit.datasets.registration import own_prefix
 
 BASE = "align_detr_r50_4scale_12ep"

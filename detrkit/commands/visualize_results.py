@@ -20,6 +20,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config-file", default="", help="a config that registers it, as those for own datasets do")
     parser.add_argument("--num", type=int, default=12, help="images on the sheet")
     parser.add_argument("--score-threshold", type=float, default=0.3, help="leave out predictions that score less")
+    parser.add_argument("--font", metavar="FILE", help="font file for all text (default: one with the letters)")
     return parser.parse_args(argv)
 
 
@@ -29,5 +30,5 @@ def main(argv: Sequence[str] | None = None) -> None:
         register_own_datasets()
         if args.config_file:  # which registers its datasets
             load_config(args.config_file, [])
-        count = draw_sheet(args.input, args.dataset, args.output, args.num, args.score_threshold)
+        count = draw_sheet(args.input, args.dataset, args.output, args.num, args.score_threshold, args.font)
         print(f"Wrote {plural(count, 'image')} of {args.dataset} to {args.output}")

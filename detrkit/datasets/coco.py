@@ -3,103 +3,94 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .annotations import is_box, is_id, is_number
-from .pictures import ALL, Box, Corners, Picture, Problems, add_box, look_at_all, relative, to_upright
+from pycocotools import mask
 
-SPLITS = {"trainval": "trainval", "train": "train", "valid": "val", "val": "val", "test": "test"}
+from .annotations import is_number
+from .files import DatasetFiles, beginning, is_file, split_named, split_of_folders
+from .pictures import Box, Corners, Picture, Problems, add_box, look_at_all, relative, to_upright
+from .reading import Dataset, Format, ReadOptions
+from .values import to_number
+
 LISTS = ("images", "annotations", "categories")
-BEGINNING = 1 << 16  # bytes in which a file of this format has named one of its lists
 OFFICIAL = "instances_"  # beside captions_train2017.json and person_keypoints_train2017.json
 SEEN = 50  # images that tell which folder a file means
+NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.0+)?")
+Key = int | str  # an id: 1, "1" and 1.0 are the same
 
 
-def find_coco(folder: Path) -> Path | None:
+def find_coco(files: DatasetFiles) -> Path | None:
     """The folder, or the file itself, if there are annotation files of COCO's format; None if there are none."""
-    return folder if annotation_files(folder) else None
+    return files.source if annotation_files(files) else None
 
 
-def annotation_files(folder: Path) -> list[Path]:
+def annotation_files(files: DatasetFiles) -> list[Path]:
     """Files that look like COCO's annotations, in the folder and those in it. Where there are `instances_*.json`, the
     others are captions and keypoints of the same images."""
-    if folder.is_file():
-        return [folder] if folder.suffix == ".json" and _looks_right(folder) else []
-    found = [path for pattern in ("*.json", "*/*.json") for path in sorted(folder.glob(pattern)) if _looks_right(path)]
+    near = [path for path in files.annotation_files(".json") if len(path.relative_to(files.root).parts) <= 2]
+    if files.source.is_file():
+        near = files.annotation_files(".json")
+    found = [path for path in near if _looks_right(path)]
     return [path for path in found if path.name.startswith(OFFICIAL)] or found
 
 
-def read_coco(
-    source: Path, problems: Problems, *, decode: bool = True
-) -> tuple[dict[str, list[Picture]], Path, list[str]]:
-    """Reads a folder with annotations in COCO's format; crowds are boxes to ignore.
+def read_coco(files: DatasetFiles, source: Path, problems: Problems, options: ReadOptions) -> Dataset:
+    """Read annotation files of COCO's format; crowds are boxes to ignore.
 
     A file is of the split that it or its folder is named after: train, trainval, val or valid, test; else of "all".
-    Images lie beside it, or in a folder of the split's or the file's name, or in `images`.
-
-    Args:
-        source: what `find_coco` gave.
-        decode: see `look_at`.
-
-    Returns:
-        Pictures by split, the dataset's folder, and the names of classes that have objects, by their ids.
+    Images lie beside it, or in a folder of the split's or the file's name, or in `images`, or anywhere in the dataset.
+    Several entries of one image are joined. An object without a box has the box of its polygons or mask.
 
     Raises:
         ValueError: several files are of the same split, or a file is not of this format, or its images are nowhere.
     """
-    root = source.parent if source.is_file() else source
-    files: dict[str, Path] = {}
-    for path in annotation_files(source):
-        split = _split_of(path, root)
-        if split in files:
-            both = f"{relative(files[split], root)} and {relative(path, root)}"
+    root = files.root
+    by_split: dict[str, Path] = {}
+    for path in annotation_files(files):
+        split = split_named(path.stem) or split_of_folders(path, root)
+        if split in by_split:
+            both = f"{relative(by_split[split], root)} and {relative(path, root)}"
             raise ValueError(f"{root}: {both} are both of the split {split}: give one of them as the dataset")
-        files[split] = path
-    contents = {split: _load(path) for split, path in files.items()}
-    places = {split: _image_paths(contents[split], files[split], split, root, problems) for split in files}
-    looked = look_at_all((path for paths in places.values() for path, _ in paths.values()), decode)
+        by_split[split] = path
+    contents = {split: _load(path) for split, path in by_split.items()}
+    places = {split: _image_paths(contents[split], by_split[split], split, files, problems) for split in by_split}
+    looked = look_at_all((path for paths in places.values() for path, _ in paths.values()), options.decode)
+    for path, file in looked.items():
+        if file.error:
+            problems.add(file.kind, f"{relative(path, root)}: {file.error}: left out")
     names: dict[str, None] = {}  # the ids of two files may differ
-    pictures = {}
+    parts = {}
     for split, content in contents.items():
-        where = relative(files[split], root)
+        where = relative(by_split[split], root)
         labels = _labels(content["categories"], where, problems)
-        names.update(dict.fromkeys(labels[number] for number in sorted(labels)))
+        names.update(dict.fromkeys(labels[number] for number in sorted(labels, key=_in_order)))
+        pictures: dict[Path, Picture] = {}
         found = {}
         for image_id, (path, entry) in places[split].items():
             if looked[path].error:
-                problems.add("broken image", f"{relative(path, root)}: {looked[path].error}: left out")
                 continue
-            picture = Picture(path, looked[path].width, looked[path].height)
+            picture = pictures.setdefault(path, Picture(path, looked[path].width, looked[path].height))
             annotated = entry.get("width"), entry.get("height")
             stated = annotated if all(is_number(side) and side > 0 for side in annotated) else None
             found[image_id] = picture, to_upright(looked[path], stated, f"{where}, {path.name}", problems)
         _add_objects(content, found, labels, where, problems)
-        pictures[split] = [picture for picture, _ in found.values()]
-    used = {box.label for split in pictures.values() for picture in split for box in picture.boxes}
+        parts[split] = list(pictures.values())
+    used = {box.label for part in parts.values() for picture in part for box in picture.boxes}
     for name in names:
         if name not in used:
             problems.add("class without objects", f"{name}: left out")
-    return pictures, root, [name for name in names if name in used]
+    return Dataset(parts, root, [name for name in names if name in used])
 
 
 def _looks_right(path: Path) -> bool:
-    with path.open("rb") as file:
-        beginning = file.read(BEGINNING)
-    return beginning.lstrip().startswith(b"{") and any(f'"{key}"'.encode() in beginning for key in LISTS)
-
-
-def _split_of(path: Path, root: Path) -> str:
-    """By the file's name, or by its folder's below the dataset's."""
-    for name in (path.stem, path.parent.name if path.parent != root else ""):
-        # "train2017" and "_train.coco", but not "trained".
-        for word, split in SPLITS.items():
-            if re.search(rf"(?<![a-z]){word}(?:idation)?(?![a-z])", name.lower()):
-                return split
-    return ALL
+    text = beginning(path)
+    return text.lstrip("\ufeff \t\r\n").startswith("{") and any(f'"{key}"' in text for key in LISTS)
 
 
 def _load(path: Path) -> dict[str, list]:
@@ -113,107 +104,176 @@ def _load(path: Path) -> dict[str, list]:
     return content
 
 
-def _entries(entries: list, kind: str, where: str, problems: Problems) -> Iterator[dict[str, Any]]:
-    """Those with an id of their own."""
+def id_key(value: Any) -> Key | None:
+    """An id as a dictionary's key: a whole number, also one given as float or text, else the text; None for others."""
+    if isinstance(value, str):
+        text = value.strip()
+        return int(text.partition(".")[0]) if NUMBER.fullmatch(text) else text or None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if isinstance(value, int) else int(value) if value.is_integer() else None
+
+
+def _in_order(key: Key) -> tuple[bool, Key]:
+    """Numbers before texts."""
+    return isinstance(key, str), key
+
+
+def _entries(entries: list, kind: str, where: str, problems: Problems) -> Iterator[tuple[Key, dict[str, Any]]]:
+    """Those with an id of their own, and the id."""
     ids = set()
     for number, entry in enumerate(entries):
         at = f"{where}, {kind}[{number}]"
-        if not isinstance(entry, dict) or not is_id(entry.get("id")):
+        key = id_key(entry.get("id")) if isinstance(entry, dict) else None
+        if key is None:
             problems.add("entry without an id", f"{at}: left out")
-        elif entry["id"] in ids:
-            problems.add("id given twice", f"{at} has id {entry['id']}, as one before it: left out")
+        elif key in ids:
+            problems.add("id given twice", f"{at} has id {key}, as one before it: left out")
         else:
-            ids.add(entry["id"])
-            yield entry
+            ids.add(key)
+            yield key, entry
 
 
 def _image_paths(
-    content: dict[str, list], file: Path, split: str, root: Path, problems: Problems
-) -> dict[int, tuple[Path, dict[str, Any]]]:
+    content: dict[str, list], file: Path, split: str, files: DatasetFiles, problems: Problems
+) -> dict[Key, tuple[Path, dict[str, Any]]]:
     """Images by id: the file, and what the annotations say of it."""
-    where = relative(file, root)
+    where = relative(file, files.root)
     entries = {}
-    for entry in _entries(content["images"], "images", where, problems):
+    for key, entry in _entries(content["images"], "images", where, problems):
         name = entry.get("file_name")
         if isinstance(name, str) and name and "\0" not in name:
-            entries[entry["id"]] = entry
+            entries[key] = entry
         else:
-            problems.add("image without a name", f"{where}, image {entry['id']}: left out")
+            problems.add("image without a name", f"{where}, image {key}: left out")
     if not entries:
         return {}
-    names = [entry["file_name"] for entry in entries.values()]
-    stem = file.stem.removeprefix(OFFICIAL)
-    below = ["", "images", split, stem, f"images/{split}", f"images/{stem}", "JPEGImages", "valid", "images/valid"]
-    folders = dict.fromkeys([file.parent, file.parent / "images", *(root / name for name in below)])
-    hits = Counter({folder: sum(_is_file(folder / name) for name in names[:SEEN]) for folder in folders})
-    folder, most = hits.most_common(1)[0]
-    if not most:
-        tried = ", ".join(str(folder) for folder in folders if folder.is_dir())
-        raise ValueError(f"{file}: its images, such as {names[0]}, are in none of {tried}")
-    paths: dict[int, tuple[Path, dict[str, Any]]] = {}
-    owners: dict[Path, int] = {}
-    for image_id, entry in entries.items():
-        path = folder / entry["file_name"]
-        if not _is_file(path):
-            problems.add("missing image", f"{where}: there is no {relative(path, root)}: left out")
-        elif path in owners:
-            line = f"{where}: {relative(path, root)} is image {owners[path]} and {image_id}: the first is kept"
+    folder = _image_folder([entry["file_name"] for entry in entries.values()], file, split, files)
+    paths: dict[Key, tuple[Path, dict[str, Any]]] = {}
+    owners: dict[Path, Key] = {}
+    for key, entry in entries.items():
+        path = folder and _existing(folder, entry["file_name"])
+        if path is None:
+            path = files.locate(entry["file_name"], file.parent, where, problems)
+        if path is None:
+            continue
+        if path in owners:
+            line = f"{where}: {relative(path, files.root)} is image {owners[path]} and {key}: objects joined"
             problems.add("image given twice", line)
-        else:
-            paths[image_id], owners[path] = (path, entry), image_id
+        owners.setdefault(path, key)
+        paths[key] = path, entry
+    if not paths:
+        first = next(iter(entries.values()))["file_name"]
+        raise ValueError(f"{file}: its images, such as {first}, are not in {files.root}")
     return paths
 
 
-def _labels(categories: list, where: str, problems: Problems) -> dict[int, str]:
-    labels: dict[int, str] = {}
-    for entry in _entries(categories, "categories", where, problems):
+def _image_folder(names: list[str], file: Path, split: str, files: DatasetFiles) -> Path | None:
+    """Of the usual folders, the one with most of the images; None if none has one."""
+    stem = file.stem.removeprefix(OFFICIAL)
+    below = ["", "images", split, stem, f"images/{split}", f"images/{stem}", "JPEGImages", "valid", "images/valid"]
+    folders = dict.fromkeys([file.parent, file.parent / "images", *(files.root / name for name in below)])
+    hits = Counter({folder: sum(_existing(folder, name) is not None for name in names[:SEEN]) for folder in folders})
+    folder, most = hits.most_common(1)[0]
+    return folder if most else None
+
+
+def _existing(folder: Path, name: str) -> Path | None:
+    """The file of a name in a folder; backslashes count as slashes, if there is no file with them."""
+    for spelling in dict.fromkeys([name, name.replace("\\", "/")]):
+        if is_file(path := folder / spelling):
+            return Path(os.path.normpath(path))
+    return None
+
+
+def _labels(categories: list, where: str, problems: Problems) -> dict[Key, str]:
+    labels: dict[Key, str] = {}
+    for key, entry in _entries(categories, "categories", where, problems):
         name = " ".join(entry["name"].split()) if isinstance(entry.get("name"), str) else ""
         if not name:
-            problems.add("class without a name", f"{where}, category {entry['id']}: left out")
+            problems.add("class without a name", f"{where}, category {key}: left out")
             continue
         if name in labels.values():
-            problems.add("class named twice", f"{where}: {name} is also category {entry['id']}: taken as one")
-        labels[entry["id"]] = name
+            problems.add("class named twice", f"{where}: {name} is also category {key}: taken as one")
+        labels[key] = name
     return labels
 
 
 def _add_objects(
     content: dict[str, list],
-    pictures: dict[int, tuple[Picture, Callable[[Corners], Corners]]],
-    labels: dict[int, str],
+    pictures: dict[Key, tuple[Picture, Callable[[Corners], Corners]]],
+    labels: dict[Key, str],
     where: str,
     problems: Problems,
 ) -> None:
-    listed = {entry["id"] for entry in content["images"] if isinstance(entry, dict) and is_id(entry.get("id"))}
+    listed = {id_key(entry.get("id")) for entry in content["images"] if isinstance(entry, dict)} - {None}
     for number, entry in enumerate(content["annotations"]):
         at = f"{where}, annotations[{number}]"
         if not isinstance(entry, dict):
             problems.add("entry that is no object", f"{at}: left out")
             continue
-        image_id, category = entry.get("image_id"), entry.get("category_id")
-        if not (is_id(image_id) and image_id in pictures):
-            if not (is_id(image_id) and image_id in listed):  # what became of the others was told with the image
-                problems.add("object of no image", f"{at}: image {str(image_id)[:50]}: left out")
+        image_id, category = id_key(entry.get("image_id")), id_key(entry.get("category_id"))
+        if image_id not in pictures:
+            if image_id not in listed:  # what became of the others was reported with the image
+                shown = str(entry.get("image_id"))[:50]
+                problems.add("object of no image", f"{at}: image {shown}: left out")
             continue
         picture, to_image = pictures[image_id]
-        if not (is_id(category) and category in labels):
-            problems.add("unknown class", f"{at}: category {str(category)[:50]}: left out")
+        if category not in labels:
+            problems.add("unknown class", f"{at}: category {str(entry.get('category_id'))[:50]}: left out")
             continue
-        box = entry.get("bbox")
-        if not is_box(box):
+        box = _numbers(entry.get("bbox"))
+        if box is None or len(box) != 4 or min(box[2:]) <= 0:
+            box = _box_of_shape(entry.get("segmentation")) or box
+        if box is None or len(box) != 4:
             problems.add("object without a box", f"{at}: bbox is not x, y, width and height: left out")
             continue
-        left, top, width, height = map(float, box)
+        left, top, width, height = box
         if width <= 0 or height <= 0:
             shown = " ".join(f"{value:g}" for value in box)
             problems.add("box without area", f"{at}: x, y, width, height {shown}: left out")
             continue
         corners = to_image((left, top, left + width, top + height))
-        add_box(picture, Box(labels[category], corners, bool(entry.get("iscrowd"))), at, problems)
+        add_box(picture, Box(labels[category], corners, is_crowd(entry.get("iscrowd"))), at, problems)
 
 
-def _is_file(path: Path) -> bool:
+def is_crowd(value: Any) -> bool:
+    """COCO's `iscrowd`, also as text."""
+    return value not in ("", "0", "false", "False") and bool(value)
+
+
+def _numbers(values: Any) -> list[float] | None:
+    """A list of numbers, also of numbers as text; None for anything else."""
+    if not isinstance(values, list):
+        return None
+    read = [to_number(value) if isinstance(value, str) else value for value in values]
+    return [float(value) for value in read] if all(map(is_number, read)) else None
+
+
+def _box_of_shape(shape: Any) -> list[float] | None:
+    """x, y, width, height around polygons or a mask in run-length encoding; None if there is no such thing."""
+    if isinstance(shape, dict):
+        return _box_of_mask(shape)
+    if not isinstance(shape, list):
+        return None
+    polygons = [_numbers(polygon) for polygon in (shape if shape and isinstance(shape[0], list) else [shape])]
+    values = [polygon for polygon in polygons if polygon and len(polygon) >= 4 and len(polygon) % 2 == 0]
+    if not values:
+        return None
+    xs, ys = ([value for polygon in values for value in polygon[start::2]] for start in (0, 1))
+    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+
+
+def _box_of_mask(shape: dict) -> list[float] | None:
+    """The box around a mask: `size`, and `counts` as a list of runs or as COCO's compressed text."""
     try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that no file can have
-        return False
+        height, width = map(int, shape["size"])
+        counts = shape["counts"]
+        is_text = isinstance(counts, str)
+        encoded = {**shape, "counts": counts.encode()} if is_text else mask.frPyObjects(shape, height, width)
+        return mask.toBbox(encoded).tolist()
+    except Exception:  # pycocotools raises many kinds on what is no mask
+        return None
+
+
+COCO = Format("coco", "COCO", "JSON files with images, annotations and categories", find_coco, read_coco)

@@ -1,4 +1,4 @@
-"""Pascal VOC, YOLO and COCO folders to annotation files of COCO's format, as the configs take them."""
+"""Datasets of every layout to annotation files of COCO's format, as the configs take them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from .coco import find_coco, read_coco
+from .formats import recognise
 from .pictures import Picture, Problems
+from .reading import ReadOptions
 from .registration import own_prefix
-from .voc import DIFFICULT, find_voc, read_voc
-from .yolo import find_yolo, read_yolo
+from .voc import DIFFICULT
 
-FORMATS = ("voc", "yolo", "coco")
 VALIDATION = 0.2  # of a dataset that has no such part
 
 
@@ -88,16 +87,16 @@ def convert_dataset(
     decode: bool = True,
     force: bool = False,
 ) -> Conversion:
-    """Writes `<output>/<split>.json` for each split of a Pascal VOC, YOLO or COCO dataset, which stays as it is.
+    """Write `<output>/<split>.json` for each split of a dataset, which stays as it is.
 
-    What is wrong with the dataset is left out or mended and told by `Conversion.problems`; nothing else is lost.
+    What is wrong with the dataset is left out or mended and listed in `Conversion.problems`; nothing else is lost.
 
     Args:
-        source: the dataset's folder, or YOLO's data.yaml, or a file of COCO's annotations.
+        source: the dataset's folder, or one annotation file, such as YOLO's data.yaml or a file of COCO's annotations.
         output: the folder to write.
-        format: "voc", "yolo" or "coco"; None finds out.
-        classes: class names in the order of their ids. Of VOC and COCO, objects of others are left out; without it, the
-            classes are those that occur, of VOC by name, of COCO by id. For YOLO, names instead of those in data.yaml.
+        format: a name in `formats.FORMATS`; None finds out.
+        classes: class names in the order of their ids; objects of other classes are left out. Without it, the classes
+            are those that occur, of COCO by id, of other layouts by name. For YOLO, they replace those in data.yaml.
         only: of these classes, keep some, in this order; objects of the others are left out.
         difficult, zero_based: of VOC, see `read_voc`.
         two_parts: write train.json and val.json alone, see `train_and_val`.
@@ -118,18 +117,11 @@ def convert_dataset(
         raise ValueError(f"difficult={difficult!r}: choose one of {', '.join(DIFFICULT)}")
     classes = list(dict.fromkeys(classes)) if classes else None
     problems = Problems()
-    kind, place = _recognise(source, format)
-    if kind == "yolo":
-        pictures, images, names = read_yolo(place, problems, classes=classes, decode=decode)
-        names = list(dict.fromkeys(names))
-    else:
-        if kind == "voc":
-            pictures, images = read_voc(place, problems, difficult=difficult, zero_based=zero_based, decode=decode)
-            there = sorted({box.label for split in pictures.values() for p in split for box in p.boxes})
-        else:
-            pictures, images, there = read_coco(place, problems, decode=decode)
-        names = classes or there
-        _drop_others(pictures, names, "unknown class", problems)
+    layout, files, place = recognise(source, format)
+    dataset = layout.read(files, place, problems, ReadOptions(classes, difficult, zero_based, decode))
+    pictures, images = dataset.pictures, dataset.image_root
+    names = list(dict.fromkeys(classes or dataset.classes))
+    _drop_others(pictures, names, "unknown class", problems)
     if only:
         if strange := [name for name in only if name not in names]:
             raise ValueError(f"{source} has no class {strange[0]}; it has {', '.join(names)}")
@@ -167,19 +159,18 @@ def convert_dataset(
 def train_and_val(pictures: Mapping[str, list[Picture]]) -> dict[str, list[Picture]]:
     """The two parts that a training needs, "train" and "val".
 
-    Those of these names; for "val" else "test"; for "train" all that is in neither of them. Where there is nothing to
-    validate on, it is a fifth of the images with objects and a fifth of those without, by a hash of their file names:
-    the same ones every time, and hardly others when images are added.
+    Uses val; if it is missing, test. Trains on train and on all images that are in neither val nor test. Where there is
+    nothing to validate on, takes a fifth of the images with objects and a fifth of those without, by a hash of their
+    file names: the same ones every time, and hardly others when images are added.
 
     Raises:
         ValueError: there are too few images for two parts.
     """
     val = pictures.get("val") or pictures.get("test") or []
-    train = pictures.get("train") or []
-    if not train:
-        kept_back = {p.path for split in ("val", "test") for p in pictures.get(split, [])}
-        rest = {p.path: p for found in pictures.values() for p in found if p.path not in kept_back}
-        train = list(rest.values())
+    in_train = pictures.get("train") or []
+    known = {p.path for split in ("train", "val", "test") for p in pictures.get(split, [])}
+    rest = {p.path: p for found in pictures.values() for p in found if p.path not in known}
+    train = [*in_train, *rest.values()]
     if not train and val:  # a dataset of one part, whatever it is called
         train, val = val, []
     if not val:
@@ -220,32 +211,6 @@ def to_coco(pictures: Sequence[Picture], classes: Sequence[str], file_names: dic
             )
     categories = [{"id": number, "name": name} for name, number in ids.items()]
     return {"images": images, "annotations": annotations, "categories": categories}
-
-
-def _recognise(source: Path, format: str | None) -> tuple[str, Path]:
-    """The format, and where its reader is to begin."""
-    if format not in (None, *FORMATS):
-        raise ValueError(f"format={format!r}: choose one of {', '.join(FORMATS)}")
-    found = {}
-    if format in (None, "voc") and source.is_dir():
-        found["voc"] = find_voc(source)
-    if format in (None, "yolo") and source.suffix != ".json":
-        found["yolo"] = find_yolo(source)
-    if format in (None, "coco"):
-        found["coco"] = find_coco(source)
-    found = {name: place for name, place in found.items() if place}
-    if len(found) > 1:
-        seen = " and ".join(f"{name.upper()} ({place})" for name, place in found.items())
-        raise ValueError(f"{source} looks like {seen}: say --format")
-    if not found:
-        expected = {
-            "voc": "a folder Annotations, or XML files beside the images",
-            "yolo": "data.yaml, or a list of class names in classes.txt",
-            "coco": "JSON files with images, annotations and categories",
-        }
-        wanted = "; ".join(f"{name.upper()} has {what}" for name, what in expected.items() if format in (None, name))
-        raise ValueError(f"{source} is in no layout that is known: {wanted}")
-    return next(iter(found.items()))
 
 
 def _drop_others(pictures: dict[str, list[Picture]], classes: list[str], kind: str, problems: Problems) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,8 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".jpe", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+from .images import UnknownRange, check_values
+
 ORIENTATION = 0x0112  # EXIF; from 5 on, width and height change places
 LINES_PER_KIND = 5
 ALL = "all"  # the split of a dataset that has none
@@ -75,12 +76,20 @@ class Picture:
 
 @dataclass
 class ImageFile:
-    """What is known of an image file before its annotations are read; `error` says why it is of no use."""
+    """What is known of an image file before its annotations are read.
+
+    Attributes:
+        width, height: pixels of the upright image.
+        orientation: EXIF's, 1 to 8.
+        error: why the file cannot be used; empty if it can.
+        kind: what kind of problem that is.
+    """
 
     width: int = 0
     height: int = 0
     orientation: int = 1
     error: str = ""
+    kind: str = "broken image"
 
     @property
     def turned(self) -> bool:
@@ -92,7 +101,7 @@ def look_at(path: Path, decode: bool) -> ImageFile:
     try:
         with Image.open(path) as image:
             if decode:
-                image.load()
+                check_values(image)
             orientation = image.getexif().get(ORIENTATION, 1)
             orientation = orientation if orientation in range(1, 9) else 1
             size = image.size[::-1] if orientation >= 5 else image.size
@@ -101,6 +110,8 @@ def look_at(path: Path, decode: bool) -> ImageFile:
         return ImageFile(error="there is no such image")
     except Image.UnidentifiedImageError:
         return ImageFile(error="not an image")
+    except UnknownRange as error:
+        return ImageFile(error=str(error), kind="image values of unknown range")
     except Exception as error:  # a damaged file may raise anything
         return ImageFile(error=str(error).partition(": ")[0] or type(error).__name__)
 
@@ -172,13 +183,6 @@ def add_box(picture: Picture, box: Box, where: str, problems: Problems) -> None:
         problems.add("object given twice", f"{where}: {box.label} at {shown}: kept once")
     else:
         picture.boxes.append(box)
-
-
-def image_files(folder: Path) -> Iterator[Path]:
-    """Image files in a folder and those below it, in order of their names."""
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file():
-            yield path
 
 
 def relative(path: Path, root: Path) -> str:

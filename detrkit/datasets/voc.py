@@ -2,171 +2,167 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from xml.etree.ElementTree import Element, TreeBuilder
-from xml.parsers import expat
+from xml.etree.ElementTree import Element
 
+from .files import IMAGE_FOLDERS, DatasetFiles, split_of_folders
+from .images import image_suffixes
 from .pictures import (
     ALL,
-    IMAGE_SUFFIXES,
     Box,
     Corners,
     ImageFile,
     Picture,
     Problems,
     add_box,
-    image_files,
     look_at_all,
     read_text,
     relative,
     to_upright,
 )
+from .reading import Dataset, Format, ReadOptions, report_unannotated
+from .xml_files import parse_xml, root_tag
 
 SPLITS = ("train", "val", "trainval", "test")
-IMAGE_FOLDERS = ("JPEGImages", "images", "Images")
+LISTS = "imagesets"
 DIFFICULT = ("ignore", "keep", "drop")
+ROOT = "annotation"
 
 
-def find_voc(folder: Path) -> Path | None:
-    """The folder itself or one below it that has VOC's layout, or else XML files beside images; None if there is none.
+def find_voc(files: DatasetFiles) -> Path | None:
+    """The folder with VOC's lists, else the whole one, if there are XML files of annotations in it.
 
     Raises:
-        ValueError: several below it have.
+        ValueError: several folders have lists.
     """
-    below = _folders(folder)
-    places = [folder, *below, *(place for parent in below for place in _folders(parent))]
-    with_layout = [place for place in places if (place / "Annotations").is_dir()]
-    if folder in with_layout:
-        return folder
-    if len(with_layout) > 1:
-        raise ValueError(f"{folder} holds several VOC folders: name one of {', '.join(map(str, with_layout[:5]))}")
-    if with_layout:
-        return with_layout[0]
-    return folder if any(next(place.glob("*.xml"), None) for place in places) else None
+    with_lists = _folders_with_lists(files)
+    if files.root not in with_lists and len(with_lists) > 1:
+        raise ValueError(f"{files.root} holds several VOC folders: name one of {', '.join(map(str, with_lists[:5]))}")
+    if not any(root_tag(path) == ROOT for path in files.sample(".xml")):
+        return None
+    return files.root if files.root in with_lists or not with_lists else with_lists[0]
 
 
-def _folders(folder: Path) -> list[Path]:
-    return sorted(Path(entry.path) for entry in os.scandir(folder) if entry.is_dir())
+def guess_voc(files: DatasetFiles) -> Path | None:
+    """The folder, if it has XML files that cannot be read."""
+    return files.root if any(root_tag(path) is None for path in files.sample(".xml")) else None
 
 
-def read_voc(
-    root: Path, problems: Problems, *, difficult: str = "ignore", zero_based: bool = False, decode: bool = True
-) -> tuple[dict[str, list[Picture]], Path]:
-    """Reads a VOC folder.
+def read_voc(files: DatasetFiles, root: Path, problems: Problems, options: ReadOptions) -> Dataset:
+    """Read XML files and the images of the same names, wherever in the folder they are.
 
-    Splits are the lists in ImageSets/Main; without them everything is one split, "all". Where XML files lie beside the
-    images, each folder is a split.
+    Splits are the lists in ImageSets/Main, else folders named train, val, test and the like; what lies in none of them
+    is of the split "all". Classes are those that occur, by name.
 
     Args:
-        root: what `find_voc` gave.
-        difficult: what becomes of objects that are marked so: "ignore" keeps them for the evaluation not to count,
-            as VOC's does, and training does not see them; "keep" makes them objects as all others; "drop" leaves them
-            out, so that to find them is an error.
-        zero_based: VOC counts pixels from 1 and the last one in, so that a box reaches from xmin - 1 to xmax. With
-            this, coordinates are taken as they are, as of tools that count from 0.
-        decode: see `look_at`.
-
-    Returns:
-        Pictures by split, and the folder of the images.
+        root: what `find_voc` returned.
+        options: `difficult`: what becomes of objects that are marked so. "ignore" keeps them for the evaluation not to
+            count, as VOC's does, and training does not see them; "keep" makes them objects as all others; "drop" leaves
+            them out, so that to find them is an error. `zero_based`: VOC counts pixels from 1 and the last one in, so
+            that a box reaches from xmin - 1 to xmax. With this, coordinates are taken as they are.
     """
-    annotations = root / "Annotations"
-    if annotations.is_dir():
-        images = next((root / name for name in IMAGE_FOLDERS if (root / name).is_dir()), root)
-        splits = _splits_of_lists(root / "ImageSets" / "Main", root, problems)
-        names = _names(annotations)
-        if not splits:
-            splits = {ALL: names}
-        elif unlisted := sorted(set(names).difference(*splits.values())):
-            line = f"{len(unlisted)} annotation files, such as {unlisted[0]}.xml: left out"
-            problems.add("annotations in no list", line)
-    else:
-        annotations = images = root
-        splits = _splits_of_folders(root)
+    files = files if root == files.root else DatasetFiles(root)
+    annotations = [path for path in files.annotation_files(".xml") if root_tag(path) in (ROOT, None)]
+    splits = _splits_of_lists(_list_folder(files), root, problems)
+    listed = _listed_annotations(splits, annotations, root, problems) if splits else {}
+    wanted = dict.fromkeys(path for paths in listed.values() for path in paths) if splits else annotations
 
-    files = _by_name(images, by_stem=images == root != annotations)
-    listed = dict.fromkeys(name for names in splits.values() for name in names)
-    if ALL in splits or annotations == images:
-        for name in sorted(files.keys() - listed.keys()):
-            problems.add("image without annotation", f"{relative(files[name][0], root)}: left out")
-    elements: dict[str, Element] = {}
-    chosen: dict[str, Path] = {}
-    owners: dict[Path, str] = {}
-    for name in sorted(listed, key=lambda name: name not in files):  # files that state another name come last
-        xml = annotations / f"{name}.xml"
-        try:
-            elements[name] = parse_xml(xml.read_bytes())
-        except FileNotFoundError:
-            problems.add("missing annotation file", f"{relative(xml, root)}: image left out")
+    elements = _parse_all(wanted, root, problems)
+    chosen: dict[Path, Path] = {}
+    owners: dict[Path, Path] = {}
+    # Files that state the name of another image come last.
+    for xml in sorted(elements, key=lambda xml: not files.by_stem(xml.stem, xml.parent)):
+        path = _image_of(xml, elements[xml], files, problems)
+        if path in owners:
+            first = relative(owners[path], root)
+            problems.add("image annotated twice", f"{relative(xml, root)}: {first} is of the same image: left out")
+        elif path is not None:
+            chosen[xml], owners[path] = path, xml
+    if not splits:
+        report_unannotated(files, {*owners, *annotations}, problems)
+        listed = defaultdict(list)
+        for xml in (xml for xml in annotations if xml in chosen):
+            split = split_of_folders(xml, root)
+            listed[split if split != ALL else split_of_folders(chosen[xml], root)].append(xml)
+
+    looked = look_at_all(chosen.values(), options.decode)
+    pictures: dict[Path, Picture] = {}
+    for xml, path in chosen.items():
+        if looked[path].error:
+            problems.add(looked[path].kind, f"{relative(path, root)}: {looked[path].error}: left out")
             continue
+        where = relative(xml, root)
+        pictures[xml] = _picture(
+            path, looked[path], elements[xml], where, problems, options.difficult, options.zero_based
+        )
+    parts = {split: [pictures[xml] for xml in paths if xml in pictures] for split, paths in listed.items()}
+    classes = sorted({box.label for picture in pictures.values() for box in picture.boxes})
+    return Dataset(parts, _image_root(root, list(owners)), classes)
+
+
+def _folders_with_lists(files: DatasetFiles) -> list[Path]:
+    found = {
+        folder.parent
+        for path in files.paths
+        if path.suffix == ".txt"
+        for folder in path.parents
+        if folder.name.lower() == LISTS and folder.is_relative_to(files.root)
+    }
+    return sorted(found)
+
+
+def _list_folder(files: DatasetFiles) -> Path | None:
+    """The folder of the lists of images: ImageSets/Main, or ImageSets itself."""
+    folders = {path.parent for path in files.paths if path.suffix == ".txt"}
+    names = {folder.relative_to(files.root).as_posix().lower(): folder for folder in folders}
+    return names.get(f"{LISTS}/main") or names.get(LISTS)
+
+
+def _parse_all(annotations: Iterable[Path], root: Path, problems: Problems) -> dict[Path, Element]:
+    """The root elements of the annotation files that can be read."""
+    elements = {}
+    for xml in annotations:
+        try:
+            element = parse_xml(xml.read_bytes())
         except (OSError, ValueError) as error:
             problems.add("broken annotation file", f"{relative(xml, root)}: {error}: image left out")
             continue
-        path = _image_of(name, elements[name], files, xml, root, problems)
-        if path in owners:
-            first = relative(annotations / f"{owners[path]}.xml", root)
-            problems.add("image annotated twice", f"{relative(xml, root)}: {first} is of the same image: left out")
-        elif path is not None:
-            chosen[name], owners[path] = path, name
-
-    looked = look_at_all(chosen.values(), decode)
-    pictures: dict[str, Picture] = {}
-    for name, path in chosen.items():
-        if looked[path].error:
-            problems.add("broken image", f"{relative(path, root)}: {looked[path].error}: left out")
-            continue
-        xml = relative(annotations / f"{name}.xml", root)
-        pictures[name] = _picture(path, looked[path], elements[name], xml, problems, difficult, zero_based)
-    return {split: [pictures[n] for n in names if n in pictures] for split, names in splits.items()}, images
+        elements[xml] = element
+    return elements
 
 
-def parse_xml(data: bytes) -> Element:
-    """The root element of an XML document without a DTD, which could make a small file fill the memory.
-
-    Raises:
-        ValueError: anything else.
-    """
-    builder = TreeBuilder()
-    parser = expat.ParserCreate()
-    parser.StartElementHandler = builder.start
-    parser.EndElementHandler = builder.end
-    parser.CharacterDataHandler = builder.data
-
-    def refuse(*_):
-        raise ValueError("it declares a document type, which annotation files do not need: refused")
-
-    parser.StartDoctypeDeclHandler = refuse
-    try:
-        parser.Parse(data, True)
-    except (expat.ExpatError, LookupError) as error:  # LookupError: an encoding that Python does not know
-        raise ValueError(f"not XML: {error}") from error
-    return builder.close()
-
-
-def _names(folder: Path) -> list[str]:
-    """The XML files of a folder and those below it, as paths without suffix."""
-    return sorted(p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.xml"))
+def _listed_annotations(
+    splits: Mapping[str, Sequence[str]], annotations: Sequence[Path], root: Path, problems: Problems
+) -> dict[str, list[Path]]:
+    """The annotation files that the names in lists mean."""
+    by_stem = defaultdict(list)
+    for path in annotations:
+        by_stem[path.stem].append(path)
+    listed: dict[str, list[Path]] = {}
+    missing: set[str] = set()
+    for split, names in splits.items():
+        listed[split] = []
+        for name in names:
+            parts = Path(f"{name}.xml").parts
+            found = [path for path in by_stem[Path(f"{name}.xml").stem] if path.parts[-len(parts) :] == parts]
+            if found:
+                listed[split].append(min(found, key=lambda path: len(path.parts)))
+            elif name not in missing:
+                missing.add(name)
+                problems.add("missing annotation file", f"{name}.xml: image left out")
+    used = {path for paths in listed.values() for path in paths}
+    if unlisted := [path for path in annotations if path not in used]:
+        line = f"{len(unlisted)} annotation files, such as {unlisted[0].name}: left out"
+        problems.add("annotations in no list", line)
+    return listed
 
 
-def _by_name(folder: Path, by_stem: bool) -> dict[str, list[Path]]:
-    """Images by their path without suffix, or by its last part where their folder is not one of the usual."""
-    files = defaultdict(list)
-    for path in image_files(folder):
-        files[path.stem if by_stem else path.relative_to(folder).with_suffix("").as_posix()].append(path)
-    return dict(files)
-
-
-def _splits_of_folders(root: Path) -> dict[str, list[str]]:
-    splits = defaultdict(list)
-    for name in _names(root):
-        folder, _, rest = name.rpartition("/")
-        splits[folder.partition("/")[0] or ALL].append(name)
-    return dict(splits)
-
-
-def _splits_of_lists(folder: Path, root: Path, problems: Problems) -> dict[str, list[str]]:
-    """The lists of ImageSets/Main; where the standard ones are, the others are lists of a class."""
+def _splits_of_lists(folder: Path | None, root: Path, problems: Problems) -> dict[str, list[str]]:
+    """The lists in a folder; where the standard ones are, the others are lists of a class."""
+    if folder is None:
+        return {}
     lists = {path.stem: path for path in sorted(folder.glob("*.txt"))}
     standard = [name for name in SPLITS if name in lists]
     splits = {}
@@ -185,7 +181,7 @@ def _splits_of_lists(folder: Path, root: Path, problems: Problems) -> dict[str, 
             if not words:
                 continue
             path = Path(" ".join(words))
-            has_suffix = path.suffix.lower() in IMAGE_SUFFIXES | {".xml"}
+            has_suffix = path.suffix.lower() in image_suffixes() | {".xml"}
             name = (path.with_suffix("") if has_suffix else path).as_posix()
             if name in names:
                 problems.add("name given twice", f"{where}: {name}: kept once")
@@ -197,24 +193,30 @@ def _splits_of_lists(folder: Path, root: Path, problems: Problems) -> dict[str, 
     return splits
 
 
-def _image_of(
-    name: str, element: Element, files: dict[str, list[Path]], xml: Path, root: Path, problems: Problems
-) -> Path | None:
+def _image_of(xml: Path, element: Element, files: DatasetFiles, problems: Problems) -> Path | None:
     """The image of an annotation file: the one of its name, else the one that it names."""
     stated = Path((element.findtext("filename") or "").strip().replace("\\", "/")).name
-    found = files.get(name)
-    if not found:
-        parent = name.rpartition("/")[0]
-        stem = Path(stated).stem
-        found = files.get(f"{parent}/{stem}" if parent else stem) if stem else None
-    if not found:
-        wanted = f"{name} or {stated}" if stated else name
-        problems.add("missing image", f"{relative(xml, root)}: there is no image {wanted}: left out")
+    stem = xml.stem
+    if Path(stem).suffix.lower() in image_suffixes():  # of a.jpg.xml
+        stem = Path(stem).stem
+    for name in filter(None, (xml.stem, stem, Path(stated).stem)):
+        if found := files.by_stem(name, xml.parent, stated):
+            break
+    else:
+        wanted = f"{xml.stem} or {stated}" if stated else xml.stem
+        problems.add("missing image", f"{relative(xml, files.root)}: there is no image {wanted}: left out")
         return None
     if len(found) > 1:
-        found = [path for path in found if path.name == stated] or found
-        problems.add("several images of one name", f"{relative(xml, root)}: {relative(found[0], root)} is taken")
+        line = f"{relative(xml, files.root)}: {relative(found[0], files.root)} is taken"
+        problems.add("several images of one name", line)
     return found[0]
+
+
+def _image_root(root: Path, images: Sequence[Path]) -> Path:
+    """The folder of the images, if all are in one of a usual name, such as JPEGImages; else the root."""
+    first = {path.relative_to(root).parts[0] for path in images if path.is_relative_to(root)}
+    name = first.pop() if len(first) == 1 else ""
+    return root / name if name.lower() in IMAGE_FOLDERS and (root / name).is_dir() else root
 
 
 def _picture(
@@ -261,3 +263,6 @@ def _number(element: Element, path: str) -> float | None:
         return float(element.findtext(path) or "")
     except ValueError:
         return None
+
+
+VOC = Format("voc", "VOC", "XML files of annotations", find_voc, read_voc, guess_voc)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import math
 import os
 from pathlib import Path
@@ -9,74 +10,68 @@ from typing import Any
 
 import yaml
 
-from .pictures import (
-    ALL,
-    IMAGE_SUFFIXES,
-    Box,
-    Corners,
-    Picture,
-    Problems,
-    add_box,
-    image_files,
-    look_at_all,
-    read_text,
-    relative,
-)
+from .files import DatasetFiles, beginning, image_files
+from .images import image_suffixes
+from .pictures import ALL, Box, Corners, Picture, Problems, add_box, look_at_all, read_text, relative
+from .reading import Dataset, Format, ReadOptions
+from .values import to_number
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 NAME_LISTS = ("classes.txt", "obj.names")
+YAML = (".yaml", ".yml")
+LABEL_FOLDERS = {"images": "labels", "Images": "Labels", "IMAGES": "LABELS"}
 
 
-def find_yolo(folder: Path) -> Path | None:
-    """The YAML file that describes the dataset, or a list of class names; None if there is none.
-
-    Args:
-        folder: the dataset's, or the file itself.
+def find_yolo(files: DatasetFiles) -> Path | None:
+    """The YAML file with class names and a split, or a list of class names beside files of labels.
 
     Raises:
-        ValueError: there are several, and none is called data.yaml.
+        ValueError: several YAML files describe a dataset, and none is called data.yaml.
     """
-    if folder.is_file():
-        return folder
-    found = [path for suffix in ("yaml", "yml") for path in sorted(folder.glob(f"*.{suffix}"))]
-    if usual := [path for path in found if path.stem == "data"]:
-        return usual[0]
-    described = [path for path in found if _describes(path)]
+    if files.source.is_file():
+        return files.source if files.source.suffix.lower() in (*YAML, ".txt") else None
+    described = [path for path in _yaml_files(files.root) if _describes(path, *SPLITS)]
+    described = [path for path in described if path.stem == "data"][:1] or described
     if len(described) > 1:
-        raise ValueError(f"{folder} has several descriptions: name one of {', '.join(map(str, described[:5]))}")
-    if described or found:
-        return (described or found)[0]
-    return next((folder / name for name in NAME_LISTS if (folder / name).is_file()), None)
+        raise ValueError(f"{files.root} has several descriptions: name one of {', '.join(map(str, described[:5]))}")
+    if described:
+        return described[0]
+    names = guess_yolo(files)
+    return names if names and names.name in NAME_LISTS and any(map(_has_rows, files.sample(".txt"))) else None
 
 
-def read_yolo(
-    description: Path, problems: Problems, *, classes: list[str] | None = None, decode: bool = True
-) -> tuple[dict[str, list[Picture]], Path, list[str]]:
-    """Reads a YOLO dataset.
+def guess_yolo(files: DatasetFiles) -> Path | None:
+    """data.yaml, another YAML file with class names, or a list of class names."""
+    found = _yaml_files(files.root)
+    usual = [path for path in found if path.stem == "data"]
+    named = [path for path in found if _describes(path)]
+    lists = [files.root / name for name in NAME_LISTS if (files.root / name).is_file()]
+    return next(iter([*usual, *named, *lists]), None)
+
+
+def read_yolo(files: DatasetFiles, description: Path, problems: Problems, options: ReadOptions) -> Dataset:
+    """Read a YOLO dataset.
 
     An image without a label file, or with an empty one, is background. A row is `class x y w h`, relative to the image,
     or `class x1 y1 x2 y2 x3 y3 …`, a polygon, of which the box is taken.
 
     Args:
-        description: what `find_yolo` gave.
-        classes: names instead of those in the description.
-        decode: see `look_at`.
-
-    Returns:
-        Pictures by split, the dataset's folder, and the class names.
+        description: what `find_yolo` returned.
+        options: `classes` are names instead of those in the description.
 
     Raises:
         ValueError: the description cannot be used.
     """
+    classes, decode = options.classes, options.decode
     if description.suffix in (".yaml", ".yml"):
         content = _load(description)
         root = _root(content, description)
-        names = classes or _names(content.get("names"), description)
+        names = list(classes or ()) or _names(content.get("names"), description)
         splits = _splits(content, root, description, problems)
         has_keypoints = "kpt_shape" in content
     else:
         content, root, has_keypoints = {}, description.parent, False
-        names = classes or [line.strip() for line in read_text(description).splitlines() if line.strip()]
+        names = list(classes or ()) or [line.strip() for line in read_text(description).splitlines() if line.strip()]
         splits = _splits_of_folders(root)
     if not names:
         raise ValueError(f"{description} names no classes: add `names`, or give them by --classes")
@@ -91,7 +86,7 @@ def read_yolo(
     labels = {path: _label_file(path, root) for path in looked}
     for path, file in looked.items():
         if file.error:
-            problems.add("broken image", f"{relative(path, root)}: {file.error}: left out")
+            problems.add(file.kind, f"{relative(path, root)}: {file.error}: left out")
             continue
         picture = pictures[path] = Picture(path, file.width, file.height)
         if labels[path].is_file():
@@ -101,7 +96,12 @@ def read_yolo(
             line = f"{split}: none of {len(paths)} images has one, such as {relative(labels[paths[0]], root)}"
             problems.add("no label files", line)
     _report_lost_labels(labels, root, problems)
-    return {split: [pictures[p] for p in paths if p in pictures] for split, paths in splits.items()}, root, names
+    parts = {split: [pictures[path] for path in paths if path in pictures] for split, paths in splits.items()}
+    return Dataset(parts, root, names)
+
+
+def _yaml_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in YAML) if folder.is_dir() else []
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -120,11 +120,19 @@ def _load(path: Path) -> dict[str, Any]:
     return content
 
 
-def _describes(path: Path) -> bool:
+def _describes(path: Path, *splits: str) -> bool:
+    """Whether a YAML file has class names, and one of the splits."""
     try:
-        return "names" in _load(path)
+        content = _load(path)
     except (OSError, ValueError):
         return False
+    return bool(content.get("names")) and (not splits or any(content.get(split) for split in splits))
+
+
+def _has_rows(path: Path) -> bool:
+    """Whether a text file begins with a row of labels."""
+    row = next((line for line in beginning(path).splitlines() if line.strip()), "").split()
+    return len(row) >= 5 and all(to_number(word) is not None for word in row) and row[0].isdecimal()
 
 
 def _names(names: Any, description: Path) -> list[str]:
@@ -170,6 +178,7 @@ def _splits(content: dict[str, Any], root: Path, description: Path, problems: Pr
 
 def _find(place: str, root: Path) -> Path | None:
     """A place in the description; `../train/images` often means `train/images`."""
+    place = place if _existing([root / place]) else place.replace("\\", "/")
     inside = place
     while inside.startswith("../"):
         inside = inside[3:]
@@ -205,10 +214,11 @@ def _listed_images(file: Path, root: Path, problems: Problems) -> list[Path]:
         problems.add("broken list", f"{where}: {error}: left out")
         return []
     found: dict[Path, None] = {}
+    suffixes = image_suffixes()
     for line in filter(None, lines):
         # Lists are written on Windows, too.
         path = _existing([base / name for name in (line, line.replace("\\", "/")) for base in (file.parent, root)])
-        if path is None or path.suffix.lower() not in IMAGE_SUFFIXES:
+        if path is None or path.suffix.lower() not in suffixes:
             problems.add("missing image", f"{where}: {line}: left out")
         elif path in found:
             problems.add("name given twice", f"{where}: {line}: kept once")
@@ -221,10 +231,10 @@ def _label_file(image: Path, root: Path) -> Path:
     """The last `images` in the path becomes `labels`; where there is none, labels lie beside the images."""
     beside = image.with_suffix(".txt")
     parts = list(relative(beside, root).split("/"))
-    places = [i for i, part in enumerate(parts[:-1]) if part == "images"]
+    places = [i for i, part in enumerate(parts[:-1]) if part in LABEL_FOLDERS]
     if not places:
         return beside
-    parts[places[-1]] = "labels"
+    parts[places[-1]] = LABEL_FOLDERS[parts[places[-1]]]
     path = root / "/".join(parts)
     return beside if beside.is_file() and not path.is_file() else path
 
@@ -282,8 +292,12 @@ def _report_lost_labels(labels: dict[Path, Path], root: Path, problems: Problems
 def _has_image(stem: Path, root: Path) -> bool:
     """Whether the image of a label file is there, though no split lists it."""
     parts = relative(stem, root).split("/")
-    places = [i for i, part in enumerate(parts[:-1]) if part == "labels"]
+    places = [i for i, part in enumerate(parts[:-1]) if part in LABEL_FOLDERS.values()]
     if places:
-        parts[places[-1]] = "images"
+        parts[places[-1]] = {labels: images for images, labels in LABEL_FOLDERS.items()}[parts[places[-1]]]
     image = root / "/".join(parts)
-    return any(image.with_name(image.name + suffix).is_file() for suffix in (*IMAGE_SUFFIXES, ".JPG", ".PNG", ".JPEG"))
+    suffixes = image_suffixes()
+    return any(path.suffix.lower() in suffixes for path in image.parent.glob(f"{glob.escape(image.name)}.*"))
+
+
+YOLO = Format("yolo", "YOLO", "data.yaml, or a list of class names in classes.txt", find_yolo, read_yolo, guess_yolo)

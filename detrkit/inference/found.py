@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -55,15 +56,19 @@ class Found:
         """The names of the N classes."""
         return [self.known.names[index] for index in self.classes]
 
-    def draw(self) -> Image.Image:
-        """The picture with boxes, labels and scores on it; a small one is enlarged, so that they can be read."""
+    def draw(self, font: str | os.PathLike | None = None) -> Image.Image:
+        """The picture with boxes, labels and scores on it; a small one is enlarged, so that they can be read.
+
+        Args:
+            font: a font file for the labels, if no font of this computer has their letters.
+        """
         instances = Instances(
             (self.height, self.width),
             pred_boxes=Boxes(torch.from_numpy(self.boxes)),
             scores=torch.from_numpy(self.scores),
             pred_classes=torch.from_numpy(self.classes),
         )
-        return Image.fromarray(draw(self.pixels, instances, self.known.metadata()).get_image())
+        return draw(self.pixels, instances, self.known.metadata(), font)
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
         """Entries of a COCO results file, with the category ids of the data that the detector was trained on."""

@@ -8,8 +8,12 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.structures import Instances
-from detectron2.utils.visualizer import ColorMode, VisImage, Visualizer
-from PIL import Image, ImageOps
+from detectron2.utils.visualizer import ColorMode, Visualizer
+from PIL import Image
+
+from detrkit.datasets.images import read_image, to_rgb
+
+from .fonts import label_font
 
 MIN_SIDE = 480  # pixels of the longer side of a picture; smaller images are enlarged, or labels would hide them
 Picture = str | os.PathLike | np.ndarray | Image.Image
@@ -36,30 +40,12 @@ def read_picture(picture: Picture, channel_order: str = "RGB") -> np.ndarray:
     if isinstance(picture, np.ndarray):
         return _array_as_rgb(picture, channel_order)
     if isinstance(picture, Image.Image):
-        return as_rgb(picture)
+        return to_rgb(picture)
     if not is_picture(picture):
         raise ValueError(f"a picture is a file, a PIL image or a NumPy array, not a {type(picture).__name__}")
     if Path(picture).is_dir():
         raise ValueError(f"{picture} is a folder: give its files, such as sorted(Path({str(picture)!r}).glob('*.jpg'))")
-    return read_image(Path(picture))
-
-
-def read_image(path: Path) -> np.ndarray:
-    """RGB, (H, W, 3) uint8, as a viewer shows it. detectron2's own makes images of 16-bit grey ones white."""
-    with Image.open(path) as file:
-        return as_rgb(file)
-
-
-def as_rgb(image: Image.Image) -> np.ndarray:
-    """RGB, (H, W, 3) uint8: turned as its EXIF data say, on white where it is transparent."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        values = np.asarray(image).clip(0, 0xFFFF).astype(np.uint16)
-        image = Image.fromarray((values >> 8).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.array(image.convert("RGB"))
+    return read_image(picture)
 
 
 def _array_as_rgb(pixels: np.ndarray, channel_order: str) -> np.ndarray:
@@ -73,7 +59,7 @@ def _array_as_rgb(pixels: np.ndarray, channel_order: str) -> np.ndarray:
         raise ValueError(f"channel_order={channel_order!r} is none of {', '.join(CHANNEL_ORDERS)}")
     if pixels.ndim == 3 and pixels.shape[2] >= 3 and channel_order == "BGR":
         pixels = pixels[..., [2, 1, 0, *range(3, pixels.shape[2])]]
-    return as_rgb(Image.fromarray(np.ascontiguousarray(pixels.squeeze(2) if pixels.shape[2:] == (1,) else pixels)))
+    return to_rgb(Image.fromarray(np.ascontiguousarray(pixels.squeeze(2) if pixels.shape[2:] == (1,) else pixels)))
 
 
 def name_of(picture: Picture, index: int) -> str:
@@ -88,8 +74,15 @@ def all_of(pictures: Picture | Iterable[Picture]) -> Iterable[Picture]:
     return [pictures] if is_picture(pictures) else pictures
 
 
-def draw(pixels: np.ndarray, instances: Instances, metadata: object) -> VisImage:
-    """Detections on their image, (H, W, 3) RGB; `metadata` has the names of classes as `thing_classes`."""
+def draw(
+    pixels: np.ndarray, instances: Instances, metadata: object, font: str | os.PathLike | None = None
+) -> Image.Image:
+    """Detections on their image, (H, W, 3) RGB; `metadata` has the names of classes as `thing_classes`.
+
+    Args:
+        font: a font file for the labels; None: see `label_font`.
+    """
     scale = max(1.0, MIN_SIDE / max(pixels.shape[:2]))
-    visualizer = Visualizer(pixels, metadata, scale=scale, instance_mode=ColorMode.IMAGE)
-    return visualizer.draw_instance_predictions(instances)
+    with label_font(getattr(metadata, "thing_classes", None) or (), font):
+        visualizer = Visualizer(pixels, metadata, scale=scale, instance_mode=ColorMode.IMAGE)
+        return Image.fromarray(visualizer.draw_instance_predictions(instances).get_image())

@@ -43,6 +43,7 @@ from detrkit.analysis.figures import bootstrap, draw_images, interval
 from detrkit.analysis.ground_truth import matcher_of, target_of
 from detrkit.datasets.annotations import class_key, same_classes, shortened
 from detrkit.datasets.classes import Classes
+from detrkit.datasets.mapper import with_rgb_images
 from detrkit.reports import page
 from detrkit.training.loading import load_detector
 from detrkit.training.preflight import known_classes, match_evaluation
@@ -167,7 +168,9 @@ def run(
         evaluator.reset()
     test = candidate.cfg.dataloader.test
     loader = build_detection_test_loader(
-        dataset=data.images, mapper=instantiate(test.mapper), num_workers=test.get("num_workers", 0)
+        dataset=data.images,
+        mapper=with_rgb_images(instantiate(test.mapper)),
+        num_workers=test.get("num_workers", 0),
     )
     tables, places = [], np.zeros((len(data.images), 2, BINS), int)
     with tqdm(total=len(data.images), desc=candidate.name, unit="image", disable=None) as progress:

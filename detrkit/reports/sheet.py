@@ -5,16 +5,18 @@ from __future__ import annotations
 import colorsys
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from PIL import Image, ImageDraw, ImageFont
+
+from detrkit.datasets.images import read_image
+from detrkit.inference.fonts import label_font
 
 CELL = 320  # side of the square that an image is fitted into, pixels
 GAP = 8
@@ -85,7 +87,7 @@ def cell(drawn: np.ndarray) -> Image.Image:
 
 
 def draw_pair(image: dict, predictions: Instances, metadata: object) -> tuple[Image.Image, Image.Image]:
-    pixels = read_image(image["file_name"], format="RGB")
+    pixels = read_image(image["file_name"])
     scale = CELL / max(pixels.shape[:2])
 
     def visualizer() -> Visualizer:
@@ -130,10 +132,15 @@ def plural(count: int, noun: str) -> str:
 
 
 def contact_sheet(
-    images: list[dict], predictions: list[Instances], metadata: object, title: str, threshold: float
+    images: list[dict],
+    predictions: list[Instances],
+    metadata: object,
+    title: str,
+    threshold: float,
+    font_of_size: Callable[[float], ImageFont.FreeTypeFont],
 ) -> Image.Image:
     """Pairs of cells, ground truth left and predictions right, under a title and a legend."""
-    heading, text = ImageFont.load_default(20), ImageFont.load_default(14)
+    heading, text = font_of_size(20), font_of_size(14)
     columns = min(PAIRS_PER_ROW, len(images))
     pair_width, pair_height = 2 * CELL + GAP, CELL + 30
     width = 2 * MARGIN + columns * pair_width + (columns - 1) * 3 * GAP
@@ -170,7 +177,14 @@ def contact_sheet(
     return sheet
 
 
-def draw_sheet(results: Path, dataset: str, output: Path, num_images: int = 12, score_threshold: float = 0.3) -> int:
+def draw_sheet(
+    results: Path,
+    dataset: str,
+    output: Path,
+    num_images: int = 12,
+    score_threshold: float = 0.3,
+    font: str | None = None,
+) -> int:
     """Draw a few images of a dataset, ground truth beside predictions, and write them as one picture.
 
     Args:
@@ -179,6 +193,7 @@ def draw_sheet(results: Path, dataset: str, output: Path, num_images: int = 12, 
         output: the picture to write, .png or .jpg.
         num_images: images on the sheet, at most.
         score_threshold: predictions that score less are left out.
+        font: a font file for all text; None for one that has the letters.
 
     Returns:
         The number of images drawn.
@@ -211,7 +226,10 @@ def draw_sheet(results: Path, dataset: str, output: Path, num_images: int = 12, 
         to_instances(found, classes, (image["height"], image["width"]))
         for image, found in zip(images, kept, strict=True)
     ]
-    sheet = contact_sheet(images, predictions, metadata, f"{dataset}: {results}", score_threshold)
+    title = f"{dataset}: {results}"
+    texts = [title, *metadata.thing_classes, *(Path(image["file_name"]).name for image in images)]
+    with label_font(texts, font) as font_of_size:
+        sheet = contact_sheet(images, predictions, metadata, title, score_threshold, font_of_size)
     output.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(output)
     return len(images)

@@ -20,6 +20,8 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from detrkit.datasets.mapper import with_rgb_images
+
 from .data_workers import is_worker_death, leave_signals_to_parent, next_batch
 from .randomness import random_states_kept, seed_cpu
 
@@ -266,7 +268,7 @@ def resumable_loader(node: DictConfig, dataset: Any) -> ResumableLoader | None:
     collate = instantiate(node.get("collate_fn"))
     return ResumableLoader(
         items,
-        instantiate(node.get("mapper")),
+        with_rgb_images(instantiate(node.get("mapper"))),
         builder(options),
         build_in_process=builder(in_process) if options.get("num_workers") else None,
         collate=collate,

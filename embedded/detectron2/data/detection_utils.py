@@ -26,14 +26,16 @@ PIL_MODES = {"RGB": "RGB", "BGR": "RGB", "L": "L"}
 def read_image(file_name: str, format: str | None = None) -> np.ndarray:
     """Reads an image the way a viewer shows it, i.e. rotated as its EXIF data say.
 
-    Grey, palette, CMYK and 16-bit files are converted, and transparency is dropped.
+    Grey, palette and CMYK files are converted. Transparent pixels are shown on white, where the real detectron2 shows
+    the colour below them. Of wide integers 65535 is white and of floats 1, where it clips them at 255.
 
     Args:
         file_name: path of the file.
         format: "RGB" or "BGR" for shape (H, W, 3), "L" for (H, W, 1), all uint8; None for whatever the file has.
 
     Raises:
-        OSError: no such file (FileNotFoundError), no image, or truncated; names the file.
+        OSError: no such file (FileNotFoundError), no image, or truncated; or its values are outside those ranges or
+            end below 4096 of 65535, as 12-bit values do. Names the file.
         ValueError: no such format.
     """
     if format is not None and format not in PIL_MODES:
@@ -41,8 +43,11 @@ def read_image(file_name: str, format: str | None = None) -> np.ndarray:
     try:
         with PathManager.open(file_name, "rb") as file:
             image = Image.open(file)
+            stored_wide = any(";16" in str(part) for part in image.tile)  # where Pillow keeps the high bytes of colours
             image.load()
         image = ImageOps.exif_transpose(image)
+        if format is not None:
+            image = _shown(image, stored_wide)
     except FileNotFoundError as err:
         raise FileNotFoundError(f"no such image file: {file_name}") from err
     # Broken PNGs make PIL raise SyntaxError.
@@ -50,20 +55,44 @@ def read_image(file_name: str, format: str | None = None) -> np.ndarray:
         reason = "not an image" if isinstance(err, Image.UnidentifiedImageError) else err
         raise OSError(f"cannot read image file {file_name}: {reason}") from err
 
-    pixels = np.array(image if format is None else _as_mode(image, PIL_MODES[format]))
+    pixels = np.array(image if format is None else image.convert(PIL_MODES[format]))
     if format == "L":
         return pixels[..., None]
     return np.ascontiguousarray(pixels[..., ::-1]) if format == "BGR" else pixels
 
 
-def _as_mode(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode.startswith("I"):
-        # PIL would clip 16-bit values at 255, and make a white image of them.
-        high_bytes = np.asarray(image).clip(0, 0xFFFF) >> 8
-        image = Image.fromarray(high_bytes.astype(np.uint8))
-    if "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image if image.mode == mode else image.convert(mode)
+def _shown(image: Image.Image, stored_wide: bool) -> Image.Image:
+    """The image with 8 bits per channel, without transparency."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _narrowed(image)
+    elif stored_wide and image.mode in ("RGB", "RGBA", "LA"):
+        colors = image.getextrema()[: 1 if image.mode == "LA" else 3]
+        _refuse_dark(256 * max(high for _, high in colors))
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.new("RGB", image.size, "white")
+        image.paste(layer, mask=layer)
+    return image
+
+
+def _narrowed(image: Image.Image) -> Image.Image:
+    """A grey image of floats or wide integers as one of bytes."""
+    white, tolerance = (1, 1e-3) if image.mode == "F" else (0xFFFF, 0)
+    values = np.asarray(image).astype(float)
+    lowest, highest = values.min(), values.max()
+    if not (lowest >= -tolerance and highest <= white + tolerance):
+        raise ValueError(f"its values go from {lowest:g} to {highest:g}, not from 0 to {white}: scale them")
+    if white > 1:
+        _refuse_dark(highest)
+    scaled = np.rint(values.clip(0, 1) * 255) if white == 1 else values // 256
+    if (hidden := image.info.get("transparency")) is not None:
+        scaled[values == hidden] = 255
+    return Image.fromarray(scaled.astype(np.uint8))
+
+
+def _refuse_dark(brightest: float) -> None:
+    if 0 < brightest < 4096:
+        raise ValueError(f"it has more than 8 bits and its values end at {brightest:g} of 65535: scale them")
 
 
 def check_image_size(dataset_dict: dict[str, Any], image: np.ndarray) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import colorsys
 import math
+import sys
 from collections.abc import Sequence
 from enum import Enum
+from functools import lru_cache
+from importlib.util import find_spec
 from os import PathLike
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +22,7 @@ Color = str | Sequence[float]  # a name ("g", "red", "#ff8800") or red, green, b
 Rect = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the canvas
 
 MIN_FONT_SIZE = 10
+DEFAULT_FONT = "DejaVuSans.ttf"  # of matplotlib; it has the Latin, Greek and Cyrillic letters
 SHORT_COLOR_NAMES = {
     "b": "blue",
     "g": "green",
@@ -92,6 +97,24 @@ def _contrasting(color: RGB) -> RGB:
     return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else (255, 255, 255)
 
 
+def _font_file() -> str | None:
+    """The file of matplotlib's sans-serif font, as on the real detectron2; None: there is no matplotlib."""
+    key, matplotlib = "font.sans-serif", sys.modules.get("matplotlib")
+    # Importing it takes long, and where nobody has, nobody has changed its settings.
+    if matplotlib and matplotlib.rcParams[key] != matplotlib.rcParamsDefault[key]:
+        from matplotlib.font_manager import FontProperties, findfont
+
+        return findfont(FontProperties(family=matplotlib.rcParams[key]))
+    spec = find_spec("matplotlib")
+    file = spec and Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / DEFAULT_FONT
+    return str(file) if file and file.is_file() else None
+
+
+@lru_cache(maxsize=16)
+def _font(file: str | None, size: float) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(file, size) if file else ImageFont.load_default(size)
+
+
 def _area(box: Rect) -> float:
     return max(box[2] - box[0], 0) * max(box[3] - box[1], 0)
 
@@ -103,7 +126,8 @@ def _overlap(a: Rect, b: Rect) -> float:
 class Visualizer:
     """Draws detections or annotations on an image.
 
-    All coordinates are pixels of `img_rgb`, whatever the scale. The drawing methods return the `VisImage`.
+    All coordinates are pixels of `img_rgb`, whatever the scale. The drawing methods return the `VisImage`. Text is in
+    matplotlib's sans-serif font, `matplotlib.rcParams["font.sans-serif"]`; letters that it lacks are boxes.
 
     Args:
         img_rgb: RGB, (H, W, 3), values in 0-255.
@@ -298,7 +322,7 @@ class Visualizer:
 
     def _plate(self, text: str, color: RGB, background: RGB, font_size: float | None = None) -> Image.Image:
         """`text` on an opaque rectangle that just holds it."""
-        font = ImageFont.load_default(font_size or self._font_size)
+        font = _font(_font_file(), font_size or self._font_size)
         # The height of the font, not of this text: plates then have one height and one baseline.
         ascent, descent = font.getmetrics()
         left, _, right, _ = font.getbbox(text)

@@ -173,7 +173,7 @@ def test_options_for_folders_that_do_not_fit(tmp_path, capsys):
         ("--data", "mine", "--eval-only"): "--data is for training; to evaluate",
         ("--data", "mine", "--epochs", "0"): "--epochs 0: at least 1",
         ("--data", str(tmp_path / "gone")): "no such folder: ",
-        ("--data", str(tmp_path)): "is in no layout that is known: VOC has a folder Annotations",
+        ("--data", str(tmp_path)): "is in no known layout. COCO: JSON files with images",
     }
     for words, message in mistakes.items():
         with pytest.raises(SystemExit) as stop:

@@ -101,8 +101,8 @@ def test_voc_without_lists(tmp_path, convert):
     root = voc(tmp_path / "plain", {"a": voc_file(voc_object()), "b": voc_file()})
     found = convert(root)
     assert list(found.files) == ["all"] and len(found.contents["all"]["images"]) == 2
-    (root / "JPEGImages").rename(root / "photos")
-    assert boxes(convert(root), "all") == [("photos/a.jpg", *found_box) for _, *found_box in boxes(found, "all")]
+    (root / "JPEGImages").rename(root / "scans")
+    assert boxes(convert(root), "all") == [("scans/a.jpg", *found_box) for _, *found_box in boxes(found, "all")]
     for split in ("train", "test"):
         image(tmp_path / "flat" / split / "a.png")
         write(tmp_path / "flat" / split / "a.xml", voc_file(voc_object(split)))
@@ -322,7 +322,7 @@ def test_what_is_no_dataset(tmp_path, convert):
     both = yolo(voc(tmp_path / "both", {"a": voc_file(voc_object())}), {"a": "0 0.5 0.5 0.5 0.4"})
     sources = {
         tmp_path / "nowhere": "no such folder",
-        tmp_path / "empty": "is in no layout that is known: VOC has a folder Annotations",
+        tmp_path / "empty": "is in no known layout. COCO: JSON files with images, annotations and categories; VOC: XML",
         both: "looks like VOC .* and YOLO .*: say --format",
         voc(tmp_path / "nothing", {"a": voc_file()}): "no objects in",
         yolo(tmp_path / "tabs", {"a": ""}, "names: [\n\tcat"): "is not YAML: line 2",
@@ -458,6 +458,7 @@ def test_what_is_wrong_with_a_file_of_coco(tmp_path, convert):
         "image without a name": 1,
         "missing image": 1,
         "image given twice": 1,
+        "object given twice": 1,
         "class without a name": 1,
         "class named twice": 1,
         "other image size": 1,
@@ -476,8 +477,8 @@ def test_what_is_wrong_with_a_file_of_coco(tmp_path, convert):
         ("a.jpg", "cat", [20, 2, 10, 5], 1),
         ("b.jpg", "cat", [2.5, 3, 5, 10], 0),
     ]
-    far = coco(tmp_path / "far", {"all.json": coco_content(["a.jpg"])}, ["pictures/a.jpg"])
-    with pytest.raises(ValueError, match="its images, such as a.jpg, are in none of"):
+    far = coco(tmp_path / "far", {"all.json": coco_content(["a.jpg"])}, ["deep/in/folders/b.jpg"])
+    with pytest.raises(ValueError, match="its images, such as a.jpg, are not in "):
         convert(far)
 
 

@@ -212,7 +212,7 @@ def picture(mode):
     if mode.startswith("I;16"):
         return Image.fromarray(grey.astype(np.uint16) * 257)
     if mode == "LA":
-        return Image.merge("LA", [Image.fromarray(grey)] * 2)
+        return Image.merge("LA", [Image.fromarray(grey), Image.new("L", (6, 4), 255)])
     return Image.fromarray(grey).convert(mode)
 
 
@@ -231,6 +231,59 @@ def test_read_image_of_any_kind(tmp_path, mode, suffix, format):
     assert image.flags.writeable
     expected = np.where(np.arange(6)[None, :, None] < 3, 40, 200)
     assert np.abs(image.astype(int) - expected).max() <= 6
+
+
+@pytest.mark.parametrize("format", ["RGB", "BGR", "L"])
+def test_transparent_pixels_are_white(tmp_path, format):
+    """The colour below transparent pixels, often black, is never seen, whichever way a file says that they are."""
+    hidden = Image.new("RGBA", (6, 4), (0, 0, 0, 0))
+    hidden.paste((40, 40, 40, 255), (0, 0, 3, 4))
+    palette = Image.new("P", (6, 4), 1)
+    palette.putpalette([40, 40, 40, 0, 0, 0])
+    palette.paste(0, (0, 0, 3, 4))
+    wide = np.full((4, 6), 40 * 257, np.uint16)
+    wide[:, 3:] = 40 * 257 + 1
+    files = {
+        "rgba.png": (hidden, {}),
+        "la.png": (hidden.convert("LA"), {}),
+        "palette.png": (palette, {"transparency": 1}),
+        "grey.png": (hidden.convert("L"), {"transparency": 0}),
+        "wide.png": (Image.fromarray(wide), {"transparency": 40 * 257 + 1}),
+        "rgba.tif": (hidden, {}),
+        "rgba.webp": (hidden, {"lossless": True}),
+    }
+    for name, (image, options) in files.items():
+        image.save(tmp_path / name, **options)
+        pixels = utils.read_image(str(tmp_path / name), format)
+        assert np.array_equal(pixels[..., 0], np.where(np.arange(6) < 3, 40, 255)[None].repeat(4, 0)), name
+
+
+WIDE_VALUES = {  # (largest value, type): what it is read as; None: refused
+    (65535, np.uint16): 255,
+    (40 * 257, np.uint16): 40,
+    (4095, np.uint16): None,
+    (0, np.uint16): 0,
+    (65535, np.int32): 255,
+    (255, np.int32): None,
+    (65536, np.int32): None,
+    (1, np.float32): 255,
+    (0.5, np.float32): 128,
+    (255, np.float32): None,
+    (np.nan, np.float32): None,
+}
+
+
+@pytest.mark.parametrize("most, dtype", WIDE_VALUES)
+def test_values_of_more_than_8_bits(tmp_path, most, dtype):
+    """They are read by a fixed scale, or refused: 12-bit and float images were read as black or white."""
+    path = str(tmp_path / "x.tif")
+    Image.fromarray(np.array([[0, most]], dtype)).save(path)
+    expected = WIDE_VALUES[most, dtype]
+    if expected is None:
+        with pytest.raises(OSError, match=f"cannot read image file {path}: its values go|it has more than 8 bits"):
+            utils.read_image(path, "RGB")
+    else:
+        assert utils.read_image(path, "RGB").tolist() == [[[0] * 3, [expected] * 3]]
 
 
 def test_read_image_channel_order(tmp_path):

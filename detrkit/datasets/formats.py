@@ -1,0 +1,69 @@
+"""The layouts of datasets that can be read, and which of them a folder has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .coco import COCO
+from .cvat import CVAT
+from .files import DatasetFiles
+from .kitti import KITTI
+from .labelme import LABELME
+from .open_images import OPEN_IMAGES
+from .reading import Format
+from .tensorflow_csv import TENSORFLOW_CSV
+from .via import VIA
+from .voc import VOC
+from .yolo import YOLO
+
+FORMATS = {layout.name: layout for layout in (COCO, VOC, YOLO, LABELME, CVAT, VIA, TENSORFLOW_CSV, OPEN_IMAGES, KITTI)}
+
+
+def recognise(source: Path, name: str | None = None) -> tuple[Format, DatasetFiles, Path]:
+    """The layout of a dataset, by the content of its files.
+
+    A folder that holds nothing but one other folder stands for that one.
+
+    Args:
+        source: a folder, or one annotation file.
+        name: a name in `FORMATS`, to look for this layout alone.
+
+    Returns:
+        The layout, the dataset's files, and the path for its reader.
+
+    Raises:
+        ValueError: there is no such layout, or no or several layouts are found.
+    """
+    if name is not None and name not in FORMATS:
+        raise ValueError(f"format={name!r}: choose one of {', '.join(FORMATS)}")
+    layouts = [FORMATS[name]] if name else list(FORMATS.values())
+    files = DatasetFiles(source)
+    while True:
+        found = _found(layouts, files)
+        inner = _only_folder(files.root)
+        if found or source.is_file() or inner is None:
+            break
+        files = DatasetFiles(inner)
+    if len(found) > 1:
+        seen = " and ".join(f"{layout.title} ({place})" for layout, place in found)
+        raise ValueError(f"{source} looks like {seen}: say --format")
+    if not found:
+        wanted = "; ".join(f"{layout.title}: {layout.content}" for layout in layouts)
+        raise ValueError(f"{source} is in no known layout. {wanted}")
+    layout, place = found[0]
+    return layout, files, place
+
+
+def _found(layouts: list[Format], files: DatasetFiles) -> list[tuple[Format, Path]]:
+    """The layouts that a folder has, and where their readers are to begin."""
+    found = [(layout, place) for layout in layouts if (place := layout.find(files))]
+    if not found:
+        found = [(layout, place) for layout in layouts if (place := layout.guess(files))]
+    original = [(layout, place) for layout, place in found if not layout.is_derived]
+    return original or found
+
+
+def _only_folder(folder: Path) -> Path | None:
+    """The single entry of a folder, if it is a folder."""
+    entries = [path for path in folder.iterdir() if not path.name.startswith(".") and path.name != "__MACOSX"]
+    return entries[0] if len(entries) == 1 and entries[0].is_dir() else None

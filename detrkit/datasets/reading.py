@@ -1,0 +1,138 @@
+"""What a reader of a dataset layout takes and gives, and what the readers of annotation tools' layouts share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .files import DatasetFiles
+from .pictures import Box, Corners, Picture, Problems, add_box, look_at_all, relative, to_upright
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How to read a dataset.
+
+    Attributes:
+        classes: class names that replace those of the dataset, where a layout has numbers for them or none at all.
+        difficult, zero_based: of Pascal VOC, see `read_voc`.
+        decode: read every image to its end, as training will; otherwise only as far as its size.
+    """
+
+    classes: Sequence[str] | None = None
+    difficult: str = "ignore"
+    zero_based: bool = False
+    decode: bool = True
+
+
+@dataclass
+class Dataset:
+    """A dataset as it was read.
+
+    Attributes:
+        pictures: the images by split; "all" where the dataset has none.
+        image_root: the folder that file names are relative to.
+        classes: class names, in the order of their ids.
+    """
+
+    pictures: dict[str, list[Picture]]
+    image_root: Path
+    classes: list[str]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A layout of datasets.
+
+    Attributes:
+        name: for `--format`.
+        title: in messages.
+        content: what the layout consists of, in messages.
+        find: the file or folder that tells the layout, by its content; None if it is not this layout.
+        read: read the dataset that `find` returned a path of.
+        guess: as `find`, from weaker signs; used if no layout is found for certain.
+        is_derived: whether people make it from another layout, which is then the one to read.
+    """
+
+    name: str
+    title: str
+    content: str
+    find: Callable[[DatasetFiles], Path | None]
+    read: Callable[[DatasetFiles, Path, Problems, ReadOptions], Dataset]
+    guess: Callable[[DatasetFiles], Path | None] = lambda files: None
+    is_derived: bool = False
+
+
+@dataclass
+class LabelledBox:
+    """An object of an annotation file; `where` is its place there, for the report."""
+
+    label: str
+    corners: Corners
+    where: str
+    ignored: bool = False
+
+
+@dataclass
+class AnnotatedImage:
+    """An image of an annotation file.
+
+    Attributes:
+        path: the image's file.
+        where: the place in the annotation file, for the report.
+        split: "train", "val", "trainval", "test" or "all".
+        boxes: the objects.
+        size: width and height as the annotation file states them, in pixels; None if it does not.
+        is_relative: whether boxes are parts of the width and height, instead of pixels.
+    """
+
+    path: Path
+    where: str
+    split: str
+    boxes: list[LabelledBox] = field(default_factory=list)
+    size: tuple[float, float] | None = None
+    is_relative: bool = False
+
+
+def assemble(
+    annotated: Iterable[AnnotatedImage], files: DatasetFiles, problems: Problems, options: ReadOptions
+) -> Dataset:
+    """Look at the images and put the boxes on them; what is wrong is reported and left out.
+
+    Several entries of one image and split are joined. Classes are those that occur, by name.
+    """
+    annotated = list(annotated)
+    looked = look_at_all((image.path for image in annotated), options.decode)
+    for path, file in looked.items():
+        if file.error:
+            problems.add(file.kind, f"{relative(path, files.root)}: {file.error}: left out")
+    pictures: dict[str, dict[Path, Picture]] = {}
+    for image in annotated:
+        file = looked[image.path]
+        found = pictures.setdefault(image.split, {})
+        if file.error:
+            continue
+        picture = found.setdefault(image.path, Picture(image.path, file.width, file.height))
+        scale = (file.width, file.height) if image.is_relative else (1, 1)
+        to_image = to_upright(file, image.size or (file.width, file.height), image.where, problems)
+        for box in image.boxes:
+            corners = to_image(tuple(value * scale[i % 2] for i, value in enumerate(box.corners)))
+            add_box(picture, Box(box.label, corners, box.ignored), box.where, problems)
+    report_unannotated(files, {image.path for image in annotated}, problems)
+    parts = {split: list(found.values()) for split, found in pictures.items()}
+    classes = sorted({box.label for part in parts.values() for picture in part for box in picture.boxes})
+    return Dataset(parts, files.root, classes)
+
+
+def report_unannotated(files: DatasetFiles, annotated: set[Path], problems: Problems) -> None:
+    """Report the images that no annotation is of. Masks of annotated images do not count as images."""
+    stems = {path.stem for path in annotated}
+    for path in files.images:
+        if path not in annotated and path.stem not in stems:
+            problems.add("image without annotation", f"{relative(path, files.root)}: left out")
+
+
+def one_line(text: str | None) -> str:
+    """A class name with single spaces; "" for None."""
+    return " ".join((text or "").split())
