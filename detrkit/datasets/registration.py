@@ -47,9 +47,10 @@ class Registration(NamedTuple):
 def register_coco(name: str, json_file: str | Path, image_root: str | Path, **metadata: Any) -> None:
     """Register a dataset in COCO's format for use in a config, which some tools load more than once.
 
-    Detectors and evaluators get a file that they read as it is meant: where the given one has ids that pycocotools
-    misunderstands, or lacks areas, boxes or sizes, that is a normalised copy (`datasets.annotations.normalise`).
-    A file with a mistake that cannot be mended is registered as it is; loading it tells the mistake.
+    Detectors and evaluators get a file that they read as it is meant. If the given one has ids that pycocotools
+    misunderstands, or lacks areas, boxes or sizes, this is a normalised copy: see `normalise` in
+    `detrkit.datasets.annotations`. A file with a mistake that cannot be mended is registered as it is; loading it
+    tells the mistake.
 
     Datasets with the same classes get them in one order, that of the first one registered: `train.json` and `val.json`
     may number them differently.

@@ -9,8 +9,9 @@ import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
 
+from detrkit.benchmark import stopwatch, workloads
 from detrkit.commands import benchmark as tool
-from detrkit.commands import make_data, stopwatch, workloads
+from detrkit.commands import make_data
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / "projects" / "align_detr" / "configs"

@@ -17,14 +17,9 @@ class AugInput:
         image: (H, W) or (H, W, C), uint8 in [0, 255] or floating point.
         boxes: (N, 4), x0, y0, x1, y1 in pixels; not clipped to the image by transforms.
         sem_seg: (H, W) integer labels.
-
-    Raises:
-        TypeError: the image has integers other than uint8.
     """
 
     def __init__(self, image: np.ndarray, *, boxes: np.ndarray | None = None, sem_seg: np.ndarray | None = None):
-        if np.issubdtype(image.dtype, np.integer) and image.dtype != np.uint8:
-            raise TypeError(f"an image is uint8 or floating point, not {image.dtype}")
         self.image = image
         self.boxes = boxes
         self.sem_seg = sem_seg
