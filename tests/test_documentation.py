@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from detrkit.commands.command_line import load_config
+from detrkit.config.load import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(path for path in ROOT.rglob("*.md") if not set(path.relative_to(ROOT).parts) & {".venv", "output"})

@@ -21,6 +21,7 @@ FLOORS = (
     ("detrkit.training", "detrkit.analysis"),
     ("detrkit.inference",),
     ("detrkit.experiments", "detrkit.benchmark", "detrkit.reports"),
+    ("detrkit.api",),
     ("detrkit.commands",),
 )
 LEVEL = {package: level for level, packages in enumerate(FLOORS) for package in packages}

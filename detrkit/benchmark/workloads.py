@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from align_detr._platform import EMBEDDED_ROOT
 from detrkit.benchmark.stopwatch import Memory, Run, Stopwatch
-from detrkit.commands.command_line import load_config
-from detrkit.commands.train import ClipGradients, autocast_of, build_optimizer, build_trainer, compile_parts
+from detrkit.config.load import load_config
+from detrkit.training.builders import autocast_of, build_optimizer, build_trainer, compile_parts
 from detrkit.training.loading import load_detector
 
 REFERENCE = EMBEDDED_ROOT.parent / "tests" / "reference" / "training_step.py"
@@ -207,9 +207,8 @@ class Step(Setting):
         batch = synthetic_batch(self.batch, self.size, self.objects, model.num_classes)
         optimizer = build_optimizer(cfg, model)
         trainer = build_trainer(cfg, model, repeat(batch), optimizer)
-        clip = ClipGradients(optimizer, **cfg.train.clip_grad.params) if cfg.train.clip_grad.enabled else None
         parts = Parts(model)
-        trainer.register_hooks([parts, clip])
+        trainer.register_hooks([parts])
         trainer.iter, trainer.max_iter = 0, sys.maxsize
         formulation = reference().plain_formulation if plain else nullcontext
 

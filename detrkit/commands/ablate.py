@@ -28,8 +28,9 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 
 from align_detr.modeling.losses import CLASSIFICATION_LOSSES
-from detrkit.commands.command_line import finish, load_config
+from detrkit.commands.command_line import finish
 from detrkit.config.catalogue import find_config
+from detrkit.config.load import load_config
 from detrkit.experiments import seeds
 from detrkit.experiments.runs import (
     METRIC,

@@ -16,7 +16,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from detrkit.commands.command_line import errors_in_one_line, interrupts_end, load_configs, take_overrides
+from detrkit.commands.command_line import errors_in_one_line, interrupts_end, take_overrides
+from detrkit.config.load import load_configs
 from detrkit.reports.alignment import Candidate, analyze, default_names, table_of
 
 

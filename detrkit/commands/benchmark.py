@@ -53,10 +53,12 @@ from detrkit.benchmark.workloads import (
     reference,
     synthetic_batch,
 )
-from detrkit.commands.command_line import errors_in_one_line, load_config, take_overrides
-from detrkit.commands.train import build_loader, device_name
+from detrkit.commands.command_line import errors_in_one_line, take_overrides
+from detrkit.config.load import load_config
 from detrkit.datasets.images import read_image
 from detrkit.datasets.mapper import with_rgb_images
+from detrkit.runtime.device import device_name
+from detrkit.training.builders import build_loader
 from detrkit.training.loading import load_detector
 
 USUAL_PARTS = ("criterion", "attention", "step", "inference", "data")
@@ -450,9 +452,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         check(args)
         benchmark = Benchmark(args)
         print(describe())
-        print(f"PyTorch {torch.__version__} on {device_name(benchmark.cfg)}, {args.repeats} repeats")
+        print(f"PyTorch {torch.__version__} on {device_name(benchmark.cfg.train.device)}, {args.repeats} repeats")
         benchmark.run()
         if args.json:
-            about = {"config": args.config_file, "overrides": args.opts, "device": device_name(benchmark.cfg)}
+            device = device_name(benchmark.cfg.train.device)
+            about = {"config": args.config_file, "overrides": args.opts, "device": device}
             about |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "repeats": args.repeats}
             args.json.write_text(json.dumps({**about, "records": benchmark.records}, indent=1))

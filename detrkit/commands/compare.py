@@ -19,8 +19,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from detrkit.commands.command_line import finish, load_config
+from detrkit.commands.command_line import finish
 from detrkit.config.catalogue import find_config
+from detrkit.config.load import load_config
 from detrkit.experiments import seeds
 from detrkit.experiments.runs import (
     METRIC,

@@ -28,7 +28,8 @@ from torch import nn
 from tqdm import tqdm
 
 from detrkit.analysis import batches_of_one_size, detections, predict_layers
-from detrkit.commands.command_line import finish, load_config, take_overrides
+from detrkit.commands.command_line import finish, take_overrides
+from detrkit.config.load import load_config
 from detrkit.datasets.classes import Classes, classes_of_dataset, dataset_names
 from detrkit.datasets.images import image_suffixes, read_image
 from detrkit.inference.pictures import draw

@@ -1,4 +1,4 @@
-"""Writes a trained detector as one file that is all one needs to use it.
+"""Write a trained detector as one file.
 
     align-detr export SOURCE --output FILE.safetensors
     align-detr export SOURCE --output FILE.onnx|FILE.pt2 [--batch N] [--size H W] [--dynamic] [--float64] [--check PICS]
@@ -24,104 +24,68 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from align_detr._platform import ENV_VAR, is_upstream
-from detrkit.commands.command_line import errors_in_one_line, load_config, take_overrides
-from detrkit.config.exported import input_size, write_exported
-from detrkit.datasets.files import image_files
-from detrkit.datasets.images import read_image
-from detrkit.inference.agreement import LISTED, agreement_table, compare, compare_each, rounding_table
-from detrkit.inference.graph import Shape, metadata_of, write_onnx, write_program
+from detrkit.commands.command_line import errors_in_one_line, take_overrides
+from detrkit.config.load import load_config
+from detrkit.inference.agreement import agreement_table, rounding_table
+from detrkit.inference.export import GRAPHS, WEIGHTS, ExportedFile, check_graph, export, open_graph
 from detrkit.inference.network import Network
 from detrkit.inference.pytorch import PyTorchNetwork
-from detrkit.inference.runtimes import OnnxNetwork, ProgramNetwork
-from detrkit.inference.sources import Source, find_source
-
-WEIGHTS, GRAPHS = ".safetensors", (".onnx", ".pt2")
-LANDSCAPE = (480, 640)  # height and width of the picture whose input is --size where it is not given
 
 
-def export(args: argparse.Namespace) -> None:
-    """Writes the file, says so, and checks it if asked to.
+def run(args: argparse.Namespace) -> None:
+    """Write the file, print a line about it, and check it if asked to.
 
     Raises:
-        ValueError: it does not find what PyTorch finds.
+        ValueError: options do not fit, or the file detects something else than PyTorch.
     """
-    check(args)
-    cfg, weights, classes = source_of(args)
-    if args.output.resolve() == Path(weights).resolve():
-        raise ValueError(f"--output {args.output} is where the weights come from: give another name")
-    network = PyTorchNetwork(cfg, weights, classes, "cpu", "float32")
-    network = network.in_float64() if args.float64 else network
-    model = network.model
-    if args.output.suffix == WEIGHTS:
-        write_exported(args.output, model.state_dict(), cfg, network.classes)
-        what = ""
-    else:
-        shape = write_graph(args, network, cfg)
-        size = f"{shape.size[0]} x {shape.size[1]} pixels" if shape.size else "any size"
-        what = f", {shape.batch or 'any number of'} image(s) of {size}"
-    size = args.output.stat().st_size / 1e6
-    print(f"{args.output}: {size:.1f} MB, {type(model).__name__} with {len(network.classes.names)} classes{what}")
-    if args.check:
-        agree(network, open_graph(args.output), args.check, args.output.suffix)
-
-
-def check(args: argparse.Namespace) -> None:
-    if args.output.suffix not in (WEIGHTS, *GRAPHS):
-        raise ValueError(f"--output {args.output}: a name that ends in {WEIGHTS}, {' or '.join(GRAPHS)}, please")
-    graph_only = [name for name in ("batch", "size", "dynamic", "check") if getattr(args, name) not in (None, False)]
-    if args.output.suffix == WEIGHTS and graph_only:
-        raise ValueError(f"--{graph_only[0]} is for {' and '.join(GRAPHS)}: a {WEIGHTS} file has no graph")
-    if args.float64 and args.output.suffix != ".onnx":
-        raise ValueError("--float64 is for .onnx")
-    if any(number is not None and number < 1 for number in (args.batch, *(args.size or []))):
-        raise ValueError("--batch and --size are at least 1")
-
-
-def write_graph(args: argparse.Namespace, network: PyTorchNetwork, cfg: DictConfig) -> Shape:
-    """The graph of a model, written as the name of --output says; returns what it takes."""
-    resized = input_size(cfg)
-    example = resized.shape(*LANDSCAPE)
-    size = tuple(args.size) if args.size else None if args.dynamic else example
-    shape = Shape(args.batch or (None if args.dynamic else 1), size)
-    metadata = metadata_of(network.classes, resized, shape, cfg.dataloader.test.mapper.get("img_format", "RGB"))
-    write = write_onnx if args.output.suffix == ".onnx" else write_program
-    write(network.model, args.output, metadata, shape, example)
-    return shape
-
-
-def open_graph(path: Path) -> Network:
-    return OnnxNetwork(path, "cpu") if path.suffix == ".onnx" else ProgramNetwork(path)
-
-
-def agree(reference: PyTorchNetwork, other: Network, folder: Path, suffix: str) -> None:
-    """Print how far the two agree on the pictures of a folder, and where they do not, how far each of them is from
-    PyTorch in float64; ValueError if they do not, or if nothing was found."""
-    files = list(image_files(folder))
-    if not files:
-        raise ValueError(f"--check {folder}: no image in this folder")
-    results = compare(reference, other, ((path.name, read_image(path)) for path in files))
-    names = "PyTorch", {".onnx": "ONNX Runtime"}.get(suffix, "torch.export")
-    print(agreement_table(results, names))
-    if not any(result.counts[0] for result in results):
-        raise ValueError(f"--check {folder}: nothing scores above 0.05 there, so nothing was compared")
-    if wrong := [path for path, result in zip(files, results, strict=True) if not result.agrees]:
-        pictures = ((path.name, read_image(path)) for path in wrong[:LISTED])
-        beside = compare_each(reference.in_float64(), [reference, other], other.prepare, pictures)
-        print(f"\n{rounding_table(dict(zip(names, beside, strict=True)))}")
-        raise ValueError(f"PyTorch and the file disagree on {len(wrong)} of {len(results)} pictures")
-
-
-def source_of(args: argparse.Namespace) -> Source:
-    """The config with its changes, the weights and the classes."""
     if args.source is None and not (args.config_file and args.checkpoint):
         raise ValueError("give the folder of a training, or --config-file and --checkpoint")
     if args.source is not None and (args.config_file or args.opts):
         raise ValueError(f"{args.source} has a config of its own: to change it, give --config-file and --checkpoint")
+    if args.check and args.output.suffix == WEIGHTS:
+        raise ValueError(f"--check is for {' and '.join(GRAPHS)}: a {WEIGHTS} file has no graph")
     config = load_config(args.config_file, args.opts) if args.config_file else None
-    return find_source(args.source, config, args.checkpoint)
+    exported = export(
+        args.source,
+        args.output,
+        config=config,
+        checkpoint=args.checkpoint,
+        batch=args.batch,
+        size=args.size,
+        dynamic=args.dynamic,
+        float64=args.float64,
+    )
+    print(summary(exported))
+    if args.check:
+        runtime = {".onnx": "ONNX Runtime"}.get(exported.path.suffix, "torch.export")
+        print_check(exported.network, open_graph(exported.path), args.check, runtime)
+
+
+def summary(exported: ExportedFile) -> str:
+    """Such as "mine.onnx: 190.1 MB, DINO with 80 classes, 1 image(s) of 480 x 640 pixels"."""
+    network, shape = exported.network, exported.shape
+    megabytes, classes = exported.path.stat().st_size / 1e6, len(network.classes.names)
+    line = f"{exported.path}: {megabytes:.1f} MB, {type(network.model).__name__} with {classes} classes"
+    if shape is None:
+        return line
+    size = f"{shape.size[0]} x {shape.size[1]} pixels" if shape.size else "any size"
+    return f"{line}, {shape.batch or 'any number of'} image(s) of {size}"
+
+
+def print_check(reference: PyTorchNetwork, other: Network, folder: Path, runtime: str) -> None:
+    """Print how far a graph's detections are from PyTorch's; raise ValueError if they disagree.
+
+    Args:
+        runtime: the name of the graph's runtime, for the tables.
+    """
+    names = "PyTorch", runtime
+    results, rounding = check_graph(reference, other, folder)
+    print(agreement_table(results, names))
+    if rounding:
+        print(f"\n{rounding_table(dict(zip(names, rounding, strict=True)))}")
+        wrong = sum(not result.agrees for result in results)
+        raise ValueError(f"PyTorch and the file disagree on {wrong} of {len(results)} images")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -158,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, ENV_VAR: "embedded"})
     with errors_in_one_line():
         try:
-            export(args)
+            run(args)
         except ImportError as error:  # a package that only some files need
             raise ValueError(str(error)) from error
 

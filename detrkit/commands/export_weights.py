@@ -22,7 +22,8 @@ from detectron2.config import instantiate
 from tabulate import tabulate
 from torch import Tensor
 
-from detrkit.commands.command_line import errors_in_one_line, load_config
+from detrkit.commands.command_line import errors_in_one_line
+from detrkit.config.load import load_config
 from detrkit.runtime.files import atomic_write
 from detrkit.training.training_parts import without_training_parts
 

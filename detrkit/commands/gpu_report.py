@@ -45,8 +45,9 @@ from detrkit.benchmark.workloads import (
     synthetic_batch,
 )
 from detrkit.commands.benchmark import OBJECTS, bound, parse_size, positive
-from detrkit.commands.command_line import errors_in_one_line, load_config
-from detrkit.commands.train import device_name
+from detrkit.commands.command_line import errors_in_one_line
+from detrkit.config.load import load_config
+from detrkit.runtime.device import device_name
 from detrkit.runtime.files import atomic_write
 from detrkit.training.loading import load_detector
 
@@ -93,7 +94,7 @@ class Report:
         self.records: list[dict[str, Any]] = []
         self.page = [
             "# On a GPU",
-            f"{device_name(self.cfg)}, PyTorch {torch.__version__}, {describe()}. `{args.config_file}`, images of "
+            f"{device_name(self.cfg.train.device)}, PyTorch {torch.__version__}, {describe()}. `{args.config_file}`, images of "
             f"{args.image_size[0]} × {args.image_size[1]} with {OBJECTS} objects, medians of {args.repeats}.",
         ]
 

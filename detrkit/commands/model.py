@@ -37,7 +37,8 @@ from fvcore.nn.jit_handles import (
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from detrkit.commands.command_line import errors_in_one_line, load_config
+from detrkit.commands.command_line import errors_in_one_line
+from detrkit.config.load import load_config
 from detrkit.training.loading import load_detector
 
 TASKS = ("parameter", "flop", "activation", "structure")

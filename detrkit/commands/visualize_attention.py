@@ -25,8 +25,9 @@ from tqdm import tqdm
 
 from detrkit.analysis import predict_layers
 from detrkit.analysis.attention import Looks, branches, looking
-from detrkit.commands.command_line import finish, load_config, take_overrides
+from detrkit.commands.command_line import finish, take_overrides
 from detrkit.commands.demo import classes_of_outputs, find_images, output_paths, read_all
+from detrkit.config.load import load_config
 from detrkit.training.loading import load_detector
 
 PANEL = 2.6  # inches

@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from detrkit.commands.command_line import errors_in_one_line, load_config
+from detrkit.commands.command_line import errors_in_one_line
+from detrkit.config.load import load_config
 from detrkit.datasets import register_own_datasets
 from detrkit.reports.sheet import draw_sheet, plural
 

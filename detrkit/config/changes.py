@@ -40,7 +40,7 @@ HARMLESS = (
 )
 
 
-def described(cfg: DictConfig) -> dict[str, str]:
+def flat_config(cfg: DictConfig) -> dict[str, str]:
     """Every value of a config by its dotted key, as text. References are not followed: what they lead to has a key.
 
     Classes and functions go by their names alone: the engine's lie in other modules than detectron2's and detrex's, and
@@ -64,7 +64,7 @@ def _values(node: Any, key: str) -> Iterator[tuple[str, str]]:
         yield key, type(node).__name__
 
 
-def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+def config_changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """The differences that make another training of it, such as "optimizer.lr=0.1 (was 0.2)"."""
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     serious = [key for key in keys if not any(fnmatch.fnmatchcase(key, pattern) for pattern in HARMLESS)]

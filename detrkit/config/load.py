@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import inspect
 import traceback
+from collections.abc import Iterator, Sequence
+from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import LazyConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.utils import get_object
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .catalogue import CONFIGS, find_config
 from .safe_yaml import load_yaml
+
+TARGET = "_target_"
 
 
 def get_config(path: str) -> DictConfig:
@@ -32,6 +37,114 @@ def get_config(path: str) -> DictConfig:
 def get_project_config(path: str) -> DictConfig:
     """Load a baseline by its former path, "dino/configs/dino_tiny.py": configs of users name it so."""
     return get_config(f"baselines/{path.partition('/configs/')[2]}")
+
+
+def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """The config at `path`, or of that name, with overrides.
+
+    Such as `train.max_iter=100`, `model.criterion.k=3`, `+new.key=1`.
+
+    Raises:
+        ValueError: an override that does not parse, has a key that the config does not have, or a value that cannot
+            stand where the old one did.
+        FileNotFoundError: no such config.
+    """
+    return _overridden(load_config_file(path), list(overrides))
+
+
+def load_configs(paths: Sequence[str], overrides: list[str]) -> list[DictConfig]:
+    """The configs at `paths`, for looking at models side by side: each override goes to all that have its key.
+
+    Raises:
+        As `load_config`; an override that fits none of the configs is refused in the words of the first.
+    """
+    configs = [load_config_file(path) for path in paths]
+    fitting = [[override for override in overrides if _fits(cfg, override)] for cfg in configs]
+    stray = [override for override in overrides if not any(override in fits for fits in fitting)]
+    fitting[0] += stray
+    return [_overridden(cfg, fits) for cfg, fits in zip(configs, fitting, strict=True)]
+
+
+def _overridden(cfg: DictConfig, overrides: list[str]) -> DictConfig:
+    for override in overrides:
+        _check_override(cfg, override)
+    try:
+        return LazyConfig.apply_overrides(cfg, overrides)
+    except KeyError as error:  # detectron2's, of a key beneath a value
+        raise ValueError(error.args[0]) from error
+
+
+def _fits(cfg: DictConfig, text: str) -> bool:
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException:
+        return False
+    return override.is_add() or _has(cfg, override.key_or_group)
+
+
+def _check_override(cfg: DictConfig, text: str) -> None:
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        raise ValueError(f"cannot read the override {text}: {str(error).splitlines()[0]}") from error
+    key = override.key_or_group
+    if override.is_delete():
+        raise ValueError(f"{text}: nothing can be deleted; set {key}=null, or copy the config")
+    if override.is_add():
+        return
+    if not _has(cfg, key):
+        near = _nearest(key, _all_keys(OmegaConf.to_container(cfg)))
+        hint = f"did you mean {near}?" if near else "it has no key like it;"
+        raise ValueError(f"the config has no {key}: {hint} (+{key}=... adds a new one)")
+    _check_value(key, OmegaConf.select(cfg, key), override.value())
+
+
+def _has(cfg: DictConfig, key: str) -> bool:
+    """Whether the config has this key, or it names a parameter of a call that the config describes."""
+    node: Any = cfg
+    *parents, leaf = key.split(".")
+    for part in parents:
+        if isinstance(node, DictConfig) and part in node:
+            node = node[part]
+        elif isinstance(node, ListConfig) and part.isdecimal() and int(part) < len(node):
+            node = node[int(part)]
+        else:
+            return False
+    if isinstance(node, ListConfig):
+        return leaf.isdecimal() and int(leaf) < len(node)
+    return isinstance(node, DictConfig) and (leaf in node or leaf in call_parameters(node.get(TARGET)))
+
+
+def _check_value(key: str, old: Any, new: Any) -> None:
+    is_group = isinstance(old, DictConfig) and TARGET not in old
+    if is_group and new is not None and not isinstance(new, dict):
+        raise ValueError(f"{key} is a group, not a value: set one of {', '.join(f'{key}.{name}' for name in old)}")
+    if isinstance(old, bool) and not isinstance(new, bool | None):
+        raise ValueError(f"{key} is true or false, not {new}")
+    if isinstance(old, int | float) and isinstance(new, str):
+        raise ValueError(f"{key} is a number, not {new}")
+
+
+def _all_keys(node: Any, prefix: str = "") -> Iterator[str]:
+    """Every key that an override may name."""
+    if isinstance(node, dict):
+        items = {**dict.fromkeys(sorted(call_parameters(node.get(TARGET)))), **node}
+        items.pop(TARGET, None)
+    else:
+        items = dict(enumerate(node)) if isinstance(node, list) else {}
+    for name, child in items.items():
+        yield f"{prefix}{name}"
+        yield from _all_keys(child, f"{prefix}{name}.")
+
+
+def _nearest(key: str, keys: Iterator[str]) -> str | None:
+    """The likeliest key that was meant: one with the same last part if there is any, else the most similar one."""
+    keys = list(keys)
+    leaf = key.rpartition(".")[2]
+    same_leaf = [k for k in keys if k.rpartition(".")[2] == leaf]
+    if same_leaf:
+        return max(same_leaf, key=lambda k: SequenceMatcher(None, k, key).ratio())
+    return next(iter(get_close_matches(key, keys, n=1)), None)
 
 
 def load_config_file(path: str) -> DictConfig:

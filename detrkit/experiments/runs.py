@@ -33,11 +33,11 @@ from tqdm import tqdm
 
 import align_detr
 from align_detr._platform import EMBEDDED_ROOT, describe
-from detrkit.commands import program
-from detrkit.commands.command_line import load_config
+from detrkit.config.load import load_config
 from detrkit.experiments import jobs as training_jobs
 from detrkit.experiments.jobs import CONSOLE, POLL_SECONDS, STOP, STOP_SECONDS, Job, cores
 from detrkit.runtime.files import atomic_write
+from detrkit.runtime.program import program
 
 ROOT = EMBEDDED_ROOT.parent
 TRAIN = [sys.executable, "-m", "align_detr", "train"]

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from detrkit.datasets.classes import Classes
 from detrkit.runtime.device import resolve_device
-from detrkit.runtime.precision import pays
+from detrkit.runtime.precision import autocast_is_faster
 from detrkit.training.loading import load_detector
 
 from .float64 import Float64
@@ -60,7 +60,7 @@ class PyTorchNetwork:
         self._is_rgb = mapper.get("img_format", "RGB") == "RGB"
         self.model = load_detector(cfg, weights)
         self._device = torch.device(cfg.train.device)
-        if self._dtype != torch.float32 and not pays(self._dtype, self._device):
+        if self._dtype != torch.float32 and not autocast_is_faster(self._dtype, self._device):
             logger.warning("This CPU has no units for %s: float32 is faster, and used instead", name)
             self._dtype = torch.float32
         count = cfg.model.num_classes

@@ -1,7 +1,7 @@
 """Keeps `report.html` in a training's output folder: what there is to see of it, after each evaluation.
 
-`DetectionSample` takes part in the evaluation and keeps some of its detections; `TrainingReport` is the hook that makes
-a page of them and of the metrics. Neither can stop a training: what goes wrong in them is logged, and that is all.
+`DetectionSample` takes part in the evaluation and keeps some of its detections. `ReportWriter` is the hook that writes
+a page with them and with the metrics. Neither can stop a training: their errors are logged.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from datetime import datetime
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,9 +34,9 @@ from omegaconf import DictConfig, OmegaConf
 from align_detr._platform import describe
 from detrkit.analysis import AlignmentTable, LayerPredictions, examine, summarize
 from detrkit.analysis.ground_truth import matcher_of, target_of
-from detrkit.commands import program
 from detrkit.reports.sheet import class_colors, draw_pair, plural, select
 from detrkit.runtime.files import atomic_write
+from detrkit.runtime.program import program
 
 if TYPE_CHECKING:
     from detrkit.reports.training_page import Sample
@@ -59,14 +59,9 @@ FIGURES = (
 VERSIONS = ("numpy", "scipy", "fvcore", "omegaconf", "pycocotools")
 
 
-def is_wanted(cfg: DictConfig) -> bool:
-    """`train.report.enabled`, which is true where a config has no such key."""
-    return bool((cfg.train.get("report") or {}).get("enabled", True))
-
-
 @contextmanager
-def harmless(task: str) -> Iterator[None]:
-    """Log what goes wrong inside; go on behind."""
+def log_exceptions(task: str) -> Iterator[None]:
+    """Log an exception that is raised inside, and go on after the block."""
     try:
         yield
     except Exception:
@@ -89,7 +84,7 @@ class DetectionSample(DatasetEvaluator):
         self._kept = {}
 
     def process(self, inputs: Sequence[Mapping], outputs: Sequence[Mapping]) -> None:
-        with harmless("keep detections for the report"):
+        with log_exceptions("keep detections for the report"):
             for image, output in zip(inputs, outputs, strict=True):
                 if len(self._kept) < self._limit and "instances" in output:
                     self._kept[image["image_id"]] = output["instances"].to("cpu")
@@ -100,7 +95,7 @@ class DetectionSample(DatasetEvaluator):
             self.detections = {id_: found for part in gathered for id_, found in part.items()}
 
 
-class TrainingReport(HookBase):
+class ReportWriter(HookBase):
     """Writes the page after each evaluation that `sample` took part in, and at the end. For the main process.
 
     Register it behind the evaluation and before the writers: it records metrics (`alignment/spearman` and others, see
@@ -130,9 +125,9 @@ class TrainingReport(HookBase):
         begin = time.perf_counter()
         detections, self._sample.detections = self._sample.detections, None
         if detections:
-            with harmless("look at the evaluation's detections"):
+            with log_exceptions("look at the evaluation's detections"):
                 self._look(detections, done)
-        with harmless(f"write {NAME}"):
+        with log_exceptions(f"write {NAME}"):
             path = self._write(done)
             logger.info("Refreshed %s, in %.1f s", path, time.perf_counter() - begin)
 
@@ -222,6 +217,21 @@ class TrainingReport(HookBase):
         with atomic_write(path) as file:  # so that a browser never loads half of it
             file.write(page.encode())
         return path
+
+
+class TrainingReport(NamedTuple):
+    """`report.html` of a training, as `detrkit.training.loop.train` takes it."""
+
+    sample: DetectionSample
+    hook: ReportWriter
+
+
+def build_report(cfg: DictConfig) -> TrainingReport | None:
+    """The report of a training; None if `train.report.enabled` is false. A config without the key has a report."""
+    if not (cfg.train.get("report") or {}).get("enabled", True):
+        return None
+    sample = DetectionSample()
+    return TrainingReport(sample, ReportWriter(cfg, sample))
 
 
 def as_queries(found: Instances, num_classes: int) -> LayerPredictions:

@@ -36,3 +36,11 @@ def resolve_device(name: str, key: str = "train.device") -> str:
     if device.index is not None and comm.get_world_size() > 1:
         raise ValueError(f"{key}={name} is one device, but there are several processes: say {device.type}")
     return name
+
+
+def device_name(name: str) -> str:
+    """Such as "cuda (NVIDIA A100)" or "cpu (8 threads)"."""
+    device = torch.device(name)
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)

@@ -7,7 +7,7 @@ import platform
 import torch
 
 
-def pays(dtype: torch.dtype, device: str | torch.device) -> bool:
+def autocast_is_faster(dtype: torch.dtype, device: str | torch.device) -> bool:
     """Whether autocast to `dtype`, bfloat16 or float16, is meant for that device.
 
     A CPU without units for such numbers converts them back and forth: an R50 4-scale in bfloat16 takes three times as

@@ -135,9 +135,10 @@ class ResumePoint:
     remark: str
 
 
-def newest_whole(folder: str | os.PathLike) -> ResumePoint | None:
-    """The checkpoint that `last_checkpoint` names, or if that is missing or damaged the newest that is neither, which
-    becomes the one it names.
+def newest_checkpoint(folder: str | os.PathLike) -> ResumePoint | None:
+    """The checkpoint named in `last_checkpoint`; if it is damaged, the newest valid one.
+
+    That one is named in `last_checkpoint` from then on.
 
     Every process of a run calls it; the main process looks.
 
@@ -145,12 +146,12 @@ def newest_whole(folder: str | os.PathLike) -> ResumePoint | None:
         None if the folder has no checkpoint.
 
     Raises:
-        ValueError: it has some, and none is whole.
+        ValueError: it has checkpoints, and all are damaged.
     """
     found: Any = None
     if comm.is_main_process():
         try:
-            found = _look(Path(folder))
+            found = find_checkpoint(Path(folder))
         except (ValueError, OSError) as error:
             found = error
     found = comm.all_gather(found)[0]
@@ -159,7 +160,7 @@ def newest_whole(folder: str | os.PathLike) -> ResumePoint | None:
     return found
 
 
-def _look(folder: Path) -> ResumePoint | None:
+def find_checkpoint(folder: Path) -> ResumePoint | None:
     names = [path.name for path in sorted(folder.glob("*.pth"), key=lambda path: -path.stat().st_mtime)]
     last = folder / LAST
     named = last.read_text(encoding="utf-8", errors="replace").strip() if last.is_file() else ""

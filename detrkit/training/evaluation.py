@@ -1,16 +1,127 @@
-"""Evaluations that fail in one piece: in all processes of a run, after everything that these do together."""
+"""Evaluation of a model on the test data; one that fails, fails in all processes of a run together."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+from detectron2.config import instantiate
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference_on_dataset
 from detectron2.utils import comm
+from detrex.modeling import ema
+from omegaconf import DictConfig
 from torch import nn
 
-logger = logging.getLogger(__name__)
+from detrkit.datasets.annotations import annotations_explained
+from detrkit.datasets.classes import dataset_names
+from detrkit.datasets.registration import annotation_file_of
+from detrkit.datasets.results import restore_original_ids
+from detrkit.runtime.allocation import keep_freed_memory
+
+from .builders import autocast_of, build_loader, build_model
+from .loading import WholeModelCheckpointer
+from .preflight import match_evaluation
+
+logger = logging.getLogger("detectron2.evaluation")
+
+
+def build_evaluation(
+    cfg: DictConfig, model: nn.Module, watchers: Sequence[DatasetEvaluator] = ()
+) -> Callable[[], Mapping[str, Any]]:
+    """A function that evaluates `model` on the test data, and returns `{task: metrics}`.
+
+    With a moving average, the results are those of the averaged weights. Those of the plain weights are added as
+    `<task>_without_ema`, unless `train.model_ema.use_ema_weights_for_eval_only`.
+
+    Args:
+        watchers: further evaluators that are given the detections.
+    """
+    if "evaluator" not in cfg.dataloader:
+        return dict
+    loader = build_loader(cfg, "test")
+    names = dataset_names(cfg, "test")
+    with annotations_explained(names):
+        evaluators = [instantiate(cfg.dataloader.evaluator), *watchers]
+
+    def run(weights: str) -> tuple[dict[str, Any], Exception | None]:
+        logger.info("Evaluating the %s weights", weights)
+        share_buffers(model)
+        with autocast_of(cfg):
+            return evaluate_together(model, loader, evaluators)
+
+    def evaluate() -> dict[str, Any]:
+        averages = cfg.train.model_ema.enabled and ema.get_model_ema_state(model).has_inited()
+        if cfg.train.model_ema.enabled and not averages:
+            logger.warning("There are no averaged weights in this checkpoint")
+        results: dict[str, Any] = {}
+        error = None
+        if not averages or not cfg.train.model_ema.use_ema_weights_for_eval_only:
+            plain, error = run("trained")
+            results = {f"{task}_without_ema" if averages else task: metrics for task, metrics in plain.items()}
+        if averages and error is None:
+            with ema.apply_model_ema_and_restore(model):  # detrex restores nothing if an error passes through it
+                averaged, error = run("averaged")
+            results |= averaged
+        if error is not None:
+            with annotations_explained(names):
+                raise error
+        if comm.is_main_process():
+            finish_results(cfg)
+        return results
+
+    return evaluate
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every process the buffers of the first process, which are those in checkpoints.
+
+    Each has batch norm's statistics of its own images. Otherwise one evaluation would mix several models.
+    """
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def finish_results(cfg: DictConfig) -> None:
+    """Write the ids of the user's annotations to `coco_instances_results.json`; log if no annotations were there."""
+    folder = cfg.dataloader.evaluator.get("output_dir")
+    file = Path(folder, "coco_instances_results.json") if folder else None
+    written = file is not None and file.is_file()
+    for name in dataset_names(cfg, "test"):
+        found = annotation_file_of(name)
+        json_file = MetadataCatalog.get(name).get("json_file")
+        if written and found and json_file != found.path and (left_out := restore_original_ids(file, json_file)):
+            logger.info("%s leaves out %d detections of classes that %s does not have", file, left_out, name)
+        if found and not found.objects:
+            where = f"; the detections are in {file}" if written else ""
+            logger.info("%s has no annotated objects, so there are no figures%s", name, where)
+
+
+def evaluate(cfg: DictConfig, checkpoint: str) -> dict[str, Any]:
+    """Evaluate a checkpoint on the test data.
+
+    Args:
+        cfg: completed by `session.prepare`.
+        checkpoint: a .pth or .safetensors file, or a URL that detectron2 reads.
+
+    Returns:
+        `{task: metrics}`, such as `{"bbox": {"AP": 50.2, ...}}`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the checkpoint is of another model, or its classes are not those of the data.
+    """
+    keep_freed_memory()
+    match_evaluation(cfg, checkpoint)
+    model = build_model(cfg)
+    run = build_evaluation(cfg, model)
+    checkpointer = WholeModelCheckpointer(model, cfg.train.output_dir, **ema.may_get_ema_checkpointer(cfg, model))
+    checkpointer.load(checkpoint)
+    return dict(run())
 
 
 def evaluate_together(

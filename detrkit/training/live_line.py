@@ -12,16 +12,18 @@ from datetime import timedelta
 import torch
 from detectron2.engine import HookBase
 
+from detrkit.runtime.logs import LOGGERS
+
 SECONDS = 0.2  # between two drawings
 WINDOW = 20  # iterations that figures are the median of
 ERASE = "\r\x1b[K"
-LOGGERS = ("detectron2", "detrex", "align_detr", "detrkit", "projects", "fvcore")
 
 
 class LiveLine(HookBase):
     """Iteration, time left, losses, learning rate, seconds an iteration and memory; nothing if stdout is no terminal.
 
-    Of the losses it shows the sum and those of the last decoder layer, as many as fit. Register it last.
+    Of the losses it shows the sum and those of the last decoder layer, as many as fit.
+    Register it after the hooks whose metrics it shows.
     """
 
     def __init__(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,39 +26,27 @@ class RunState(HookBase):
     metrics are smoothed over. With the weights, the optimizer and the trainer's own state, a training that resumes is
     the one that was interrupted.
 
-    Between two saves of one iteration come an evaluation and the writing of metrics. A checkpoint from before them says
-    so, and a run that resumes from it does them first.
+    An iteration may be saved twice: before and after evaluation. A checkpoint from before evaluation says so, and a run
+    that resumes from it evaluates first (`Trainer.unfinished_iteration`).
 
-    Register `before_checkpoint()`, the hooks of `periodic`, those of `behind`, this one, and those of `savers`.
+    Register `before_checkpoint()` before the hook that saves, and this one after evaluation and the metrics' writer.
 
     Args:
-        loader: the training data; `state_dict()` and `load_state_dicts(states)` as `ResumableLoader` has them, or a
-            `load_state_dict(state)` for one process. Of one that has neither, the position is lost.
-        periodic: the hook that saves every so often, and at the end, if this is the process that does.
-        behind: hooks that do something between a checkpoint and the next iteration.
-        savers: hooks that may save once these are through.
+        loader: the training data. Its position is kept if it has `state_dict()`, and `load_state_dicts(states)` as
+            `ResumableLoader` or `load_state_dict(state)` for one process; else the data start over.
         saves_at: whether a checkpoint may follow this iteration.
-        facts: what else to keep, plain data: `facts` of the checkpoint.
+        facts: plain data to keep as well.
     """
 
-    def __init__(
-        self,
-        loader: Any,
-        periodic: Sequence[HookBase],
-        behind: Sequence[HookBase],
-        savers: Sequence[HookBase],
-        saves_at: Callable[[int], bool],
-        facts: dict[str, Any],
-    ):
+    def __init__(self, loader: Any, saves_at: Callable[[int], bool], facts: dict[str, Any]):
         self._loader, self._saves_at, self._facts = loader, saves_at, facts
-        self._periodic, self._rest = periodic, [*behind, self, *savers]
         self._complete = True
         self._processes: list[dict[str, Any]] = []
         self._loaded: dict[str, Any] | None = None
 
     def before_checkpoint(self) -> HookBase:
         """The hook to register before the one that saves."""
-        return _BeforeCheckpoint(self)
+        return BeforeCheckpoint(self)
 
     def collect(self, complete: bool) -> None:
         """Take the states of all processes, for the saves that follow. Every process calls it.
@@ -99,7 +87,7 @@ class RunState(HookBase):
             for remark in filter(None, [remarks, self._batch_size(state["facts"])]):
                 logger.warning("Not as before: %s", remark)
         if not state["complete"]:
-            self._finish_iteration(self.trainer.start_iter - 1)
+            self.trainer.unfinished_iteration = self.trainer.start_iter - 1
 
     def _resume_data(self, positions: list[Any]) -> str:
         if positions[0] is None or not hasattr(self._loader, "state_dict"):
@@ -117,17 +105,6 @@ class RunState(HookBase):
             return ""
         return f"batches of {now} images now, {was} before: iterations count on, and the data go on where they were"
 
-    def _finish_iteration(self, iteration: int) -> None:
-        trainer, start = self.trainer, self.trainer.start_iter
-        trainer.iter = trainer.storage.iter = iteration
-        rest = self._rest
-        if iteration >= trainer.max_iter - 1:  # the last one is saved twice, and the second may be missing
-            self.collect(complete=False)
-            rest = [*self._periodic, *rest]
-        for hook in rest:
-            hook.after_step()
-        trainer.iter = trainer.storage.iter = start
-
     def _scalars(self) -> dict[str, Any]:
         if not comm.is_main_process():
             return {}
@@ -135,9 +112,9 @@ class RunState(HookBase):
         iteration = min(storage.iter, self.trainer.max_iter - 1)
         hints = storage.smoothing_hints()
         newest = {name: at for name, (_, at) in storage.latest().items()}
-        wanted = {name: WINDOW if smoothed else 1 for name, smoothed in hints.items()}
+        windows = {name: WINDOW if smoothed else 1 for name, smoothed in hints.items()}
         return {
-            name: [hints[name], [[float(value), at] for value, at in history.values()[-wanted[name] :]]]
+            name: [hints[name], [[float(value), at] for value, at in history.values()[-windows[name] :]]]
             for name, history in storage.histories().items()
             if newest[name] == iteration and name not in TIMES
         }
@@ -150,7 +127,9 @@ class RunState(HookBase):
                 self.trainer.storage.put_scalar(name, value, smoothing_hint=smoothed, cur_iter=iteration)
 
 
-class _BeforeCheckpoint(HookBase):
+class BeforeCheckpoint(HookBase):
+    """Collects the state before a checkpoint is saved."""
+
     def __init__(self, state: RunState):
         self._state = state
 

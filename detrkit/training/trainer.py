@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from detectron2.engine import SimpleTrainer
+from detectron2.engine.hooks import PeriodicCheckpointer
 from detectron2.utils import comm
 from fvcore.common.history_buffer import HistoryBuffer
 from torch import Tensor, nn
@@ -19,10 +20,12 @@ from torch import Tensor, nn
 from .data_workers import is_worker_death, next_batch
 from .nonfinite import first_bad_layer, image_names, save_batch
 from .randomness import random_states
+from .run_state import BeforeCheckpoint
 from .stream import ResumableLoader
 
 logger = logging.getLogger(__name__)
 
+NO_CLIPPING = {"max_norm": math.inf}
 HISTORY = 1000  # values of a metric: the longest window that a writer looks at
 
 
@@ -40,10 +43,13 @@ class Trainer(SimpleTrainer):
             device of the parameters; None leaves it as it is.
         skip_nonfinite: pass over so many steps in a row, at most, instead.
         folder: where the batch is saved.
-        mark: is told what begins: "reading data", "the forward pass", … and "" behind the step.
+        clip_grad: arguments of `torch.nn.utils.clip_grad_norm_`; None: gradients are not clipped.
+        report_phase: called when a part of a step begins: "reading data", "the forward pass", …, and "" after it.
 
     Attributes:
-        grad_norm: of this step, set by a hook's `after_backward` that knows it; None if there is none.
+        grad_norm: norm of this step's gradients before clipping, a tensor without dimensions.
+        unfinished_iteration: the iteration of a checkpoint that was saved before evaluation; its remaining hooks run
+            before the next iteration.
         worker_death: PyTorch's message about a data worker that died and ended the training; empty if none did.
     """
 
@@ -55,7 +61,8 @@ class Trainer(SimpleTrainer):
         precision: torch.dtype | None = None,
         skip_nonfinite: int = 0,
         folder: str | os.PathLike = ".",
-        mark: Callable[[str], None] = lambda doing: None,
+        clip_grad: Mapping[str, float] | None = None,
+        report_phase: Callable[[str], None] = lambda phase: None,
     ):
         super().__init__(model, data_loader, optimizer)
         if isinstance(model, nn.parallel.DistributedDataParallel):
@@ -65,7 +72,9 @@ class Trainer(SimpleTrainer):
         self.grad_scaler = grad_scaler(self.device_type) if precision == torch.float16 else None
         self.skip_nonfinite = skip_nonfinite
         self.grad_norm: Tensor | None = None
-        self.mark = mark
+        self.report_phase = report_phase
+        self._clip_grad = dict(clip_grad or NO_CLIPPING)
+        self.unfinished_iteration: int | None = None
         self.worker_death = ""
         self._folder = Path(folder)
         self._skipped = 0
@@ -75,6 +84,20 @@ class Trainer(SimpleTrainer):
         # Every value of every metric would be kept, hundreds of megabytes in a long run.
         self.storage.histories().default_factory = partial(HistoryBuffer, max_length=HISTORY)
         super().before_train()
+        if self.unfinished_iteration is not None:
+            self._finish_iteration(self.unfinished_iteration)
+
+    def _finish_iteration(self, iteration: int) -> None:
+        """Run the hooks after the one that saved the checkpoint; in the last iteration, saved twice, that one too."""
+        first = next(i for i, hook in enumerate(self._hooks) if isinstance(hook, BeforeCheckpoint))
+        rest = self._hooks[first:]
+        if iteration < self.max_iter - 1:
+            rest = [hook for hook in rest if not isinstance(hook, (BeforeCheckpoint, PeriodicCheckpointer))]
+        start = self.iter
+        self.iter = self.storage.iter = iteration
+        for hook in rest:
+            hook.after_step()
+        self.iter = self.storage.iter = start
 
     def after_train(self) -> None:
         self.iter = min(self.iter, self.max_iter)  # detectron2 counts one more where nothing was left to do
@@ -82,7 +105,7 @@ class Trainer(SimpleTrainer):
 
     def run_step(self) -> None:
         start = time.perf_counter()
-        self.mark("reading data")
+        self.report_phase("reading data")
         data = self._read()
         data_time = time.perf_counter() - start
 
@@ -90,17 +113,18 @@ class Trainer(SimpleTrainer):
         self.optimizer.zero_grad()
         before = random_states()
         self.grad_norm = None
-        self.mark("the forward pass")
+        self.report_phase("the forward pass")
         try:
             losses = self._losses(self.model, data)
         except ValueError as error:  # a matcher's, say, of costs that are not finite
             self._explain_error(error, data, before)
             raise
-        self.mark("the backward pass")
+        self.report_phase("the backward pass")
         loss = sum(losses.values())
         (self.grad_scaler.scale(loss) if self.grad_scaler else loss).backward()
         self.after_backward()
-        self.mark("the update")
+        self._clip_gradients()
+        self.report_phase("the update")
         if bad := self._record(losses, data_time):
             self._pass_over(bad, data, before)
         elif self.grad_scaler:
@@ -108,7 +132,16 @@ class Trainer(SimpleTrainer):
             self.grad_scaler.update()
         else:
             self.optimizer.step()
-        self.mark("")
+        norm = self.grad_norm.item()  # not earlier: it waits for the device
+        if math.isfinite(norm):
+            self.storage.put_scalar("grad_norm", norm)
+        self.report_phase("")
+
+    def _clip_gradients(self) -> None:
+        if self.grad_scaler is not None:
+            self.grad_scaler.unscale_(self.optimizer)
+        weights = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.grad_norm = nn.utils.clip_grad_norm_(weights, **self._clip_grad)
 
     def _read(self) -> Any:
         if self._batches is None:
@@ -169,19 +202,20 @@ class Trainer(SimpleTrainer):
             return
         layer = self._bad_layer(data, before)
         layer = next(filter(None, comm.all_gather(layer)), "")
-        raise FloatingPointError(self._told(f"{bad}{f', first in {layer}' if layer else ''}{images}", data, before))
+        what = f"{bad}{f', first in {layer}' if layer else ''}{images}"
+        raise FloatingPointError(self._failure_message(what, data, before))
 
     def _explain_error(self, error: ValueError, data: Any, before: dict[str, Any]) -> None:
         """Raise FloatingPointError in place of an error in the forward pass that numbers that are not finite led to."""
         if layer := self._bad_layer(data, before):
             images = ", ".join(image_names(data))
             said = f"{layer} is not finite at iteration {self.iter}, so that {error}; images {images}"
-            raise FloatingPointError(self._told(said, data, before)) from error
+            raise FloatingPointError(self._failure_message(said, data, before)) from error
 
     def _bad_layer(self, data: Any, before: dict[str, Any]) -> str:
         return first_bad_layer(self.model, lambda model: sum(self._losses(model, data).values()), before)
 
-    def _told(self, what: str, data: Any, before: dict[str, Any]) -> str:
+    def _failure_message(self, what: str, data: Any, before: dict[str, Any]) -> str:
         """`what` happened, where its batch was saved just now, and what to do."""
         path = self._folder / f"nonfinite_{self.iter:07d}_process_{comm.get_rank()}.pth"
         saved = f"the batch is in {path}"

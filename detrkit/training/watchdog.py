@@ -58,8 +58,8 @@ class Watchdog:
         self._over = threading.Event()
         self._seen: dict[int, _Seen] = {}
 
-    def mark(self, doing: str) -> None:
-        """What the main thread begins to do; "" behind a step."""
+    def report_phase(self, doing: str) -> None:
+        """Note what the main thread begins to do; "" after a step."""
         now = time.monotonic()
         if doing == ORDER[1]:
             self._step_began = now

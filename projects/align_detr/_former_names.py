@@ -7,7 +7,7 @@ from typing import Any
 
 FORMER_NAMES = {
     "align_detr.commands": "detrkit.commands",
-    "align_detr.commands.command_line": "detrkit.commands.command_line",
+    "align_detr.commands.command_line": "detrkit.config.load",
     "align_detr.config": "detrkit.config.load",
     "align_detr.data": "detrkit.datasets",
 }

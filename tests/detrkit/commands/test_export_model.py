@@ -146,8 +146,8 @@ def test_a_graph_that_differs_fails(tmp_path, capsys, reference, other, beside):
         for name, change in (("reference", reference), ("other", other))
     ]
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)).save(tmp_path / "1.png")
-    with pytest.raises(ValueError, match="disagree on 1 of 1 pictures"):
-        export_model.agree(*networks, tmp_path, ".onnx")
+    with pytest.raises(ValueError, match="disagree on 1 of 1 images"):
+        export_model.print_check(*networks, tmp_path, "ONNX Runtime")
     table, rounding = capsys.readouterr().out.split("\n\n")
     assert "1.png" in table
     heads, _, *rows = rounding.splitlines()

@@ -173,7 +173,7 @@ def copy_of(folder, name, upto=7):
 def test_the_newest_whole_checkpoint_is_found(folder, harm, said):
     """Instead of a traceback, or a run that starts anew over the checkpoints of the old one. A name that leads out of
     the folder is not followed, and a line of metrics.json that was cut short is taken away."""
-    from detrkit.training import newest_whole
+    from detrkit.training.checkpoints import newest_checkpoint
 
     out = copy_of(folder, harm)
     newest, last = out / "model_0000007.pth", out / "last_checkpoint"
@@ -189,7 +189,7 @@ def test_the_newest_whole_checkpoint_is_found(folder, harm, said):
         last.write_text("../straight/model_final.pth")
     else:
         last.unlink()
-    point = newest_whole(out)
+    point = newest_checkpoint(out)
     assert said in point.remark and "\n" not in point.remark
     assert last.read_text() == point.name
 
@@ -210,9 +210,9 @@ def test_no_whole_checkpoint_is_an_error(folder, tmp_path):
     """Training anew would write over what may still be rescued."""
     (tmp_path / "model_0000003.pth").write_bytes(b"")
     with pytest.raises(ValueError, match="no checkpoint in .* can be resumed from: 'model_0000003.pth' is damaged"):
-        from detrkit.training import newest_whole
+        from detrkit.training.checkpoints import newest_checkpoint
 
-        newest_whole(tmp_path)
+        newest_checkpoint(tmp_path)
 
 
 @pytest.mark.slow

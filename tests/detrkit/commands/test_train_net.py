@@ -15,6 +15,9 @@ import pytest
 import torch
 from kills import same
 
+from detrkit.config.load import call_parameters, load_config
+from detrkit.training import builders
+
 TOOLS = Path(__file__).resolve().parents[3] / "tools"
 CONFIG = str(Path(__file__).with_name("toy_config.py"))
 LOGGERS = ("detectron2", "detrex", "align_detr", "detrkit", "projects", "fvcore")
@@ -74,7 +77,7 @@ def last_results(out):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_resumed_training_equals_one_in_one_go(tool, run, fails, monkeypatch, tmp_path, precision):
     """Weights, optimizer, schedule, average and best model continue as if nothing had happened."""
-    monkeypatch.setattr(tool, "pays", lambda dtype, device: True)  # whatever CPU this is
+    monkeypatch.setattr(builders, "autocast_is_faster", lambda dtype, device: True)  # whatever CPU this is
     amp = ["train.amp.enabled=True", "train.amp.dtype=bfloat16"] if precision == "bfloat16" else []
     run(*amp, f"train.output_dir={tmp_path}/straight")
     broken = [*amp, f"train.output_dir={tmp_path}/broken"]
@@ -224,7 +227,7 @@ def test_an_unknown_option_behind_an_override_is_named(tool, capsys):
 def test_keys_that_are_there_can_be_set(tool):
     """Nested, in lists, new ones by `+`, and arguments of a constructor that the config does not name."""
     overrides = ["optimizer.betas.1=0.5", "+notes.author=me", "model.num_classes=7", "train.seed=null", "model.scale=2"]
-    cfg = tool.load_config(CONFIG, overrides)
+    cfg = load_config(CONFIG, overrides)
     assert (cfg.optimizer.betas[1], cfg.notes.author, cfg.model.num_classes, cfg.model.scale) == (0.5, "me", 7, 2)
 
 
@@ -242,9 +245,9 @@ def test_arguments_that_pass_through_kwargs_are_known(tool):
         def __init__(self, beta=2, **kwargs):
             super().__init__(**kwargs)
 
-    assert tool.call_parameters(Child) == {"alpha", "beta"}
-    assert tool.call_parameters("torch.nn.Linear") >= {"in_features", "bias"}
-    assert tool.call_parameters("no.such.thing") == tool.call_parameters(None) == set()
+    assert call_parameters(Child) == {"alpha", "beta"}
+    assert call_parameters("torch.nn.Linear") >= {"in_features", "bias"}
+    assert call_parameters("no.such.thing") == call_parameters(None) == set()
 
 
 def test_a_wrong_config_path_suggests_a_right_one(fails):
@@ -256,13 +259,13 @@ def test_a_wrong_config_path_suggests_a_right_one(fails):
 @pytest.mark.parametrize("choice, expected", [((), True), (("+optimizer.fused=False",), False)])
 def test_the_optimizer_has_one_kernel_for_all_parameters(tool, choice, expected):
     """Unless the config chooses, or PyTorch has none for the device; the groups and rates are the config's."""
-    cfg = tool.load_config(CONFIG, list(choice))
+    cfg = load_config(CONFIG, list(choice))
     model = torch.nn.Linear(2, 2)
     try:
         torch.optim.AdamW(model.parameters(), fused=True)
     except RuntimeError:
         expected = False
-    (group,) = tool.build_optimizer(cfg, model).param_groups
+    (group,) = builders.build_optimizer(cfg, model).param_groups
     assert bool(group["fused"]) is expected and group["lr"] == cfg.optimizer.lr and len(group["params"]) == 2
 
 
@@ -275,10 +278,10 @@ def test_compiling_changes_no_names(tool, monkeypatch):
     model.transformer = torch.nn.Module()
     model.transformer.decoder = torch.nn.Linear(2, 2)
     names = list(model.state_dict())
-    tool.compile_parts(model)
+    builders.compile_parts(model)
     assert [forward.__self__ for forward in compiled] == [model.backbone, model.transformer.decoder]
     assert list(model.state_dict()) == names
-    tool.compile_parts(torch.nn.Linear(2, 2))
+    builders.compile_parts(torch.nn.Linear(2, 2))
 
 
 def test_a_model_with_too_few_classes_is_refused(tool):
@@ -286,11 +289,11 @@ def test_a_model_with_too_few_classes_is_refused(tool):
     from detectron2.data import MetadataCatalog
 
     MetadataCatalog.get("three_classes").set(thing_classes=["a", "b", "c"])
-    cfg = tool.load_config(CONFIG, ["model.num_classes=2"])
+    cfg = load_config(CONFIG, ["model.num_classes=2"])
     with pytest.raises(ValueError, match="model.num_classes=2, but three_classes has 3 classes"):
-        tool.check_classes(cfg, ["three_classes"])
+        builders.check_classes(cfg, ["three_classes"])
     cfg.model.num_classes = 80
-    tool.check_classes(cfg, ["three_classes"])
+    builders.check_classes(cfg, ["three_classes"])
 
 
 def test_a_workers_error_is_told_by_its_last_line(tool):
@@ -340,7 +343,7 @@ def test_all_threads_take_tiny_numbers_for_zero():
     """Otherwise DAB-DETR's training on a CPU slows down to half its speed as its attention sharpens."""
     program = """
 import checkout
-from detrkit.commands.command_line import subnormals_flushed
+from detrkit.runtime.program import subnormals_flushed
 import torch
 with subnormals_flushed():
     print((torch.full((1 << 22,), 1e-20) * 1e-20).count_nonzero().item())

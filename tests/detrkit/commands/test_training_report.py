@@ -19,6 +19,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.events import EventStorage
 
 from align_detr._platform import describe
+from detrkit.config.load import load_config
 from detrkit.reports import training_page as training
 
 TOOLS = Path(__file__).resolve().parents[3] / "tools"
@@ -82,13 +83,13 @@ def evaluated(tools, shapes, tmp_path):
     """`evaluated(score)`: the page after an evaluation with `perfect` detections, and the storage of its metrics."""
 
     def evaluated(score):
-        cfg = tools.train_net.load_config(ALIGN, [f"train.output_dir={tmp_path}", "train.device=cpu"])
+        cfg = load_config(ALIGN, [f"train.output_dir={tmp_path}", "train.device=cpu"])
         sample = tools.report.DetectionSample()
         sample.reset()
         for image in shapes:
             sample.process([image], [{"instances": perfect(image, score)}])
         assert sample.evaluate() is None
-        hook = tools.report.TrainingReport(cfg, sample)
+        hook = tools.report.ReportWriter(cfg, sample)
         with EventStorage(9) as storage:
             storage.put_image = Mock(wraps=storage.put_image)
             hook.trainer = SimpleNamespace(storage=storage, iter=9, max_iter=100)
@@ -189,10 +190,10 @@ def test_an_error_in_the_sample_leaves_the_evaluation_alone(tools, capsys):
 
 def test_configs_without_the_switch_have_a_report(tools):
     """detectron2's common train config does not know it."""
-    cfg = tools.train_net.load_config(TOY, [])
-    assert not tools.report.is_wanted(cfg)
+    cfg = load_config(TOY, [])
+    assert not tools.report.build_report(cfg)
     del cfg.train.report
-    assert tools.report.is_wanted(cfg)
+    assert tools.report.build_report(cfg)
 
 
 def test_metrics_of_a_resumed_run_are_one_curve(tmp_path):

@@ -42,7 +42,7 @@ def test_mutated_files_work_or_end_in_one_line(monkeypatch):
 )
 def test_a_yaml_config_runs_nothing(tmp_path, monkeypatch, text, said):
     """detectron2 itself reads such files by yaml.unsafe_load, and instantiates any target."""
-    from detrkit.commands.command_line import load_config
+    from detrkit.config.load import load_config
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.yaml").write_text(text)
@@ -53,7 +53,7 @@ def test_a_yaml_config_runs_nothing(tmp_path, monkeypatch, text, said):
 
 def test_a_pickle_runs_nothing(tmp_path):
     """detectron2 itself unpickles what ends in .pkl as it comes. One of arrays is read."""
-    from detrkit.training import SafeCheckpointer
+    from detrkit.training.checkpoints import SafeCheckpointer
 
     class Program:
         def __reduce__(self):
@@ -76,7 +76,7 @@ def test_a_saved_config_is_read(tmp_path):
     from detectron2.config import LazyConfig, instantiate
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
-    from detrkit.commands.command_line import load_config
+    from detrkit.config.load import load_config
 
     tiny = load_config(str(HERE.parents[2] / "projects/align_detr/configs/align_detr_tiny.py"), [])
     LazyConfig.save(tiny, str(tmp_path / "config.yaml"))

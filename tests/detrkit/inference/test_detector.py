@@ -190,7 +190,7 @@ def test_supervision_that_is_not_there(detector, pictures, monkeypatch):
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])
 def test_mixed_precision(run_folder, pictures, dtype, monkeypatch):
     """Scores change in the third digit; results are float32 still."""
-    monkeypatch.setattr(pytorch, "pays", lambda dtype, device: True)  # whatever CPU this is
+    monkeypatch.setattr(pytorch, "autocast_is_faster", lambda dtype, device: True)  # whatever CPU this is
     (exact,) = Detector(run_folder, device="cpu")(pictures[0], 0)
     (found,) = Detector(run_folder, device="cpu", dtype=dtype)(pictures[0], 0)
     assert found.scores.dtype == found.boxes.dtype == np.float32

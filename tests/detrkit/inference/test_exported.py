@@ -12,7 +12,7 @@ from align_detr import Detector
 from detrkit.config.exported import CLASSES, CONFIG, INPUT, read_exported, write_exported
 from detrkit.config.load import load_config_file
 from detrkit.datasets.classes import Classes
-from detrkit.training import SafeCheckpointer
+from detrkit.training.checkpoints import SafeCheckpointer
 
 from .conftest import KINDS, random_weights, small_config
 

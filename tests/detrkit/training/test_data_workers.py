@@ -13,7 +13,8 @@ import torch
 from detectron2.data import build_detection_train_loader
 from torch.utils.data import DataLoader, Dataset
 
-from detrkit.training import ResumableLoader, protect_workers, sigchld_restored
+from detrkit.training.data_workers import protect_workers, sigchld_restored
+from detrkit.training.stream import ResumableLoader
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="needs signal.sigtimedwait")
 

@@ -101,7 +101,7 @@ def test_two_processes_equal_one(tmp_path, detector):
 
 def evaluated_mean(rank):
     """The mean that a batch norm has in an evaluation, having seen other images in each process."""
-    from detrkit.commands.train import share_buffers
+    from detrkit.training.evaluation import share_buffers
 
     norm = torch.nn.BatchNorm1d(2)
     norm.running_mean += rank + 1

@@ -7,9 +7,8 @@ from detectron2.data import build_detection_train_loader
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from detrkit.training import ResumableLoader, Trainer
-from detrkit.training.stream import SampleStream
-from detrkit.training.trainer import stride_gradients_as_parameters
+from detrkit.training.stream import ResumableLoader, SampleStream
+from detrkit.training.trainer import Trainer, stride_gradients_as_parameters
 
 
 class Loss(nn.Module):

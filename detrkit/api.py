@@ -1,0 +1,77 @@
+"""The Python API: train, evaluate and export detectors; see `docs/python.md`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.utils import comm
+from omegaconf import DictConfig
+
+from detrkit.config.load import load_config
+from detrkit.reports.training_report import build_report
+from detrkit.runtime.program import subnormals_flushed
+from detrkit.training import evaluation, folder, loop
+from detrkit.training.session import join_torchrun, log_results, logs_closed_on_exit, prepare
+
+
+def train(
+    cfg: DictConfig, *, resume: bool = False, allow_changes: bool = False, config_file: str = ""
+) -> dict[str, Any]:
+    """Train the detector of a config, with `report.html` in its output folder; see `detrkit.training.loop.train`.
+
+    Returns:
+        The results of the last evaluation, such as `{"bbox": {"AP": 50.2, ...}}`.
+    """
+    return loop.train(
+        cfg, resume=resume, allow_changes=allow_changes, config_file=config_file, build_report=build_report
+    )
+
+
+def evaluate(cfg: DictConfig, checkpoint: str | os.PathLike = "", *, config_file: str = "") -> dict[str, Any]:
+    """Evaluate a checkpoint on the test data of a config, and log the results in its output folder.
+
+    Args:
+        checkpoint: a .pth or .safetensors file, or a URL; "" for `cfg.train.init_checkpoint`.
+        config_file: where the config came from, for the log.
+
+    Returns:
+        `{task: metrics}`, such as `{"bbox": {"AP": 50.2, ...}}`; {} on other processes than the main one.
+
+    Raises:
+        ValueError: there is no checkpoint, or it is of another model or other classes.
+        FileNotFoundError: there is no such file.
+    """
+    checkpoint = os.fspath(checkpoint) or cfg.train.init_checkpoint
+    if not checkpoint:
+        raise ValueError("nothing to evaluate: give train.init_checkpoint=FILE, or --resume in the folder of a run")
+    with subnormals_flushed(), logs_closed_on_exit():
+        join_torchrun()
+        if "://" not in checkpoint and not Path(checkpoint).is_file():
+            raise FileNotFoundError(f"train.init_checkpoint={checkpoint}: no such file")
+        prepare(cfg, config_file)
+        results = evaluation.evaluate(cfg, checkpoint)
+        if comm.is_main_process():
+            log_results(cfg, results)
+        return results
+
+
+def cfg_for_folder(
+    data: str | os.PathLike,
+    config: str = folder.BASE_CONFIG,
+    overrides: Sequence[str] = (),
+    *,
+    format: str | None = None,
+    keep_classes: Sequence[str] | None = None,
+    epochs: int | None = None,
+) -> DictConfig:
+    """The config of a training on a folder of annotated images; see `detrkit.training.folder.write_folder_config`.
+
+    The data in COCO's format and `config.py` are written to `train.output_dir`, by default `output/<folder's name>`.
+    """
+    written = folder.write_folder_config(
+        Path(data), config, overrides, format=format, keep_classes=keep_classes, epochs=epochs
+    )
+    return load_config(str(written.file))

@@ -1,0 +1,147 @@
+"""Model, optimizer, data loaders and trainer of a config."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import Any
+
+import torch
+from detectron2.config import instantiate
+from detectron2.data import DatasetFromList, MetadataCatalog
+from detectron2.engine import create_ddp_model
+from detrex.modeling import ema
+from omegaconf import DictConfig, ListConfig
+from torch import nn
+
+from detrkit.config.load import call_parameters
+from detrkit.datasets.annotations import annotations_explained
+from detrkit.datasets.mapper import with_rgb_images
+from detrkit.runtime.precision import autocast_is_faster
+
+from .data_workers import protect_workers
+from .preflight import check_images
+from .stream import resumable_loader
+from .trainer import Trainer
+
+logger = logging.getLogger("detectron2.builders")
+
+AMP_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def amp_name(cfg: DictConfig) -> str:
+    """The type that `train.amp` names."""
+    return cfg.train.amp.get("dtype", "float16")
+
+
+def amp_type(cfg: DictConfig) -> torch.dtype | None:
+    """The type of mixed precision; None for float32: `train.amp` is off, or slower on this CPU."""
+    dtype = AMP_TYPES[amp_name(cfg)] if cfg.train.amp.enabled else None
+    return dtype if dtype and autocast_is_faster(dtype, cfg.train.device) else None
+
+
+def autocast_of(cfg: DictConfig) -> AbstractContextManager:
+    """The precision of `train.amp`, outside of training steps."""
+    dtype = amp_type(cfg)
+    # PyTorch 2.1 refuses float16 on a CPU even where autocast is off.
+    return torch.autocast(torch.device(cfg.train.device).type, dtype) if dtype else nullcontext()
+
+
+def build_model(cfg: DictConfig) -> nn.Module:
+    """The model on its device, with an empty moving average if the config has one."""
+    model = instantiate(cfg.model).to(cfg.train.device)
+    ema.may_build_model_ema(cfg, model)
+    if cfg.train.get("compile", False):
+        compile_parts(model)
+    size = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    logger.debug("Model:\n%s", model)
+    logger.info("%s: %.2f M parameters, %.2f M of them trained", type(model).__name__, size / 1e6, trained / 1e6)
+    return model
+
+
+def compile_parts(model: nn.Module) -> None:
+    """Compile, in place, the modules that map tensors to tensors; reading inputs and matching stay in Python."""
+    transformer = getattr(model, "transformer", None)
+    for owner, name in ((model, "backbone"), (model, "neck"), (transformer, "encoder"), (transformer, "decoder")):
+        part = getattr(owner, name, None)
+        if part is not None:
+            part.forward = torch.compile(part.forward)  # wrapping the module would rename its parameters
+
+
+def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """`cfg.optimizer` over the parameters of `model`; fused into one kernel where PyTorch can."""
+    cfg.optimizer.params.model = model
+    optimizer = None
+    if "fused" in call_parameters(cfg.optimizer.get("_target_")) and "fused" not in cfg.optimizer:
+        with suppress(RuntimeError):  # not on this device, or not yet in this PyTorch
+            optimizer = instantiate({**cfg.optimizer, "fused": True})
+    optimizer = optimizer or instantiate(cfg.optimizer)
+    for group in optimizer.param_groups:  # older PyTorch keeps OmegaConf's lists, which checkpoints must not hold
+        group.update({name: tuple(value) for name, value in group.items() if isinstance(value, ListConfig)})
+    return optimizer
+
+
+def build_loader(cfg: DictConfig, split: str) -> Iterable[Any]:
+    """The data of `cfg.dataloader.train` or `.test`.
+
+    Args:
+        split: "train" or "test". The images of "test" are checked: they are there, readable and of the annotated size.
+
+    Raises:
+        ValueError: an image cannot be used, or the data have more classes than the model.
+    """
+    node = cfg.dataloader[split]
+    given: dict[str, Any] = {}
+    source = node.get("dataset")
+    if isinstance(source, DictConfig) and "names" in source:
+        names = [source.names] if isinstance(source.names, str) else list(source.names)
+        with annotations_explained(names):
+            dataset = instantiate(source)
+        logger.info("%s data: %s, %d images", split, " + ".join(names), len(dataset))
+        check_classes(cfg, names)
+        if split == "test":
+            check_images(" + ".join(names), dataset)
+        elif loader := resumable_loader(node, dataset):
+            return loader
+        # Not a list: instantiating would look for nodes in each of COCO's 118,000 images.
+        given["dataset"] = DatasetFromList(dataset, copy=False) if isinstance(dataset, list) else dataset
+    if "mapper" in node:
+        given["mapper"] = with_rgb_images(instantiate(node.mapper))
+    return protect_workers(instantiate({**node, **given}))
+
+
+def check_classes(cfg: DictConfig, names: list[str]) -> None:
+    """Raise ValueError if a dataset has classes that the model has no output for."""
+    have = cfg.model.get("num_classes")
+    for name in names:
+        need = len(MetadataCatalog.get(name).get("thing_classes") or ())
+        if have is not None and need > have:
+            raise ValueError(f"model.num_classes={have}, but {name} has {need} classes: set model.num_classes={need}")
+
+
+def build_trainer(
+    cfg: DictConfig,
+    model: nn.Module,
+    loader: Iterable[Any],
+    optimizer: torch.optim.Optimizer,
+    report_phase: Callable[[str], None] = lambda phase: None,
+) -> Trainer:
+    """The trainer of a config.
+
+    Args:
+        report_phase: called when a part of a step begins; see `Trainer`.
+    """
+    on_gpu = torch.device(cfg.train.device).type == "cuda"
+    device_ids = [torch.cuda.current_device()] if on_gpu else None
+    return Trainer(
+        create_ddp_model(model, device_ids=device_ids, **cfg.train.ddp),
+        loader,
+        optimizer,
+        amp_type(cfg),
+        clip_grad=cfg.train.clip_grad.params if cfg.train.clip_grad.enabled else None,
+        skip_nonfinite=cfg.train.get("skip_nonfinite", 0),
+        folder=cfg.train.output_dir,
+        report_phase=report_phase,
+    )

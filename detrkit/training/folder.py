@@ -1,0 +1,164 @@
+"""A training on a folder of annotated images: its data in COCO's format, and its config as a file."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from detectron2.utils import comm
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
+
+from detrkit.config.load import load_config
+from detrkit.datasets import Conversion, convert_dataset
+from detrkit.datasets.registration import own_prefix
+
+BASE_CONFIG = "align_detr_r50_4scale_12ep"
+EPOCHS = 50
+EVALUATIONS = 10  # in the course of a training
+KEPT = 2  # checkpoints: each is several times the model, and the best and the last are kept besides
+
+
+class FolderConfig(NamedTuple):
+    """The config of a training on a folder.
+
+    Attributes:
+        file: `config.py` in the output folder.
+        conversion: the data, on the main process; None on others.
+    """
+
+    file: Path
+    conversion: Conversion | None
+
+
+def write_folder_config(
+    folder: Path,
+    config: str = BASE_CONFIG,
+    overrides: Sequence[str] = (),
+    *,
+    format: str | None = None,
+    keep_classes: Sequence[str] | None = None,
+    epochs: int | None = None,
+    resume: bool = False,
+) -> FolderConfig:
+    """Convert a folder to COCO's format, and write the config of a training on it.
+
+    Both go to `train.output_dir`, by default `output/<name of the folder>`. The first process of a run writes; all
+    processes call it.
+
+    Args:
+        folder: in a layout of `detrkit.datasets.formats`. Without a validation part, it is split.
+        config: name or path of the config to start from.
+        overrides: `key=value`.
+        format: the layout; None to recognise it.
+        keep_classes: train on these classes alone.
+        epochs: passes over the images with objects, if `train.max_iter` is not overridden.
+        resume: refuse data that changed since the training began.
+
+    Raises:
+        ValueError: the folder cannot be used, or its data changed.
+    """
+    if epochs is not None and epochs < 1:
+        raise ValueError(f"--epochs {epochs}: at least 1")
+    cfg = load_config(config, list(overrides))
+    overridden = {OverridesParser.create().parse_override(text).key_or_group for text in overrides}
+    name = _name(folder)
+    output = Path(cfg.train.output_dir if "train.output_dir" in overridden else f"output/{name}")
+    file = output / "config.py"
+    conversion = None
+    if comm.is_main_process():
+        conversion = _convert(folder, output / "data", format, keep_classes, resume)
+        prefix = own_prefix(name)
+        if resume and file.is_file() and f"'{prefix}_train'" not in file.read_text(encoding="utf-8"):
+            prefix = name  # as earlier versions called it
+        values = _values(cfg, conversion, prefix, output, epochs, "train.max_iter" in overridden)
+        values = {key: value for key, value in values.items() if key not in overridden}
+        file.write_text(_text(name, config, overrides, cfg, conversion, prefix, values), encoding="utf-8")
+    comm.synchronize()
+    return FolderConfig(file, conversion)
+
+
+def _name(folder: Path) -> str:
+    folder = folder.resolve()
+    return re.sub(r"[^\w.-]", "_", folder.parent.name if folder.is_file() else folder.name)
+
+
+def _convert(
+    folder: Path, data: Path, format: str | None, keep_classes: Sequence[str] | None, resume: bool
+) -> Conversion:
+    before = {file: file.read_bytes() for file in sorted(data.glob("*.json"))} if resume else {}
+    conversion = convert_dataset(folder, data, format=format, only=keep_classes, two_parts=True, force=True)
+    for file, content in before.items():
+        if file.read_bytes() != content:
+            file.write_bytes(content)
+            raise ValueError(
+                f"{folder} or --classes are not as they were when the training in {data.parent} began, so it is not "
+                "resumed: another train.output_dir starts anew"
+            )
+    return conversion
+
+
+def _values(
+    cfg: DictConfig, conversion: Conversion, prefix: str, output: Path, epochs: int | None, fixed_length: bool
+) -> dict[str, object]:
+    """The values that depend on the folder: names, number of classes, and a schedule of its size."""
+    images = len({a["image_id"] for a in conversion.contents["train"]["annotations"] if not a["iscrowd"]})
+    batch = cfg.dataloader.train.total_batch_size
+    iterations = math.ceil((epochs or EPOCHS) * images / batch)
+    length = cfg.train.max_iter if fixed_length else iterations
+    period = max(math.ceil(length / EVALUATIONS), math.ceil(images / batch))
+    return {
+        "dataloader.train.dataset.names": f"{prefix}_train",
+        "dataloader.test.dataset.names": f"{prefix}_val",
+        "model.num_classes": len(conversion.classes),
+        **_detections(cfg.model, len(conversion.classes)),
+        "train.output_dir": str(output),
+        "train.max_iter": iterations,
+        "train.eval_period": period,
+        "train.checkpointer.period": period,
+        "train.checkpointer.max_to_keep": KEPT,
+    }
+
+
+def _text(
+    name: str,
+    config: str,
+    overrides: Sequence[str],
+    cfg: DictConfig,
+    conversion: Conversion,
+    prefix: str,
+    values: dict[str, object],
+) -> str:
+    """The config as a Python file."""
+    registrations = [
+        f"register_coco({f'{prefix}_{split}'!r}, {str(file.absolute())!r}, {str(conversion.image_root.absolute())!r})"
+        for split, file in conversion.files.items()
+    ]
+    path = Path(config)
+    lines = [
+        f'"""{path.stem} on the images of {name}: written by `align-detr train --data`, and yours to change."""',
+        "",
+        "from detrkit import load_config, register_coco",
+        "",
+        f"_base = load_config({str(path.absolute()) if path.is_file() else config!r}, {list(overrides)!r})",
+        "",
+        *(f"{key} = _base.{key}" for key in cfg),
+        "",
+        *registrations,
+        "",
+        *(f"{key} = {value!r}" for key, value in values.items()),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _detections(model: DictConfig, classes: int) -> dict[str, int]:
+    """How many detections to keep of an image, where the config wants more than few classes make possible."""
+    queries = model.get("num_queries_one2one") or model.get("num_queries")
+    wanted = model.get("select_box_nums_for_evaluation")
+    if queries and wanted and wanted > queries * classes:
+        return {"model.select_box_nums_for_evaluation": queries * classes}
+    return {}

@@ -1,0 +1,84 @@
+"""Hooks that save checkpoints and write metrics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from detectron2.engine import hooks
+from detectron2.engine.defaults import default_writers
+from detectron2.utils.events import EventWriter, get_event_storage
+from omegaconf import DictConfig, OmegaConf
+
+from .checkpoints import BestCheckpointer, SafeCheckpointer
+
+BEST_METRIC = "bbox/AP"
+
+
+def periodic_checkpointer(cfg: DictConfig, checkpointer: SafeCheckpointer) -> hooks.PeriodicCheckpointer:
+    """Save every `train.checkpointer.period` iterations and at the end; with a period of 0 at the end only."""
+    period, max_to_keep = cfg.train.checkpointer.period, cfg.train.checkpointer.max_to_keep
+    return hooks.PeriodicCheckpointer(checkpointer, period or cfg.train.max_iter + 1, max_to_keep=max_to_keep)
+
+
+def best_checkpointer(cfg: DictConfig, checkpointer: SafeCheckpointer) -> BestCheckpointer | None:
+    """Save the model of the highest AP; None if the config has no evaluator."""
+    if "evaluator" not in cfg.dataloader:
+        return None
+    return BestCheckpointer(cfg.train.eval_period, checkpointer, BEST_METRIC)
+
+
+def saves_at(cfg: DictConfig, iteration: int) -> bool:
+    """Whether a checkpoint may be saved after this iteration."""
+    done = iteration + 1
+    periods = (cfg.train.checkpointer.period, cfg.train.eval_period)
+    return done >= cfg.train.max_iter or any(period > 0 and done % period == 0 for period in periods)
+
+
+class MetricsWriter(hooks.PeriodicWriter):
+    """Write metrics every `train.log_period` iterations, and after each evaluation.
+
+    Without the second, one of two evaluations between two writes would be lost.
+    """
+
+    def __init__(self, cfg: DictConfig):
+        writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
+        super().__init__(writers + [WandbWriter(cfg)] if cfg.train.wandb.enabled else writers, cfg.train.log_period)
+        self._log_period, self._eval_period = cfg.train.log_period, cfg.train.eval_period
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if self._eval_period > 0 and done % self._eval_period == 0 and done % self._log_period != 0:
+            for writer in self._writers:
+                writer.write()
+        else:
+            super().after_step()
+
+
+class WandbWriter(EventWriter):
+    """Scalars for Weights & Biases; `train.wandb.params` go to `wandb.init`.
+
+    Raises:
+        ValueError: wandb is not installed.
+    """
+
+    def __init__(self, cfg: DictConfig, window_size: int = 20):
+        try:
+            import wandb
+        except ImportError as error:
+            raise ValueError("train.wandb.enabled needs wandb: pip install wandb, or switch it off") from error
+        params: dict[str, Any] = dict(cfg.train.wandb.params)
+        Path(params.get("dir", ".")).mkdir(parents=True, exist_ok=True)
+        self._run = wandb.init(config=OmegaConf.to_container(cfg.train, resolve=True), **params)
+        self._window_size = window_size
+        self._last_write = -1
+
+    def write(self) -> None:
+        storage = get_event_storage()
+        latest = storage.latest_with_smoothing_hint(self._window_size)
+        news = {name: value for name, (value, iteration) in latest.items() if iteration > self._last_write}
+        self._run.log(news, step=storage.iter)
+        self._last_write = storage.iter
+
+    def close(self) -> None:
+        self._run.finish()

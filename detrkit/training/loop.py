@@ -1,0 +1,154 @@
+"""The training loop: one ordered list of hooks around detectron2's iterations."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from detectron2.config import instantiate
+from detectron2.engine import HookBase, hooks
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from detrex.modeling import ema
+from omegaconf import DictConfig
+
+from detrkit.config.changes import flat_config
+from detrkit.runtime.program import subnormals_flushed
+
+from .builders import build_loader, build_model, build_optimizer, build_trainer
+from .checkpoints import ResumePoint, SafeCheckpointer, newest_checkpoint
+from .class_heads import class_heads_matched
+from .data_workers import sigchld_restored
+from .evaluation import Evaluations, build_evaluation
+from .hooks import MetricsWriter, best_checkpointer, periodic_checkpointer, saves_at
+from .live_line import LiveLine
+from .preflight import known_classes, match_training
+from .run_state import RunState, cut_metrics
+from .session import check_exists, check_unchanged, join_torchrun, log_results, logs_closed_on_exit, prepare
+from .stopping import StopEarly
+from .watchdog import Watchdog
+
+logger = logging.getLogger("detectron2.training")
+
+
+class Report(Protocol):
+    """A page about the training, such as `detrkit.reports.training_report.TrainingReport`.
+
+    Attributes:
+        sample: an evaluator that keeps some detections of each evaluation.
+        hook: writes the page after an evaluation; for the main process.
+    """
+
+    sample: DatasetEvaluator
+    hook: HookBase
+
+
+def train(
+    cfg: DictConfig,
+    *,
+    resume: bool = False,
+    allow_changes: bool = False,
+    config_file: str = "",
+    build_report: Callable[[DictConfig], Report | None] = lambda cfg: None,
+) -> dict[str, Any]:
+    """Train the detector of a config, evaluating and saving in `cfg.train.output_dir` on the way.
+
+    Every process of a distributed run calls it. In a thread other than the main one, signals are not handled.
+
+    Args:
+        cfg: a config as `load_config` returns it; it is completed in place.
+        resume: go on from the newest checkpoint of the output folder, if there is one.
+        allow_changes: resume even if the training began with another config.
+        config_file: where the config came from, for the log.
+        build_report: a page about the training, or None.
+
+    Returns:
+        The results of the last evaluation, `{task: metrics}`; {} without an evaluator.
+
+    Raises:
+        ValueError, OSError: config, data or checkpoint cannot be used. If only evaluations failed, a ValueError says so
+            once the training is complete.
+        FloatingPointError: a loss or a gradient is not finite.
+        Interrupted: SIGINT or SIGTERM ended the training, which saved a checkpoint.
+    """
+    with subnormals_flushed(), logs_closed_on_exit():
+        join_torchrun()
+        config_as_given = flat_config(cfg)
+        point = newest_checkpoint(cfg.train.output_dir) if resume else None
+        if point and not allow_changes:
+            check_unchanged(point, config_as_given)
+        if not resume:
+            check_exists(cfg.train.init_checkpoint)
+        prepare(cfg, config_file)
+        if point and point.remark:
+            logger.warning(point.remark)
+        if resume and point is None:
+            logger.warning("There is no checkpoint in %s to resume from: starting anew", cfg.train.output_dir)
+        evaluations = run_iterations(cfg, point, resume, config_as_given, build_report(cfg))
+        if comm.is_main_process():
+            log_results(cfg, evaluations.results)
+        evaluations.raise_failures(cfg.train.output_dir)
+        return evaluations.results
+
+
+def run_iterations(
+    cfg: DictConfig, point: ResumePoint | None, resume: bool, config_as_given: dict[str, str], report: Report | None
+) -> Evaluations:
+    """Build everything, register the hooks in their order, and run the iterations.
+
+    Args:
+        point: the checkpoint to go on from; None to begin.
+        resume: whether metrics.json is of this training.
+        config_as_given: `flat_config` of the config before it was completed, for the checkpoints.
+        report: a page about the training.
+    """
+    classes = match_training(cfg, point)
+    model = build_model(cfg)
+    optimizer = build_optimizer(cfg, model)
+    evaluations = Evaluations(build_evaluation(cfg, model, [report.sample] if report else []))
+    loader = build_loader(cfg, "train")
+    watchdog = Watchdog(cfg.train.get("hang_seconds", 0))
+    trainer = build_trainer(cfg, model, loader, optimizer, watchdog.report_phase)
+    checkpointer = SafeCheckpointer(
+        model,
+        cfg.train.output_dir,
+        trainer=trainer,
+        optimizer=optimizer,  # for other readers of the file; its tensors are stored once
+        **ema.may_get_ema_checkpointer(cfg, model),
+    )
+    checkpointer.last_iteration = cfg.train.max_iter - 1
+    is_main = comm.is_main_process()
+    if is_main:
+        cut_metrics(Path(cfg.train.output_dir, "metrics.json"), point, resumes=resume, max_iter=cfg.train.max_iter)
+    facts = {
+        "config": config_as_given,
+        "batch_size": cfg.dataloader.train.get("total_batch_size"),
+        "max_iter": cfg.train.max_iter,
+        "classes": classes.plain() if classes else None,
+    }
+    state = RunState(loader, lambda iteration: saves_at(cfg, iteration), facts)
+    stop = StopEarly(checkpointer, state, loader)
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(),  # seconds of each iteration
+            ema.EMAHook(cfg, model) if cfg.train.model_ema.enabled else None,  # average the new weights
+            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),  # the next iteration's rate
+            state.before_checkpoint(),  # collect what a checkpoint holds, before evaluation
+            periodic_checkpointer(cfg, checkpointer) if is_main else None,  # save before evaluation, which may fail
+            hooks.EvalHook(cfg.train.eval_period, evaluations),  # evaluate
+            report.hook if report and is_main else None,  # refresh the page, and record its metrics
+            MetricsWriter(cfg) if is_main else None,  # write what the hooks above have recorded
+            state,  # collect again: evaluation has drawn random numbers
+            best_checkpointer(cfg, checkpointer) if is_main else None,  # save the model if it is the best so far
+            stop,  # on a signal: save and stop
+            LiveLine() if is_main else None,  # progress on the terminal
+        ]
+    )
+    start = "" if point else cfg.train.init_checkpoint
+    with class_heads_matched(cfg, model, start, known_classes(start), classes):
+        checkpointer.resume_or_load(start, resume=point is not None)
+    with watchdog.watching(), stop.listening(), sigchld_restored():
+        trainer.train(point.iteration + 1 if point else 0, cfg.train.max_iter)
+    return evaluations

@@ -1,0 +1,137 @@
+"""What surrounds a training or an evaluation: processes, a complete config, logs, and what the folder holds."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from detectron2.engine import default_setup
+from detectron2.evaluation import print_csv_format
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from omegaconf import DictConfig
+
+from align_detr._platform import describe
+from detrkit.config.changes import config_changes
+from detrkit.config.load import call_parameters
+from detrkit.datasets.classes import dataset_names
+from detrkit.datasets.registration import saved_registrations
+from detrkit.runtime.device import device_name, resolve_device
+from detrkit.runtime.logs import LOGGERS, log_traceback
+
+from .builders import AMP_TYPES, amp_name, amp_type
+from .checkpoints import ResumePoint
+from .run_state import RunState
+
+logger = logging.getLogger("detectron2.session")
+
+FAST_DEV_RUN = dict(max_iter=20, eval_period=10, log_period=1)
+SECTIONS = ("train", "model", "dataloader", "optimizer", "lr_multiplier")
+
+
+def join_torchrun() -> None:
+    """Set up the processes that torchrun started, which detectron2's `launch` does not know of."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def prepare(cfg: DictConfig, config_file: str = "") -> None:
+    """Complete the config in place, open the logs, save config.yaml, seed the generators, and log what runs on what.
+
+    Args:
+        config_file: where the config came from; detectron2 copies it to the log.
+
+    Raises:
+        ValueError: the config lacks a section, or a value cannot be used here.
+    """
+    for key in SECTIONS:
+        if key not in cfg:
+            raise ValueError(f"{config_file or 'the config'} has no {key}, so it is not the config of a training")
+    cfg.train.device = resolve_device(cfg.train.device)
+    if "device" in call_parameters(cfg.model.get("_target_")):
+        cfg.model.device = cfg.train.device
+    if cfg.train.amp.enabled and amp_name(cfg) not in AMP_TYPES:
+        raise ValueError(f"train.amp.dtype={cfg.train.amp.dtype} is not one of {', '.join(AMP_TYPES)}")
+    if cfg.train.fast_dev_run.enabled:
+        cfg.train.update(FAST_DEV_RUN)
+    evaluator = cfg.dataloader.get("evaluator", {})
+    if evaluator.get("output_dir", "") is None:
+        evaluator.output_dir = cfg.train.output_dir
+
+    # The config.yaml in the output folder is no program, so it cannot register datasets itself.
+    names = [name for split in ("train", "test") for name in dataset_names(cfg, split)]
+    if datasets := saved_registrations(names):
+        cfg.datasets = datasets
+
+    default_setup(cfg, SimpleNamespace(config_file=config_file, eval_only=False))
+    for name in LOGGERS:
+        if name not in ("detectron2", "fvcore"):  # which default_setup has set up
+            setup_logger(cfg.train.output_dir, comm.get_rank(), name=name)
+    logger.info(describe())
+    device, count = device_name(cfg.train.device), comm.get_world_size()
+    logger.info("PyTorch %s on %s, %d process(es)", torch.__version__, device, count)
+    if cfg.train.amp.enabled and amp_type(cfg) is None:
+        logger.warning("This CPU has no units for %s, so train.amp uses float32, which is faster", amp_name(cfg))
+
+
+@contextmanager
+def logs_closed_on_exit() -> Iterator[None]:
+    """Close, on exit, the log files that were opened inside, so that another run in this process has its own.
+
+    An error that ends the block is logged with its traceback first.
+    """
+    before = {name: list(logging.getLogger(name).handlers) for name in LOGGERS}
+    try:
+        yield
+    except Exception:
+        log_traceback()
+        raise
+    finally:
+        for name, handlers in before.items():
+            log = logging.getLogger(name)
+            for handler in [handler for handler in log.handlers if handler not in handlers]:
+                log.removeHandler(handler)
+                if isinstance(handler, logging.FileHandler):
+                    handler.close()
+        if hasattr(setup_logger, "cache_clear"):  # it would take the same folder for set up
+            setup_logger.cache_clear()
+
+
+def check_unchanged(point: ResumePoint, config: Mapping[str, str]) -> None:
+    """Raise ValueError if the checkpoint is of a training with another config.
+
+    Args:
+        config: the config now, as `flat_config` gives it.
+    """
+    before = point.hooks.get(RunState.__qualname__, {}).get("facts", {}).get("config")
+    differences = config_changes(before, config) if before else []
+    if differences:
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise ValueError(
+            f"{point.name} is of a training with another config, so it is not resumed: "
+            f"{', '.join(differences[:3])}{more}; "
+            "--allow-changes goes on all the same, another train.output_dir starts anew"
+        )
+
+
+def check_exists(checkpoint: str) -> None:
+    """Raise FileNotFoundError for a file that is not there. URLs are checked on loading."""
+    if checkpoint and "://" not in checkpoint and not Path(checkpoint).is_file():
+        raise FileNotFoundError(f"train.init_checkpoint={checkpoint}: no such file")
+
+
+def log_results(cfg: DictConfig, results: Mapping[str, Any]) -> None:
+    """Log which files are in the output folder, and the table of results."""
+    folder = Path(cfg.train.output_dir)
+    names = ("report.html", "model_final.pth", "model_best.pth", "metrics.json", "coco_instances_results.json")
+    logger.info("In %s: %s", folder, ", ".join(name for name in names if (folder / name).exists()))
+    print_csv_format(results)
