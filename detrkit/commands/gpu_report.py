@@ -92,9 +92,10 @@ class Report:
         self.device = torch.device(self.cfg.train.device)
         self.overrides = [*args.opts, f"train.device={self.device}"]
         self.records: list[dict[str, Any]] = []
+        device = device_name(self.cfg.train.device)
         self.page = [
             "# On a GPU",
-            f"{device_name(self.cfg.train.device)}, PyTorch {torch.__version__}, {describe()}. `{args.config_file}`, images of "
+            f"{device}, PyTorch {torch.__version__}, {describe()}. `{args.config_file}`, images of "
             f"{args.image_size[0]} × {args.image_size[1]} with {OBJECTS} objects, medians of {args.repeats}.",
         ]
 
