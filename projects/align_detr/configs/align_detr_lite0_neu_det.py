@@ -1,0 +1,16 @@
+from align_detr.config import get_project_config
+
+from .models.align_dino import criterion as _criterion
+
+_baseline = get_project_config("dino/configs/dino_lite0_neu_det.py")
+
+dataloader = _baseline.dataloader
+lr_multiplier = _baseline.lr_multiplier
+model = _baseline.model
+optimizer = _baseline.optimizer
+train = _baseline.train
+
+_criterion.weight_dict = model.criterion.weight_dict
+model.criterion = _criterion
+
+train.output_dir = "./output/align_detr_lite0_neu_det"
