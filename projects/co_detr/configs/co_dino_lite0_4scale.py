@@ -18,7 +18,6 @@ model._target_ = CoDINO
 model.collaboration = _collaboration
 
 # Anchors for images of a third of the usual size, and heads as small as the rest.
-model.collaboration.strides = [8, 16, 32, 64]
 model.collaboration.heads.atss.anchor_scale = 4.0
 model.collaboration.heads.faster_rcnn.hidden_dim = 256
 model.collaboration.heads.faster_rcnn.num_samples = 128
