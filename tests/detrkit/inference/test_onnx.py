@@ -72,6 +72,23 @@ def test_onnx_runtime_agrees(networks, pictures, tmp_path, kind, shape):
             assert np.allclose(np.sort(found.scores), np.sort(alone.scores), atol=1e-4)
 
 
+def test_onnx_runtime_agrees_on_a_backbone_of_timm(timm, pictures, tmp_path):
+    """EfficientNet-Lite pads each image by its size: the exported padding follows the size of the picture."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    cfg = small_config("dino_lite0")
+    cfg.model.num_classes = len(NAMES.names)
+    torch.save({"model": random_weights(cfg)}, tmp_path / "model.pth")
+    network = PyTorchNetwork(cfg, str(tmp_path / "model.pth"), NAMES, "cpu", "float32")
+    write_onnx(
+        network.model, tmp_path / "model.onnx", metadata_of(NAMES, input_size(cfg), FREE, "RGB"), FREE, (64, 96)
+    )
+    exported = OnnxNetwork(tmp_path / "model.onnx", "cpu")
+    results = compare(network, exported, [(str(n), pixels) for n, pixels in enumerate(pictures)])
+    assert all(result.agrees for result in results), agreement_table(results, ("PyTorch", "ONNX Runtime"))
+    assert sum(result.counts[0] for result in results) > 20
+
+
 def test_detector_on_an_onnx_file(networks, pictures, tmp_path):
     """Pictures in, names of classes out, as with PyTorch; no config beside the file."""
     pytest.importorskip("onnxruntime")

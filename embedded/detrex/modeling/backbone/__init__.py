@@ -1,3 +1,4 @@
 from .resnet import BasicStem, ResNet, make_stage
+from .timm_backbone import TimmBackbone
 
-__all__ = ["BasicStem", "ResNet", "make_stage"]
+__all__ = ["BasicStem", "ResNet", "TimmBackbone", "make_stage"]
