@@ -4,9 +4,8 @@ The score of query cell i for key cell j is scale · q_i·k_j + bias_h[i, row of
 these summands would be as large as that of the scores, and is never stored:
 
 * On the CPU, scores are made, used and thrown away a block at a time; backward makes them again.
-* Elsewhere they become a part of the dot product: bias_h and bias_w are more channels of the query, and the key has ones
-  at the channels of its own row and column. So the kernels of `scaled_dot_product_attention` that need no memory for the
-  scores do everything.
+* Elsewhere they become a part of the dot product: bias_h and bias_w are more channels of the query, and a key has ones at
+  the channels of its own row and column. So kernels of `scaled_dot_product_attention` that keep no scores can be used.
 """
 
 from __future__ import annotations
@@ -107,9 +106,7 @@ def _blocks(query: Tensor) -> Iterator[tuple[slice, slice]]:
             yield slice(group, group + group_size), slice(start, start + query_size)
 
 
-def _probabilities(
-    block: tuple[slice, slice], query: Tensor, key: Tensor, bias_h: Tensor, bias_w: Tensor
-) -> Tensor:
+def _probabilities(block: tuple[slice, slice], query: Tensor, key: Tensor, bias_h: Tensor, bias_w: Tensor) -> Tensor:
     """(g, n, H·W) softmax of the scores of a block's queries."""
     scores = (bias_h[block][..., None] + bias_w[block][..., None, :]).flatten(2)
     scores.baddbmm_(query[block], key[block[0]].transpose(1, 2), alpha=query.shape[-1] ** -0.5)

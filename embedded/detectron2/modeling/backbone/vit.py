@@ -47,7 +47,9 @@ def get_vit_lr_decay_rate(name: str, lr_decay_rate: float = 1.0, num_layers: int
         elif (match := re.search(r"\.blocks\.(\d+)\.", name)) and ".residual." not in name:
             depth = int(match[1]) + 1
             if depth > num_layers:
-                raise ValueError(f"get_vit_lr_decay_rate: {name} is beyond num_layers={num_layers}: give the ViT's depth")
+                raise ValueError(
+                    f"get_vit_lr_decay_rate: {name} is beyond num_layers={num_layers}: give the ViT's depth"
+                )
     return lr_decay_rate ** (num_layers + 1 - depth)
 
 
@@ -421,7 +423,9 @@ class SimpleFeaturePyramid(Backbone):
         source = shapes[in_feature]
         strides = [int(source.stride / scale) for scale in scale_factors]
         if any(fine * 2 != coarse for fine, coarse in zip(strides, strides[1:], strict=False)):
-            raise ValueError(f"SimpleFeaturePyramid: each scale of {list(scale_factors)} must be half of the one before")
+            raise ValueError(
+                f"SimpleFeaturePyramid: each scale of {list(scale_factors)} must be half of the one before"
+            )
         levels = [int(log2(stride)) for stride in strides]
         for level, scale in zip(levels, scale_factors, strict=True):
             self.add_module(f"simfp_{level}", _pyramid_level(source.channels, out_channels, float(scale), norm))
