@@ -84,12 +84,34 @@ class FrozenBatchNorm2d(nn.Module):
         return _replace_modules(module, thaw)
 
 
+class LayerNorm(nn.Module):
+    """Layer norm of the channels of each cell of a feature map.
+
+    Not a subclass of `nn.LayerNorm`: the published recipes let its parameters decay as the convolutions' do, and
+    `get_default_optimizer_params` tells norms by their class.
+    """
+
+    def __init__(self, num_channels: int, eps: float = 1e-6):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_channels))
+        self.bias = nn.Parameter(torch.zeros(num_channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, num_channels, H, W) to the same shape."""
+        cells = x.permute(0, 2, 3, 1)
+        return F.layer_norm(cells, self.weight.shape, self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
+
+    def extra_repr(self) -> str:
+        return f"{len(self.weight)}, eps={self.eps}"
+
+
 def get_norm(norm: str | Callable[[int], nn.Module] | None, out_channels: int) -> nn.Module | None:
     """A normalisation layer for `out_channels` channels.
 
     Args:
-        norm: `"BN"`, `"SyncBN"`, `"FrozenBN"` or `"GN"` (32 groups); a function of the number of channels; None or ""
-            for no normalisation.
+        norm: `"BN"`, `"SyncBN"`, `"FrozenBN"`, `"GN"` (32 groups) or `"LN"` (of the channels of each cell); a function
+            of the number of channels; None or "" for no normalisation.
 
     Raises:
         ValueError: another name.
@@ -102,6 +124,7 @@ def get_norm(norm: str | Callable[[int], nn.Module] | None, out_channels: int) -
             "SyncBN": nn.SyncBatchNorm,
             "FrozenBN": FrozenBatchNorm2d,
             "GN": lambda channels: nn.GroupNorm(32, channels),
+            "LN": LayerNorm,
         }
         if norm not in by_name:
             raise ValueError(f"no normalisation layer is called {norm!r}; use one of {', '.join(by_name)}")
