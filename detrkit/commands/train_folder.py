@@ -28,10 +28,10 @@ def add_folder_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("your own pictures")
     group.add_argument(
         "--data", type=Path, metavar="FOLDER",
-        help="train on this folder, in the layout of COCO, Pascal VOC or YOLO; what it has no validation part for is "
+        help="train on this folder, in any layout that `align-detr convert` reads; without a validation part, it is "
         f"split. The config, by default {BASE}, is written with it to the output folder, output/FOLDER",
     )  # fmt: skip
-    group.add_argument("--format", choices=FORMATS, help="of --data; default: found out by the layout")
+    group.add_argument("--format", choices=FORMATS, help="layout of --data (default: found out by the content)")
     group.add_argument("--classes", nargs="+", metavar="NAME", help="of --data, train on these alone")
     group.add_argument(
         "--epochs",

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from detrkit.commands import convert as tool
@@ -590,7 +592,9 @@ def test_shapes_of_via(tmp_path, convert):
     write(root / "via.json", json.dumps({"_via_img_metadata": content}))
     found = convert(root)
     assert rows(found) == {("a", "circle", (15, 10, 10, 10)), ("a", "ellipse", (17, 7, 6, 16))}
-    assert found.problems.counts == {"object without a box": 3, "missing image": 1, "image without a name": 1}
+    assert found.problems.counts == {
+        "object without a box": 3, "missing image": 1, "image without a name": 1, "image without a list of regions": 1,
+    }  # fmt: skip
     assert "object without a box: via.json, a.png9, regions[2] (point): point: left out" in found.problems.report()
 
 
@@ -811,6 +815,44 @@ def test_images_of_unknown_range_are_reported(tmp_path, convert):
     (line,) = found.problems.report()
     assert line.startswith("image values of unknown range: b.tif: its integers have more than 8 bits and end at 4095")
     assert not math.isnan(found.contents["all"]["annotations"][0]["area"])
+
+
+ONE_FILE = ["labelme", "tensorflow csv", "cvat", "via annotations", "via csv", "open images", "kitti"]
+TOKENS = [b"", b"-1", b"nan", b"1e999", b"9" * 400, b"null", b"[]", b"{}", b"\0", b"\xff", b"../../x", b"<", b",", b'"']
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    """By layout: its folder, and the bytes of an annotation file in it."""
+    found = {}
+    for layout in ONE_FILE:
+        root = tmp_path_factory.mktemp("layouts") / "mine"
+        LAYOUTS[layout](root)
+        annotated = [p for p in sorted(root.rglob("*")) if p.suffix in (".json", ".csv", ".xml", ".txt")]
+        file = next(path for path in annotated if b"cat" in path.read_bytes())
+        found[layout] = root, file, file.read_bytes()
+    return found
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.sampled_from(ONE_FILE), st.floats(0, 1, exclude_max=True), st.integers(0, 40), st.sampled_from(TOKENS))
+def test_damaged_files(originals, layout, place, length, token):
+    """Protects from a traceback on any file: one line that names it, or a dataset with objects inside its images."""
+    root, file, data = originals[layout]
+    at = int(place * len(data))
+    file.write_bytes(data[:at] + token + data[at + length :])
+    try:
+        found = convert_dataset(root, root.parent / "out", force=True, decode=False)
+    except (ValueError, OSError) as error:
+        assert "\n" not in str(error) and str(root) in str(error)
+        return
+    finally:
+        file.write_bytes(data)
+    assert all(line.isprintable() for line in found.problems.report())
+    for content in found.contents.values():
+        for annotation in content["annotations"]:
+            x, y, w, h = annotation["bbox"]
+            assert 0 <= x < x + w <= WIDTH + 1e-3 and 0 <= y < y + h <= HEIGHT + 1e-3
 
 
 # ---- From a folder to a trained model. ----
