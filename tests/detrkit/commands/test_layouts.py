@@ -17,7 +17,7 @@ from PIL import Image
 from detrkit.commands import convert as tool
 from detrkit.datasets import convert_dataset
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SIZE = WIDTH, HEIGHT = (40, 30)
 
 

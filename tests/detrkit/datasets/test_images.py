@@ -160,6 +160,15 @@ def test_values_of_unknown_range(name, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_images_to_evaluate_on_are_checked_first(tmp_path):
+    """Protects from an evaluation that fails after hours of training: such values stop it before the first iteration."""
+    for name, image in REFUSED.items():
+        image.save(tmp_path / name)
+    cfg = dataset(tmp_path, list(REFUSED))
+    with pytest.raises(ValueError, match=f"{len(REFUSED)} of {len(REFUSED)} images of .* cannot be .*: scale"):
+        build_loader(cfg, "test")
+
+
 @pytest.mark.parametrize("bits, is_refused", [(16, False), (12, True)])
 def test_wide_colours(bits, is_refused, tmp_path):
     """Protects colours of 16 bits, and from those of 12, which Pillow reads as nearly black."""
