@@ -105,7 +105,10 @@ def _text(
 ) -> str:
     """The config, with a schedule of the folder's size. What is in `taken` the overrides have set."""
     name = _name(args.data)
-    images = len({a["image_id"] for a in conversion.contents["train"]["annotations"] if not a["iscrowd"]})
+    content = conversion.contents["train"]
+    images = len({a["image_id"] for a in content["annotations"] if not a["iscrowd"]})
+    if not cfg.dataloader.train.dataset.get("filter_empty", True):
+        images = len(content["images"])
     batch = cfg.dataloader.train.total_batch_size
     iterations = math.ceil((args.epochs or EPOCHS) * images / batch)
     length = cfg.train.max_iter if "train.max_iter" in taken else iterations

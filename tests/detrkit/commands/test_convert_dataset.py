@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
@@ -164,6 +165,19 @@ def test_the_config_of_a_folder(tmp_path, monkeypatch, capsys):
     with pytest.raises(ValueError, match="mine or --classes are not as they were when the training in o began"):
         folder_config("mine", "--resume", "train.output_dir=o")
     assert Path("o/data/train.json").read_text() == before
+
+
+def test_background_images(tmp_path, monkeypatch):
+    """Protects training on images without objects, where the documentation's override asks for it, and its length."""
+    monkeypatch.chdir(tmp_path)
+    make_yolo(tmp_path / "mine")
+    for number in range(5):
+        shutil.copy(tmp_path / "mine/images/train/train1.jpg", tmp_path / f"mine/images/train/empty{number}.jpg")
+    words = ["--config-file", "align_detr_tiny", "--epochs", "8", "dataloader.train.total_batch_size=4"]
+    for override, count in (([], 7), (["dataloader.train.dataset.filter_empty=False"], 12)):
+        cfg = folder_config("mine", *words, *override)
+        assert len(instantiate(cfg.dataloader.train.dataset)) == count
+        assert cfg.train.max_iter == 8 * count / 4
 
 
 def test_options_for_folders_that_do_not_fit(tmp_path, capsys):

@@ -387,7 +387,7 @@ SPLITS = {
 }  # fmt: skip
 PROBLEMS = {
     "open images": {"missing images": 1},
-    "tensorflow csv of roboflow": {},
+    "voc with csv": {"TensorFlow CSV beside another layout": 1},
 }
 
 

@@ -161,7 +161,7 @@ def test_values_of_unknown_range(name, tmp_path):
 
 
 def test_images_to_evaluate_on_are_checked_first(tmp_path):
-    """Protects from an evaluation that fails after hours of training: such values stop it before the first iteration."""
+    """Protects from an evaluation that fails after hours of training: such values stop it before the first step."""
     for name, image in REFUSED.items():
         image.save(tmp_path / name)
     cfg = dataset(tmp_path, list(REFUSED))
