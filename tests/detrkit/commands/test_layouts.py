@@ -506,7 +506,7 @@ def test_shapes_of_labelme(tmp_path, convert):
     ]
     write(tmp_path / "m/a.json", json.dumps({**labelme_content("empty", "a.png"), "shapes": shapes}))
     write(tmp_path / "m/b.json", '{"version": "5", "shapes": [')
-    write(tmp_path / "m/c.json", json.dumps({**labelme_content("a", "gone.png")}))
+    write(tmp_path / "m/c.json", json.dumps(labelme_content("a", "c.json")))
     found = convert(tmp_path / "m")
     assert rows(found) == {("a", "cat", (15, 10, 10, 10)), ("a", "bus", (0, 0, 14, 6)), ("a", "old", (1, 2, 2, 6))}
     assert found.problems.counts == {
@@ -544,7 +544,8 @@ def test_shapes_of_cvat(tmp_path, convert):
         ("a", "turned", (13, 7, 4, 10)), ("a", "ellipse", (12, 12, 16, 6)), ("a", "mask", (3, 4, 5, 6)),
         ("a", "cuboid", (1, 2, 7, 10)), ("a", "man", (5, 6, 4, 10)),
     }  # fmt: skip
-    assert found.problems.counts == {"object without a box": 4, "object without a class": 1, "image without a name": 1}
+    assert found.problems.counts == {"object without a box": 3,
+        "tag of an image": 1, "object without a class": 1, "image without a name": 1}
     assert "object without a box: x.xml, line 8 (cat): points: left out" in found.problems.report()
     write(root / "x.xml", '<annotations>\n<track id="0" label="cat"><box frame="0"/></track></annotations>')
     with pytest.raises(ValueError, match=r'x.xml, line 2: it holds tracks of a video: export the task as "CVAT for im'):
