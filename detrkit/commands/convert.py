@@ -1,11 +1,12 @@
-"""Converts a Pascal VOC or YOLO dataset to COCO's format, which the configs take, or cleans one that has it.
+"""Convert a dataset to COCO's format, which the configs take, or clean one that has it.
 
     align-detr convert VOCdevkit/VOC2007 --output datasets/voc
     align-detr convert mine/data.yaml --output datasets/mine
 
-The dataset stays as it is; `align-detr train --data` does this by itself. Writes one annotation file per split, and
-says what was wrong with the dataset: a line for each problem, of each kind the first few and their number, then a
-summary and the lines for a config.
+Reads the layouts of COCO, Pascal VOC, YOLO, labelme, CVAT, VGG VIA, TensorFlow's CSV, Open Images and KITTI. The
+dataset stays as it is; `align-detr train --data` does this by itself. Writes one annotation file per split, and says
+what is wrong with the dataset: a line for each problem, of each kind the first few and their number. A summary and the
+lines for a config follow.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from detrkit.datasets.voc import DIFFICULT
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, help="the dataset's folder, or YOLO's data.yaml")
+    parser.add_argument("source", type=Path, help="the dataset's folder, or an annotation file")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the annotation files")
-    parser.add_argument("--format", choices=FORMATS, help="default: found out by the layout")
+    parser.add_argument("--format", choices=FORMATS, help="layout (default: found out by the content)")
     parser.add_argument(
         "--classes", nargs="+", metavar="NAME",
-        help="names in the order of their ids; others in VOC are left out (default: VOC's by name, YOLO's data.yaml)",
+        help="names in the order of their ids; objects of others are left out (default: the classes that occur, by "
+        "name; COCO's by id, YOLO's as in data.yaml)",
     )  # fmt: skip
     parser.add_argument(
         "--difficult", choices=DIFFICULT, default="ignore",

@@ -38,7 +38,7 @@ def argument_parser() -> argparse.ArgumentParser:
         "--data",
         type=Path,
         metavar="FOLDER",
-        help=f"train on this folder, in a layout of {', '.join(FORMATS)}; without a validation part it is split. The "
+        help="train on this folder, in any layout that `align-detr convert` reads; without a validation part it is split. The "
         f"config, by default {BASE_CONFIG}, on a machine without a GPU {CPU_CONFIG} if the extra \"cpu\" is installed, "
         "is written with it to the output folder, output/FOLDER",
     )

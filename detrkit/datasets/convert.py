@@ -117,7 +117,7 @@ def convert_dataset(
         raise ValueError(f"difficult={difficult!r}: choose one of {', '.join(DIFFICULT)}")
     classes = list(dict.fromkeys(classes)) if classes else None
     problems = Problems()
-    layout, files, place = recognise(source, format)
+    layout, files, place = recognise(source, problems, format)
     dataset = layout.read(files, place, problems, ReadOptions(classes, difficult, zero_based, decode))
     pictures, images = dataset.pictures, dataset.image_root
     names = list(dict.fromkeys(classes or dataset.classes))

@@ -12,7 +12,7 @@ from .reading import AnnotatedImage, Dataset, Format, LabelledBox, ReadOptions, 
 from .values import positive_size, rotated, rotated_ellipse, to_number
 from .xml_files import line_of, parse_xml, root_tag
 
-WITHOUT_AREA = ("polyline", "points", "tag")
+WITHOUT_AREA = ("polyline", "points")
 
 
 def find_cvat(files: DatasetFiles) -> Path | None:
@@ -70,6 +70,9 @@ def _boxes(image: Element, where: str, problems: Problems) -> Iterator[LabelledB
         label, at = one_line(shape.get("label")), f"{where}, line {line_of(shape)}"
         if not label:
             problems.add("object without a class", f"{at}: left out")
+            continue
+        if shape.tag == "tag":
+            problems.add("tag of an image", f"{at} ({label}): left out")
             continue
         corners = None if shape.tag in WITHOUT_AREA else _corners(shape)
         if corners is None:

@@ -24,6 +24,7 @@ SPLITS = {
 NOT_PHOTOGRAPHS = re.compile(r"mask|segm|trimap|depth|thumb", re.IGNORECASE)  # folders beside those of the images
 IMAGE_FOLDERS = {"jpegimages", "images", "image", "imgs", "img", "photos", "data"}
 ANNOTATION_FOLDERS = {"annotations", "annotation", "annots", "labels", "label", "xml", "xmls"}
+NOT_IMAGES = {".json", ".xml", ".csv", ".txt"}  # some tools let an annotation file name itself
 BEGINNING = 1 << 16  # bytes that tell what a file is
 MOST_SAMPLED = 200  # files of one suffix that tell a layout
 LARGEST_FIELD = 1 << 30  # of a CSV file; polygons are long
@@ -75,7 +76,7 @@ class DatasetFiles:
         """
         for spelling in dict.fromkeys([name, name.replace("\\", "/")]):
             for folder in (beside, self.root):
-                if is_file(path := folder / spelling):
+                if is_file(path := folder / spelling) and path.suffix.lower() not in NOT_IMAGES:
                     return [Path(os.path.normpath(path))]
         stated = PurePosixPath(name.replace("\\", "/"))
         return self._likeliest(self._by_name.get(stated.name.casefold(), []), stated, beside)

@@ -10,6 +10,7 @@ from .files import DatasetFiles
 from .kitti import KITTI
 from .labelme import LABELME
 from .open_images import OPEN_IMAGES
+from .pictures import Problems
 from .reading import Format
 from .tensorflow_csv import TENSORFLOW_CSV
 from .via import VIA
@@ -19,13 +20,14 @@ from .yolo import YOLO
 FORMATS = {layout.name: layout for layout in (COCO, VOC, YOLO, LABELME, CVAT, VIA, TENSORFLOW_CSV, OPEN_IMAGES, KITTI)}
 
 
-def recognise(source: Path, name: str | None = None) -> tuple[Format, DatasetFiles, Path]:
+def recognise(source: Path, problems: Problems, name: str | None = None) -> tuple[Format, DatasetFiles, Path]:
     """The layout of a dataset, by the content of its files.
 
     A folder that holds nothing but one other folder stands for that one.
 
     Args:
         source: a folder, or one annotation file.
+        problems: gets a line for each annotation file that is not read because it is derived from another.
         name: a name in `FORMATS`, to look for this layout alone.
 
     Returns:
@@ -44,6 +46,12 @@ def recognise(source: Path, name: str | None = None) -> tuple[Format, DatasetFil
         if found or source.is_file() or inner is None:
             break
         files = DatasetFiles(inner)
+    if original := [(layout, place) for layout, place in found if not layout.is_derived]:
+        for layout, place in found:
+            if layout.is_derived:
+                line = f"{place}: {original[0][0].title} is read instead; --format {layout.name} reads it"
+                problems.add(f"{layout.title} beside another layout", line)
+        found = original
     if len(found) > 1:
         seen = " and ".join(f"{layout.title} ({place})" for layout, place in found)
         raise ValueError(f"{source} looks like {seen}: say --format")
@@ -59,8 +67,7 @@ def _found(layouts: list[Format], files: DatasetFiles) -> list[tuple[Format, Pat
     found = [(layout, place) for layout in layouts if (place := layout.find(files))]
     if not found:
         found = [(layout, place) for layout in layouts if (place := layout.guess(files))]
-    original = [(layout, place) for layout, place in found if not layout.is_derived]
-    return original or found
+    return found
 
 
 def _only_folder(folder: Path) -> Path | None:

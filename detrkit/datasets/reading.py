@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .files import DatasetFiles
+from .files import NOT_PHOTOGRAPHS, DatasetFiles
 from .pictures import Box, Corners, Picture, Problems, add_box, look_at_all, relative, to_upright
 
 
@@ -126,10 +126,10 @@ def assemble(
 
 
 def report_unannotated(files: DatasetFiles, annotated: set[Path], problems: Problems) -> None:
-    """Report the images that no annotation is of. Masks of annotated images do not count as images."""
+    """Report the images that no annotation is of. Masks do not count, nor images with the name of an annotated one."""
     stems = {path.stem for path in annotated}
     for path in files.images:
-        if path not in annotated and path.stem not in stems:
+        if path.stem not in stems and not NOT_PHOTOGRAPHS.search(path.parent.name):
             problems.add("image without annotation", f"{relative(path, files.root)}: left out")
 
 

@@ -99,6 +99,8 @@ def _of_json(file: Path, files: DatasetFiles, problems: Problems) -> Iterator[_R
             problems.add("image without a name", f"{at}: left out")
             continue
         yield _Region(image["filename"], file, at, None, None)
+        if "regions" not in image:
+            problems.add("image without a list of regions", f"{at}: counts as background")
         regions = image.get("regions") or []
         for number, region in enumerate(regions.values() if isinstance(regions, dict) else regions):  # VIA 1 has a dict
             region = region if isinstance(region, dict) else {}

@@ -130,7 +130,10 @@ def _values(
     cfg: DictConfig, conversion: Conversion, prefix: str, output: Path, epochs: int | None, fixed_length: bool
 ) -> dict[str, object]:
     """The values that depend on the folder: names, number of classes, and a schedule of its size."""
-    images = len({a["image_id"] for a in conversion.contents["train"]["annotations"] if not a["iscrowd"]})
+    content = conversion.contents["train"]
+    images = len({a["image_id"] for a in content["annotations"] if not a["iscrowd"]})
+    if not cfg.dataloader.train.dataset.get("filter_empty", True):
+        images = len(content["images"])
     batch = cfg.dataloader.train.total_batch_size
     iterations = math.ceil((epochs or EPOCHS) * images / batch)
     length = cfg.train.max_iter if fixed_length else iterations

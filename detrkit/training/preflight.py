@@ -23,6 +23,7 @@ from detrkit.datasets.classes import (
     dataset_of_outputs,
     match_classes,
 )
+from detrkit.datasets.images import to_rgb
 from detrkit.datasets.registration import annotation_file_of
 
 from .checkpoints import ResumePoint
@@ -167,6 +168,8 @@ def _image_problem(image: Mapping[str, Any]) -> str | None:
             exif = file.getexif() if file.format != "PNG" or "exif" in file.info else {}
             if exif.get(ORIENTATION, 1) in range(5, 9):
                 size = size[::-1]
+            if file.mode == "F" or file.mode.startswith("I"):
+                to_rgb(file)  # whose error says that the values have no known range
     except FileNotFoundError:
         return f"{path} is not there"
     except Image.UnidentifiedImageError:

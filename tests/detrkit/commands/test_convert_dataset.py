@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
@@ -189,6 +190,19 @@ def test_the_default_config_does_without_a_broken_timm(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "timm", None)
     assert training_folder.default_config() == "align_detr_r50_4scale_12ep"
     assert "align_detr_lite0_4scale is not used, since timm cannot be imported: " in caplog.text
+
+
+def test_background_images(tmp_path, monkeypatch):
+    """Protects training on images without objects, where the documentation's override asks for it, and its length."""
+    monkeypatch.chdir(tmp_path)
+    make_yolo(tmp_path / "mine")
+    for number in range(5):
+        shutil.copy(tmp_path / "mine/images/train/train1.jpg", tmp_path / f"mine/images/train/empty{number}.jpg")
+    words = ["--config-file", "align_detr_tiny", "--epochs", "8", "dataloader.train.total_batch_size=4"]
+    for override, count in (([], 7), (["dataloader.train.dataset.filter_empty=False"], 12)):
+        cfg = folder_config("mine", *words, *override)
+        assert len(instantiate(cfg.dataloader.train.dataset)) == count
+        assert cfg.train.max_iter == 8 * count / 4
 
 
 def test_options_for_folders_that_do_not_fit(tmp_path, capsys):

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from detrkit.commands import convert as tool
 from detrkit.datasets import convert_dataset
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SIZE = WIDTH, HEIGHT = (40, 30)
 
 
@@ -385,7 +387,7 @@ SPLITS = {
 }  # fmt: skip
 PROBLEMS = {
     "open images": {"missing images": 1},
-    "tensorflow csv of roboflow": {},
+    "voc with csv": {"TensorFlow CSV beside another layout": 1},
 }
 
 
@@ -504,7 +506,7 @@ def test_shapes_of_labelme(tmp_path, convert):
     ]
     write(tmp_path / "m/a.json", json.dumps({**labelme_content("empty", "a.png"), "shapes": shapes}))
     write(tmp_path / "m/b.json", '{"version": "5", "shapes": [')
-    write(tmp_path / "m/c.json", json.dumps({**labelme_content("a", "gone.png")}))
+    write(tmp_path / "m/c.json", json.dumps(labelme_content("a", "c.json")))
     found = convert(tmp_path / "m")
     assert rows(found) == {("a", "cat", (15, 10, 10, 10)), ("a", "bus", (0, 0, 14, 6)), ("a", "old", (1, 2, 2, 6))}
     assert found.problems.counts == {
@@ -542,7 +544,8 @@ def test_shapes_of_cvat(tmp_path, convert):
         ("a", "turned", (13, 7, 4, 10)), ("a", "ellipse", (12, 12, 16, 6)), ("a", "mask", (3, 4, 5, 6)),
         ("a", "cuboid", (1, 2, 7, 10)), ("a", "man", (5, 6, 4, 10)),
     }  # fmt: skip
-    assert found.problems.counts == {"object without a box": 4, "object without a class": 1, "image without a name": 1}
+    assert found.problems.counts == {"object without a box": 3,
+        "tag of an image": 1, "object without a class": 1, "image without a name": 1}
     assert "object without a box: x.xml, line 8 (cat): points: left out" in found.problems.report()
     write(root / "x.xml", '<annotations>\n<track id="0" label="cat"><box frame="0"/></track></annotations>')
     with pytest.raises(ValueError, match=r'x.xml, line 2: it holds tracks of a video: export the task as "CVAT for im'):
@@ -590,7 +593,9 @@ def test_shapes_of_via(tmp_path, convert):
     write(root / "via.json", json.dumps({"_via_img_metadata": content}))
     found = convert(root)
     assert rows(found) == {("a", "circle", (15, 10, 10, 10)), ("a", "ellipse", (17, 7, 6, 16))}
-    assert found.problems.counts == {"object without a box": 3, "missing image": 1, "image without a name": 1}
+    assert found.problems.counts == {
+        "object without a box": 3, "missing image": 1, "image without a name": 1, "image without a list of regions": 1,
+    }  # fmt: skip
     assert "object without a box: via.json, a.png9, regions[2] (point): point: left out" in found.problems.report()
 
 
@@ -811,6 +816,44 @@ def test_images_of_unknown_range_are_reported(tmp_path, convert):
     (line,) = found.problems.report()
     assert line.startswith("image values of unknown range: b.tif: its integers have more than 8 bits and end at 4095")
     assert not math.isnan(found.contents["all"]["annotations"][0]["area"])
+
+
+ONE_FILE = ["labelme", "tensorflow csv", "cvat", "via annotations", "via csv", "open images", "kitti"]
+TOKENS = [b"", b"-1", b"nan", b"1e999", b"9" * 400, b"null", b"[]", b"{}", b"\0", b"\xff", b"../../x", b"<", b",", b'"']
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    """By layout: its folder, and the bytes of an annotation file in it."""
+    found = {}
+    for layout in ONE_FILE:
+        root = tmp_path_factory.mktemp("layouts") / "mine"
+        LAYOUTS[layout](root)
+        annotated = [p for p in sorted(root.rglob("*")) if p.suffix in (".json", ".csv", ".xml", ".txt")]
+        file = next(path for path in annotated if b"cat" in path.read_bytes())
+        found[layout] = root, file, file.read_bytes()
+    return found
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.sampled_from(ONE_FILE), st.floats(0, 1, exclude_max=True), st.integers(0, 40), st.sampled_from(TOKENS))
+def test_damaged_files(originals, layout, place, length, token):
+    """Protects from a traceback on any file: one line that names it, or a dataset with objects inside its images."""
+    root, file, data = originals[layout]
+    at = int(place * len(data))
+    file.write_bytes(data[:at] + token + data[at + length :])
+    try:
+        found = convert_dataset(root, root.parent / "out", force=True, decode=False)
+    except (ValueError, OSError) as error:
+        assert "\n" not in str(error) and str(root) in str(error)
+        return
+    finally:
+        file.write_bytes(data)
+    assert all(line.isprintable() for line in found.problems.report())
+    for content in found.contents.values():
+        for annotation in content["annotations"]:
+            x, y, w, h = annotation["bbox"]
+            assert 0 <= x < x + w <= WIDTH + 1e-3 and 0 <= y < y + h <= HEIGHT + 1e-3
 
 
 # ---- From a folder to a trained model. ----

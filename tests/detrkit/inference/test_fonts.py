@@ -1,7 +1,6 @@
 """Class names in any script, on the pictures that people look at."""
 
 import logging
-from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
@@ -12,6 +11,7 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 
+from detrkit.datasets.classes import Classes
 from detrkit.inference import fonts
 from detrkit.inference.pictures import draw
 
@@ -23,7 +23,7 @@ def drawn(name, font=None):
     """The picture of one object of a class, as array."""
     found = Instances(GREY.shape[:2], pred_boxes=Boxes(torch.tensor([[20.0, 40, 120, 90]])))
     found.pred_classes, found.scores = torch.tensor([0]), torch.tensor([0.5])
-    return np.asarray(draw(GREY, found, SimpleNamespace(thing_classes=[name]), font))
+    return np.asarray(draw(GREY, found, Classes.named([name]).metadata(), font))
 
 
 @pytest.fixture
