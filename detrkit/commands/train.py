@@ -38,9 +38,9 @@ def argument_parser() -> argparse.ArgumentParser:
         "--data",
         type=Path,
         metavar="FOLDER",
-        help="train on this folder, in any layout that `align-detr convert` reads; without a validation part it is split. The "
-        f"config, by default {BASE_CONFIG}, on a machine without a GPU {CPU_CONFIG} if the extra \"cpu\" is installed, "
-        "is written with it to the output folder, output/FOLDER",
+        help="train on this folder, in any layout that `align-detr convert` reads; without a validation part it is split. "
+        f"The config, by default {BASE_CONFIG}, on a machine without a GPU {CPU_CONFIG} if the extra "
+        "\"cpu\" is installed, is written with it to the output folder, output/FOLDER",
     )
     group.add_argument("--format", choices=FORMATS, help="layout of --data (default: recognised)")
     group.add_argument("--classes", nargs="+", metavar="NAME", help="of --data, train on these alone")

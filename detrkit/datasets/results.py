@@ -4,9 +4,32 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Hashable, Mapping
 from pathlib import Path
+from typing import Any
 
 from .annotations import original_ids, read_annotations
+
+
+def with_ids_of_copy(
+    detections: Mapping[Hashable, list[dict[str, Any]]], annotation_file: str | os.PathLike
+) -> Mapping[Hashable, list[dict[str, Any]]]:
+    """Detections with the ids of a normalised copy in place of those of the user's annotation file.
+
+    Args:
+        detections: with `category_id`, by image id. Ids that the user's file does not have stay as they are.
+        annotation_file: the copy, or a file that needed none.
+    """
+    content = read_annotations(annotation_file)
+    images, categories = original_ids(content, "images"), original_ids(content, "categories")
+    image_ids = {original: id_ for id_, original in (images or {}).items()}
+    category_ids = {original: id_ for id_, original in (categories or {}).items()}
+    return {
+        image_ids.get(image_id, image_id): [
+            {**found, "category_id": category_ids.get(found["category_id"], found["category_id"])} for found in entries
+        ]
+        for image_id, entries in detections.items()
+    }
 
 
 def restore_original_ids(results_file: str | os.PathLike, annotation_file: str | os.PathLike) -> int:

@@ -41,7 +41,8 @@ def find_source(
         exported = read_exported(source)
         if exported is None:
             raise ValueError(f"{source} has weights alone: give their config too, as config= and weights=")
-        return Source(exported.cfg, os.fspath(weights or source), exported.classes)
+        known = classes_in_file(weights) if weights else None
+        return Source(exported.cfg, os.fspath(weights or source), known or exported.classes)
     if source is not None:
         folder = _run_folder(Path(source))
         config, weights = folder / "config.yaml", weights or _weights_of_run(folder)

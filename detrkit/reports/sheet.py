@@ -16,6 +16,7 @@ from detectron2.utils.visualizer import ColorMode, Visualizer
 from PIL import Image, ImageDraw, ImageFont
 
 from detrkit.datasets.images import read_image
+from detrkit.datasets.results import with_ids_of_copy
 from detrkit.inference.fonts import label_font
 
 CELL = 320  # side of the square that an image is fitted into, pixels
@@ -208,6 +209,9 @@ def draw_sheet(
     if dataset not in DatasetCatalog.list():
         raise ValueError(f"no dataset is registered as {dataset!r}; try one of {', '.join(DatasetCatalog.list())}")
     images = DatasetCatalog.get(dataset)
+    json_file = MetadataCatalog.get(dataset).get("json_file")
+    if json_file and Path(json_file).is_file():
+        detections = with_ids_of_copy(detections, json_file)
     if detections and not detections.keys() & {image["image_id"] for image in images}:
         raise ValueError(f"no detection in {results} is of an image in {dataset}; is it another dataset's?")
 
@@ -216,7 +220,7 @@ def draw_sheet(
         metadata.thing_colors = class_colors(len(metadata.thing_classes))
     classes = metadata.thing_dataset_id_to_contiguous_id
     if unknown := {d["category_id"] for image in detections.values() for d in image} - classes.keys():
-        raise ValueError(f"{results} has detections of category {min(unknown)}, which {dataset} has not")
+        raise ValueError(f"{results} has detections of category {next(iter(unknown))}, which {dataset} has not")
 
     images = select(images, num_images)
     kept = [

@@ -88,9 +88,14 @@ def class_heads_matched(
 
 
 def class_rows(cfg: DictConfig, model: nn.Module) -> dict[str, ClassRows]:
-    """The tensors whose first dimension counts classes: those that are larger in a model with one class more."""
+    """The tensors whose first dimension counts classes: those that are larger in a model with one class more.
+
+    Without `model.num_classes` there are none that could be found.
+    """
     larger = copy.deepcopy(cfg.model)
-    count = larger.num_classes
+    count = larger.get("num_classes")
+    if count is None:
+        return {}
     larger.num_classes = count + 1
     with random_states_kept():
         others = instantiate(larger).state_dict()

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from detectron2.config import instantiate
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from detrkit.commands import convert as tool
@@ -137,6 +137,41 @@ def test_from_folder_by_one_command(tmp_path):
     cfg = load_config(str(output / "config.py"), [])
     assert cfg.model.num_classes == 2 and cfg.model.num_queries == 20
     assert cfg.train.output_dir == "output/mine" and (cfg.train.max_iter, cfg.train.eval_period) == (2, 2)
+
+
+@pytest.mark.parametrize("name", ["coco_2017", pytest.param("bccd", marks=pytest.mark.slow)])
+def test_a_folder_called_as_a_built_in_dataset(tmp_path, name):
+    """Its own pictures are evaluated on, by the config.yaml in the output folder too, from any working directory; the
+    built-in dataset stays what it is."""
+    make_voc(tmp_path / name)
+    done = train_net("--config-file", "align_detr_tiny", "--data", name, *SHORT, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    output = tmp_path / "output" / name
+    for config in ("config.yaml", "config.py"):
+        words = ["--eval-only", "--config-file", output / config, f"train.init_checkpoint={output}/model_final.pth"]
+        done = train_net(*words, f"train.output_dir={tmp_path}/eval", cwd=tmp_path.parent)
+        assert done.returncode == 0 and f"test data: own_{name}_val, 2 images" in done.stdout, done.stderr
+    cfg = load_config(str(output / "config.py"), [])
+    built_in = MetadataCatalog.get(f"{name}_val").get("json_file")
+    assert cfg.dataloader.test.dataset.names == f"own_{name}_val" and str(tmp_path) not in (built_in or "")
+
+
+def test_configs_of_earlier_versions_go_on_working(tmp_path, monkeypatch):
+    """A config.py that names its own data as a built-in dataset is, and a training that is resumed with it."""
+    monkeypatch.chdir(tmp_path)
+    make_voc(tmp_path / "coco_2017")
+    cfg = folder_config("coco_2017", "--config-file", "align_detr_tiny")
+    config = Path("output/coco_2017/config.py")
+    config.write_text(config.read_text().replace("own_coco_2017", "coco_2017"))
+    try:
+        cfg = load_config(str(config), [])
+        assert len(DatasetCatalog.get(cfg.dataloader.test.dataset.names)) == 2
+        cfg = folder_config("coco_2017", "--config-file", "align_detr_tiny", "--resume")
+        assert cfg.dataloader.test.dataset.names == "coco_2017_val"
+    finally:
+        for name in ("coco_2017_train", "coco_2017_val"):
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
 
 
 def folder_config(folder, *words):
