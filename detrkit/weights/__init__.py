@@ -8,10 +8,11 @@ Nothing in a file is executed. `formats` has one module for each format; another
 """
 
 from .classes import ReportAs, class_rows, coco_names, coco_names_by_id, file_classes
-from .convert import Conversion, Recognised, convert, load_state, look_at, prepare_config
+from .convert import Conversion, Recognised, convert, look_at
 from .files import WeightsFile, read
 from .format import Format, Requirements
 from .formats import all_formats, recognise
+from .loading import load_state, prepare_config
 from .report import Report
 from .settings import apply_settings
 

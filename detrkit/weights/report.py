@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
 from .class_heads import ClassFit
 from .classes import UNUSED
+from .convert import Recognised
 from .tables import Trace
-
-if TYPE_CHECKING:
-    from .convert import Recognised
 
 
 @dataclass(frozen=True)

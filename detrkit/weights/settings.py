@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from align_detr.config import call_parameters
+from detrkit.config.load import call_parameters
 
 from .format import DETECTORS, Format
 

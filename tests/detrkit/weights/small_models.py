@@ -9,13 +9,13 @@ from detrex.layers import ShapeSpec
 from detrex.modeling.backbone.resnet import BasicStem, ResNet
 from omegaconf import DictConfig
 
-from align_detr.config import get_project_config
+from detrkit.config.load import get_config
 
 CONFIGS = {
-    "DINO": "dino/configs/dino_tiny.py",
-    "HDeformableDETR": "h_deformable_detr/configs/h_deformable_detr_tiny.py",
-    "DABDETR": "dab_detr/configs/dab_detr_tiny.py",
-    "ConditionalDETR": "conditional_detr/configs/conditional_detr_tiny.py",
+    "DINO": "baselines/dino_tiny.py",
+    "HDeformableDETR": "baselines/h_deformable_detr_tiny.py",
+    "DABDETR": "baselines/dab_detr_tiny.py",
+    "ConditionalDETR": "baselines/conditional_detr_tiny.py",
 }
 POINTS = 4  # of deformable attention
 
@@ -54,7 +54,7 @@ def backbone(state: dict) -> tuple[DictConfig, list[int]]:
 def config_for(detector: str, state: dict, num_heads: int, detections: int = 30) -> DictConfig:
     """The tiny config of a detector with the sizes of `state`, which has detrex's names. Settings that no tensor
     tells, such as those of positions, and numbers of classes and queries, are the tiny config's."""
-    cfg = get_project_config(CONFIGS[detector])
+    cfg = get_config(CONFIGS[detector])
     cfg.train.device = "cpu"
     model = cfg.model
     model.backbone, widths = backbone(state)

@@ -10,7 +10,7 @@ from detectron2.config import LazyConfig, instantiate
 from detrex.layers import ShapeSpec
 
 from align_detr._platform import is_upstream
-from align_detr.config import get_project_config
+from detrkit.config.load import get_config
 from detrkit.weights import WeightsFile, all_formats, apply_settings, recognise
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -51,12 +51,12 @@ def config_of(name, detector):
     if "co_dino" in name:
         return LazyConfig.load(str(ROOT / "projects" / "co_detr" / "configs" / "co_dino_r50_5scale_12ep.py"))
     paths = {
-        "DINO": "dino/configs/dino_r50_4scale_12ep.py",
-        "HDeformableDETR": "h_deformable_detr/configs/h_deformable_detr_r50_two_stage_12ep.py",
-        "DABDETR": "dab_detr/configs/dab_detr_r50_50ep.py",
-        "ConditionalDETR": "conditional_detr/configs/conditional_detr_r50_50ep.py",
+        "DINO": "baselines/dino_r50_4scale_12ep.py",
+        "HDeformableDETR": "baselines/h_deformable_detr_r50_two_stage_12ep.py",
+        "DABDETR": "baselines/dab_detr_r50_50ep.py",
+        "ConditionalDETR": "baselines/conditional_detr_r50_50ep.py",
     }
-    cfg = get_project_config(paths[detector])
+    cfg = get_config(paths[detector])
     return five_levels(cfg) if "5scale" in name else cfg
 
 

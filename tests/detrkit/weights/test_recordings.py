@@ -93,7 +93,7 @@ def test_a_converted_detector_gives_the_recorded_detections_through_onnx(golden,
     """What is exported is the converted model, with its settings."""
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
-    from align_detr.deployment.graph import Shape, write_onnx
+    from detrkit.inference.graph import Shape, write_onnx
 
     case = golden(name)
     model, _ = converted_model(case)
