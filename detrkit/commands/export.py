@@ -6,7 +6,8 @@
 SOURCE is the folder of a training, or an exported file; or give `--config-file CONFIG --checkpoint FILE`, and
 `key=value` to change the config. A `.safetensors` file holds weights (averaged ones, where the training kept them),
 config, names of classes and input size; `align_detr.Detector`, `align-detr demo` and `train.init_checkpoint` take it,
-and nothing in it is run.
+and nothing in it is run. With `--format NAME` weights alone are written, in the names of another code base (mmdet,
+original, huggingface, sensex) or of detrex: see `align-detr export-weights`.
 
 ONNX and `.pt2` (torch.export) hold the whole network, from images to boxes. Its input `images` (N, 3, H, W) are float32
 from 0 to 255; its outputs `boxes` (N, K, 4), left, top, right, bottom in pixels of the images, `scores` and `classes`
@@ -27,6 +28,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from align_detr._platform import ENV_VAR, is_upstream
+from detrkit.commands import export_weights
 from detrkit.commands.command_line import errors_in_one_line, load_config, take_overrides
 from detrkit.config.exported import input_size, write_exported
 from detrkit.datasets.files import image_files
@@ -37,6 +39,7 @@ from detrkit.inference.network import Network
 from detrkit.inference.pytorch import PyTorchNetwork
 from detrkit.inference.runtimes import OnnxNetwork, ProgramNetwork
 from detrkit.inference.sources import Source, find_source
+from detrkit.weights import families
 
 WEIGHTS, GRAPHS = ".safetensors", (".onnx", ".pt2")
 LANDSCAPE = (480, 640)  # height and width of the picture whose input is --size where it is not given
@@ -50,6 +53,8 @@ def export(args: argparse.Namespace) -> None:
     """
     check(args)
     cfg, weights, classes = source_of(args)
+    if args.format:
+        return print(export_weights.export(weights_arguments(args, cfg, weights)))
     if args.output.resolve() == Path(weights).resolve():
         raise ValueError(f"--output {args.output} is where the weights come from: give another name")
     network = PyTorchNetwork(cfg, weights, classes, "cpu", "float32")
@@ -69,15 +74,33 @@ def export(args: argparse.Namespace) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    if args.output.suffix not in (WEIGHTS, *GRAPHS):
+    if args.format is None and args.output.suffix not in (WEIGHTS, *GRAPHS):
         raise ValueError(f"--output {args.output}: a name that ends in {WEIGHTS}, {' or '.join(GRAPHS)}, please")
     graph_only = [name for name in ("batch", "size", "dynamic", "check") if getattr(args, name) not in (None, False)]
+    if args.format and (graph_only or args.float64):
+        raise ValueError(
+            f"--{(graph_only or ['float64'])[0]} is for {' and '.join(GRAPHS)}: --format writes weights alone"
+        )
     if args.output.suffix == WEIGHTS and graph_only:
         raise ValueError(f"--{graph_only[0]} is for {' and '.join(GRAPHS)}: a {WEIGHTS} file has no graph")
     if args.float64 and args.output.suffix != ".onnx":
         raise ValueError("--float64 is for .onnx")
     if any(number is not None and number < 1 for number in (args.batch, *(args.size or []))):
         raise ValueError("--batch and --size are at least 1")
+
+
+def weights_arguments(args: argparse.Namespace, cfg: DictConfig, weights: str) -> argparse.Namespace:
+    """The arguments of `align-detr export-weights` for a source and --format."""
+    return argparse.Namespace(
+        checkpoint=Path(weights),
+        output=args.output,
+        format=args.format,
+        ema=bool(cfg.train.model_ema.enabled),
+        half=False,
+        only=None,
+        config_file="",
+        overrides=[],
+    )
 
 
 def write_graph(args: argparse.Namespace, network: PyTorchNetwork, cfg: DictConfig) -> Shape:
@@ -121,7 +144,7 @@ def source_of(args: argparse.Namespace) -> Source:
     if args.source is not None and (args.config_file or args.opts):
         raise ValueError(f"{args.source} has a config of its own: to change it, give --config-file and --checkpoint")
     config = load_config(args.config_file, args.opts) if args.config_file else None
-    return find_source(args.source, config, args.checkpoint)
+    return find_source(args.source, config, args.checkpoint, args.opts)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -130,6 +153,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config-file", metavar="CONFIG", help="instead of SOURCE, with --checkpoint")
     parser.add_argument("--checkpoint", metavar="FILE", help="weights; with SOURCE, in place of its own")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".safetensors, .onnx or .pt2")
+    parser.add_argument("--format", choices=families(), metavar="NAME", help="weights alone, in these names")
     parser.add_argument("--batch", type=int, metavar="N", help="images at once (default: 1; any with --dynamic)")
     parser.add_argument(
         "--size",
@@ -161,4 +185,3 @@ def main(argv: Sequence[str] | None = None) -> None:
             export(args)
         except ImportError as error:  # a package that only some files need
             raise ValueError(str(error)) from error
-

@@ -7,33 +7,43 @@
 Nothing in a file is executed. `formats` has one module for each format; another format is one more file there.
 """
 
-from .classes import ReportAs, class_rows, coco_names, coco_names_by_id, file_classes
-from .convert import Conversion, Recognised, convert, look_at
+from .classes import class_rows, coco_names, coco_names_by_id
+from .convert import SETTINGS, Conversion, Recognised, convert, look_at
+from .exporting import DETREX, SUFFIXES, detector_of, families, find_format, needed_there, write_weights
 from .files import WeightsFile, read
 from .format import Format, Requirements
 from .formats import all_formats, recognise
-from .loading import load_state, prepare_config
+from .loading import Prepared, classes_of_weights, fit_classes, load_state, prepare_config
 from .report import Report
 from .settings import apply_settings
 
 __all__ = [
+    "DETREX",
+    "SUFFIXES",
+    "SETTINGS",
     "Conversion",
     "Format",
+    "Prepared",
     "Recognised",
     "Report",
-    "ReportAs",
     "Requirements",
     "WeightsFile",
     "all_formats",
     "apply_settings",
     "class_rows",
+    "classes_of_weights",
     "coco_names",
     "coco_names_by_id",
     "convert",
-    "file_classes",
+    "detector_of",
+    "families",
+    "find_format",
+    "fit_classes",
     "load_state",
     "look_at",
+    "needed_there",
     "prepare_config",
     "read",
     "recognise",
+    "write_weights",
 ]

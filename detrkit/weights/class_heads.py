@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from .classes import UNUSED, class_rows, pick_rows
+from .classes import class_rows, match_classes, pick_rows
 from .tables import Pattern, State
 
 BY_CLASS = ("class_embed.#.*", "class_embed.weight", "class_embed.bias", "label_enc.weight")
@@ -59,6 +59,7 @@ def fit_class_heads(
     model_state: Mapping[str, Tensor],
     ours: Sequence[str],
     theirs: Sequence[str] | None,
+    assumed: bool = False,
 ) -> tuple[State, ClassFit]:
     """Class heads of a file for a model of other classes: rows of the same class are taken, the others begin anew.
 
@@ -66,22 +67,23 @@ def fit_class_heads(
         state: of the file, under detrex's names.
         model_state: of the model; its values are the initial ones.
         ours, theirs: names of the classes; None: not known.
+        assumed: see `classes.match_classes`.
     """
     count, outputs = num_classes(state), num_classes(model_state)
     if count is None or outputs is None or len(ours) > outputs:
         return dict(state), ClassFit()
-    ours = [*ours, *[UNUSED] * (outputs - len(ours))]
-    if theirs is not None and ours == list(theirs):
-        return dict(state), ClassFit()
-    if theirs is None:
-        if count == len(ours):
+    rows = match_classes(ours, theirs, assumed)
+    if rows is None:
+        if count == outputs:
             return dict(state), ClassFit()
-        return {n: t for n, t in state.items() if n not in _class_tensors(state, model_state)}, ClassFit(unnamed=True)
-    rows = class_rows(ours, theirs)
+        rows = class_rows(ours, theirs or ())
+    rows = [*rows, *[None] * (outputs - len(ours))]
     result = dict(state)
     for name in _class_tensors(state, model_state):
         result[name] = _picked(name, state, model_state[name], rows)
-    known = [(name, row) for name, row in zip(ours, rows, strict=True) if name != UNUSED]
+    if theirs is None:
+        return result, ClassFit(unnamed=True)
+    known = list(zip(ours, rows, strict=False))
     fit = ClassFit([name for name, row in known if row is not None], [name for name, row in known if row is None])
     return result, fit
 

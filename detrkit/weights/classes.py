@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from detectron2.data import MetadataCatalog
+from detectron2.structures import Instances
 from torch import Tensor, nn
+
+from detrkit.datasets.classes import UNUSED, Classes
 
 from .files import WeightsFile
 
 COCO = "coco_2017_val"
 COCO_ROWS = 80
 COCO_ROWS_BY_ID = 91  # category ids 0 to 90, eleven of which COCO does not use
-UNUSED = ""  # the name of a row that stands for no class; detections of it are never reported
 
 
 def coco_names() -> list[str]:
@@ -33,24 +35,27 @@ def coco_names_by_id() -> list[str]:
     return [names.get(number, UNUSED) for number in range(COCO_ROWS_BY_ID)]
 
 
-def file_classes(file: WeightsFile, rows: int) -> list[str] | None:
-    """The names of the classes that a file's class head has `rows` rows for; None if they are not known.
+def named_classes(file: WeightsFile, rows: int) -> list[str] | None:
+    """The names that a file gives to the `rows` rows of its class head; None if it names none, or another number.
 
-    The file's own word counts first: mmdetection's `meta`, Hugging Face's `config.json`. Otherwise 80 rows are COCO's
-    classes, and 91 rows are indexed by COCO's category ids.
-    """
-    names = _named_in(file)
-    if names is not None and len(names) == rows:
-        return [UNUSED if name in ("N/A", "") else name for name in names]
+    mmdetection has them in `meta`, Hugging Face in the `config.json` beside the file."""
+    names = _names_in(file)
+    if names is None or len(names) != rows:
+        return None
+    return [UNUSED if name in ("N/A", "") else name for name in names]
+
+
+def assumed_classes(rows: int) -> list[str] | None:
+    """The classes of a published file that names none: 80 rows are COCO's classes in order, and 91 are indexed by
+    COCO's category ids. None for other numbers."""
     if rows == COCO_ROWS:
         return coco_names()
     return coco_names_by_id() if rows == COCO_ROWS_BY_ID else None
 
 
-def _named_in(file: WeightsFile) -> list[str] | None:
+def _names_in(file: WeightsFile) -> list[str] | None:
     meta = file.extra_dict("meta")
-    dataset = meta.get("dataset_meta")
-    for found in (dataset, meta):
+    for found in (meta.get("dataset_meta"), meta):
         for key in ("classes", "CLASSES"):
             names = found.get(key) if isinstance(found, dict) else None
             if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
@@ -61,6 +66,15 @@ def _named_in(file: WeightsFile) -> list[str] | None:
         is_default = all(name == f"LABEL_{number}" for number, name in enumerate(named))
         return None if None in named or is_default else named
     return None
+
+
+def as_classes(names: Sequence[str]) -> Classes:
+    """Names of class rows with category ids: COCO's if they are COCO's, the numbers of 91 rows, else 1, 2, …"""
+    if list(names) == coco_names():
+        return Classes(tuple(names), tuple(coco_ids()))
+    if list(names) == coco_names_by_id():
+        return Classes(tuple(names), tuple(range(COCO_ROWS_BY_ID)))
+    return Classes.named(names)
 
 
 def class_rows(ours: Sequence[str], theirs: Sequence[str]) -> list[int | None]:
@@ -84,25 +98,39 @@ def pick_rows(theirs: Tensor, initial: Tensor, rows: Sequence[int | None]) -> Te
     return result
 
 
-class ReportAs:
-    """Forward hook for a detector: its detections as classes of another set, by name; others are left out.
-
-    Training and traced graphs, which return no instances, are left alone.
+def match_classes(ours: Sequence[str], theirs: Sequence[str] | None, assumed: bool = False) -> list[int | None] | None:
+    """For each of our classes the row of theirs to use; None: all rows as they are.
 
     Args:
-        rows: for each of the model's outputs the class that it is reported as; None to leave it out.
+        theirs: None: not known.
+        assumed: they were guessed from their number. The guess is dropped where there are as many of ours, and not all
+            of these are among them: a file of other classes.
     """
+    if theirs is None or list(ours) == list(theirs):
+        return None
+    rows = class_rows(ours, theirs)
+    return None if assumed and len(ours) == len(theirs) and None in rows else rows
 
-    def __init__(self, rows: Sequence[int | None]):
-        self._rows = torch.tensor([-1 if row is None else row for row in rows])
 
-    def __call__(self, module: nn.Module, arguments: tuple, results: Any) -> Any:
-        if not isinstance(results, list):
-            return results
-        return [self._renamed(result) for result in results]
+def report_as(model: nn.Module, rows: Sequence[int | None], outputs: int) -> None:
+    """Make a detector report its detections as other classes; those without a counterpart are left out.
 
-    def _renamed(self, result: Mapping[str, Any]) -> dict[str, Any]:
-        found = result["instances"]
-        classes = self._rows.to(found.pred_classes.device)[found.pred_classes]
-        found.pred_classes = classes
-        return {**result, "instances": found[classes >= 0]}
+    Args:
+        model: its `inference(logits, boxes, image_sizes)` gives Instances per image; it is replaced.
+        rows: for each class to report, the number of the model's output.
+        outputs: number of the model's outputs.
+    """
+    number_of = torch.full((outputs,), -1)
+    for number, row in enumerate(rows):
+        if row is not None:
+            number_of[row] = number
+    inference = model.inference
+
+    def renamed(*arguments: Any, **options: Any) -> list[Instances]:
+        results = []
+        for found in inference(*arguments, **options):
+            found.pred_classes = number_of.to(found.pred_classes.device)[found.pred_classes]
+            results.append(found[found.pred_classes >= 0])
+        return results
+
+    model.inference = renamed

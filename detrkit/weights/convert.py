@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .class_heads import num_classes
-from .classes import file_classes
+from .classes import assumed_classes, named_classes
 from .files import WeightsFile, read
 from .format import Format
 from .formats import recognise
@@ -27,13 +27,21 @@ class Recognised:
         file: its tensors are on the device "meta" if only its header was read.
         format: None: detrex's names, or unknown ones.
         classes: the names of the classes of its class heads, if they are known.
+        assumed: they were guessed from their number, as the file does not name them.
         settings: config keys and the values that the weights were trained with.
     """
 
     file: WeightsFile
     format: Format | None
     classes: list[str] | None
+    assumed: bool
     settings: dict[str, Any]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What is known of the config that the weights were trained with, by key: of our own trainings all of it."""
+        kept = _facts(self.file).get("config")
+        return {**(kept if isinstance(kept, dict) else {}), **self.settings}
 
     @property
     def source(self) -> str:
@@ -66,11 +74,13 @@ def look_at(path: str | os.PathLike, data: bool = False) -> Recognised:
     file = read(path, data)
     known = recognise(file.state)
     if known is None:
-        return Recognised(file, None, _classes(file), _kept_settings(file))
+        return Recognised(file, None, *_classes(file), _kept_settings(file))
     if known.refusal:
         raise ValueError(f"{file.path} cannot be used: {known.refusal}")
     settings = known.settings(file)
-    return Recognised(file, known, file_classes(file, settings[NUM_CLASSES]), settings)
+    rows = settings[NUM_CLASSES]
+    names = named_classes(file, rows)
+    return Recognised(file, known, names or assumed_classes(rows), names is None, settings)
 
 
 def _kept_settings(file: WeightsFile) -> dict[str, Any]:
@@ -85,13 +95,14 @@ def _facts(file: WeightsFile) -> Mapping[str, Any]:
     return node if isinstance(node, Mapping) else {}
 
 
-def _classes(file: WeightsFile) -> list[str] | None:
-    kept = _facts(file).get("classes")
+def _classes(file: WeightsFile) -> tuple[list[str] | None, bool]:
+    """The classes of a file with detrex's names, and whether they are assumed."""
     count = num_classes(file.state)
+    kept = _facts(file).get("classes")
     if isinstance(kept, list) and all(isinstance(entry, list | tuple) and len(entry) == 2 for entry in kept):
         names = [str(name) for _, name in kept]
-        return names if len(names) == count else None
-    return None if count is None else file_classes(file, count)
+        return (names, False) if len(names) == count else (None, False)
+    return (None, True) if count is None else (assumed_classes(count), True)
 
 
 def convert(recognised: Recognised) -> Conversion:

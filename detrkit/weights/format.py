@@ -13,6 +13,7 @@ from .tables import State, Step, Trace
 
 DETECTORS = {
     "DINO": "projects.dino.modeling.DINO",
+    "CoDINO": "projects.dino.modeling.DINO",  # without its training heads it is a DINO
     "HDeformableDETR": "projects.h_deformable_detr.modeling.HDeformableDETR",
     "DABDETR": "projects.dab_detr.modeling.DABDETR",
     "ConditionalDETR": "projects.conditional_detr.modeling.ConditionalDETR",

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 from tabulate import tabulate
 
+from detrkit.datasets.classes import UNUSED
+
 from .class_heads import ClassFit
-from .classes import UNUSED
 from .convert import Recognised
 from .tables import Trace
 
@@ -60,7 +61,10 @@ class Report:
             yield from self._table("required", ["config key", "value"], list(requirements.must_be.items()))
             for note in requirements.notes:
                 yield f"note: {note}"
-        yield from self._table("renamed", ["in the file", "here"], list(trace.renamed.items()))
+        renamed = [(theirs, ours) for theirs, ours in trace.renamed.items() if theirs != ours]
+        yield from self._table("renamed", ["in the file", "here"], renamed)
+        if unchanged := len(trace.renamed) - len(renamed):
+            yield f"\nunchanged names: {unchanged}"
         yield from self._table("added", ["here", "origin"], list(trace.added.items()))
         yield from self._table("dropped", ["in the file", "reason"], list(trace.dropped.items()))
         yield from self._table("unknown", ["in the file"], [[name] for name in trace.unknown])

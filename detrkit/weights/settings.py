@@ -68,7 +68,7 @@ def apply_settings(
         if key in given:
             raise ValueError(
                 f"{key}={before} contradicts {source}, which was trained with {value}: leave {key} out, or keep it by "
-                f"{IGNORED}=[{key}]"
+                f"+{IGNORED}=[{key}]"
             )
         OmegaConf.update(cfg, key, value, merge=False, force_add=True)
         changes.append(Change(key, before, value))
@@ -94,7 +94,7 @@ def _current(cfg: DictConfig, key: str, value: Any, source: str) -> Any:
     what = f"the {getattr(_target(parent), '__name__', path)} that is installed" if name in IMPLIED else "the config"
     raise ValueError(
         f"{source} was trained with {key}={value}, which {what} has no option for: to accept results that differ, add "
-        f"{IGNORED}=[{key}]"
+        f"+{IGNORED}=[{key}]"
     )
 
 

@@ -13,6 +13,7 @@ from detrkit.config.load import get_config
 
 CONFIGS = {
     "DINO": "baselines/dino_tiny.py",
+    "CoDINO": "baselines/dino_tiny.py",
     "HDeformableDETR": "baselines/h_deformable_detr_tiny.py",
     "DABDETR": "baselines/dab_detr_tiny.py",
     "ConditionalDETR": "baselines/conditional_detr_tiny.py",
