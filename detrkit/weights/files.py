@@ -145,6 +145,8 @@ def _beside(path: Path) -> dict[str, Any]:
 def _read_zip(path: Path, data: bool) -> Any:
     """PyTorch's format since 1.6: a pickle and a file for each storage, uncompressed in a zip archive."""
     with zipfile.ZipFile(path) as archive:
+        if any("/code/" in name for name in archive.namelist()):
+            raise RefusedError("a TorchScript program")
         entries: dict[str, zipfile.ZipInfo] = {}
         for entry in archive.infolist():
             parts = entry.filename.split("/")
@@ -159,8 +161,6 @@ def _read_zip(path: Path, data: bool) -> Any:
         if len(pickles) != 1:
             raise ValueError("it has no data.pkl")
         root = pickles[0].removesuffix("data.pkl")
-        if any(name.startswith(f"{root}code/") for name in entries):
-            raise RefusedError("a TorchScript program")
         if entries[pickles[0]].file_size > MAX_PICKLE:
             raise RefusedError(f"a pickle of more than {MAX_PICKLE} bytes")
         if f"{root}byteorder" in entries and archive.read(f"{root}byteorder") != b"little":

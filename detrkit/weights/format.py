@@ -11,6 +11,8 @@ from torch import Tensor
 from .files import WeightsFile
 from .tables import State, Step, Trace
 
+COUNTER = "num_batches_tracked"  # of batch norm, which no result depends on
+
 DETECTORS = {
     "DINO": "projects.dino.modeling.DINO",
     "CoDINO": "projects.dino.modeling.DINO",  # without its training heads it is a DINO
@@ -88,7 +90,7 @@ class Format:
         """
         if self.refusal:
             raise ValueError(self.refusal)
-        result = dict(state)
+        result = {name: tensor for name, tensor in state.items() if not name.endswith(COUNTER)}
         for step in reversed(self.steps):
             result = step.backward(result)
         return result
