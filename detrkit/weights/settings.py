@@ -91,9 +91,10 @@ def _current(cfg: DictConfig, key: str, value: Any, source: str) -> Any:
             return _default(target, name)
     if name in IMPLIED and value == IMPLIED[name]:
         return value
-    what = f"the {getattr(_target(parent), '__name__', path)} that is installed" if name in IMPLIED else "the config"
+    owner = getattr(_target(parent), "__name__", None)
     raise ValueError(
-        f"{source} was trained with {key}={value}, which {what} has no option for: to accept results that differ, add "
+        f"{source} was trained with {key}={value}, which {f'{owner} here' if owner else 'the config'} has no option for: "
+        "to accept results that differ, add "
         f"+{IGNORED}=[{key}]"
     )
 

@@ -27,7 +27,7 @@ def as_file(case):
     """A recorded state dict as a file of that format."""
     file = WeightsFile(Path(case.name), case.state, {"config": {"two_stage_num_proposals": case.config["num_queries"]}})
     known = recognise(case.state)
-    return Recognised(file, known, None, known.settings(file))
+    return Recognised(file, known, None, True, known.settings(file))
 
 
 def converted_model(case):
