@@ -81,6 +81,7 @@ from detrkit.training import (
 from detrkit.training.live_line import LiveLine
 from detrkit.training.loading import WholeModelCheckpointer
 from detrkit.training.preflight import check_images, known_classes, match_evaluation, match_training
+from detrkit.weights import SETTINGS, Prepared, prepare_config
 
 logger = logging.getLogger("detectron2.train_net")
 
@@ -102,13 +103,13 @@ def run(args: argparse.Namespace) -> None:
         point = newest_whole(cfg.train.output_dir) if args.resume else None
         if point and not (args.eval_only or args.allow_changes):
             check_unchanged(point, began_with)
-        prepare(cfg, args)
+        weights = prepare(cfg, args, point)
         if point and point.remark:
             logger.warning(point.remark)
         if args.eval_only:
             results = evaluate_checkpoint(cfg, point)
         else:
-            evaluations = train(cfg, args, point, began_with)
+            evaluations = train(cfg, args, point, began_with, weights)
             results = evaluations.results
         if comm.is_main_process():
             report(cfg, results)
@@ -124,8 +125,12 @@ def join_torchrun() -> None:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 
-def prepare(cfg: DictConfig, args: argparse.Namespace) -> None:
-    """Complete the config, open the log, and tell what runs on what."""
+def prepare(cfg: DictConfig, args: argparse.Namespace, point: ResumePoint | None) -> Prepared | None:
+    """Complete the config, open the log, and tell what runs on what.
+
+    Returns:
+        What is known of the checkpoint that the run begins with.
+    """
     for key in ("train", "model", "dataloader", "optimizer", "lr_multiplier"):
         if key not in cfg:
             raise ValueError(f"{args.config_file} has no {key}, so it is not the config of a training")
@@ -147,6 +152,9 @@ def prepare(cfg: DictConfig, args: argparse.Namespace) -> None:
     if datasets := saved_registrations(names):
         cfg.datasets = datasets
 
+    checkpoint = str(Path(cfg.train.output_dir, point.name)) if point else cfg.train.init_checkpoint
+    weights = prepare_config(cfg, checkpoint, overrides=args.opts, for_training=not args.eval_only)
+
     args.config_file = str(find_config(args.config_file))  # detectron2 copies it to the log
     default_setup(cfg, args)
     for name in ("detrex", "align_detr", "detrkit", "projects"):
@@ -155,6 +163,9 @@ def prepare(cfg: DictConfig, args: argparse.Namespace) -> None:
     logger.info("PyTorch %s on %s, %d process(es)", torch.__version__, device_name(cfg), comm.get_world_size())
     if cfg.train.amp.enabled and amp_type(cfg) is None:
         logger.warning("This CPU has no units for %s, so train.amp goes by float32, which is faster", amp_name(cfg))
+    if weights:
+        weights.log()
+    return weights
 
 
 def check_unchanged(point: ResumePoint, config: Mapping[str, str]) -> None:
@@ -347,13 +358,18 @@ def evaluate_checkpoint(cfg: DictConfig, point: ResumePoint | None) -> Mapping[s
 
 
 def train(
-    cfg: DictConfig, args: argparse.Namespace, point: ResumePoint | None, config: Mapping[str, str]
+    cfg: DictConfig,
+    args: argparse.Namespace,
+    point: ResumePoint | None,
+    config: Mapping[str, str],
+    weights: Prepared | None,
 ) -> Evaluations:
     """Train, evaluating and saving on the way.
 
     Args:
         point: where to go on; None to begin.
         config: the config as it was given, for the checkpoints.
+        weights: the checkpoint that the training begins with, or goes on with.
     """
     classes = match_training(cfg, point)
     model = build_model(cfg)
@@ -386,6 +402,7 @@ def train(
         "batch_size": cfg.dataloader.train.get("total_batch_size"),
         "max_iter": cfg.train.max_iter,
         "classes": classes.plain() if classes else None,
+        SETTINGS: weights.kept_settings() if weights else {},
     }
     state = RunState(loader, periodic, behind, best, lambda iteration: saves_at(cfg, iteration), facts)
     stop = StopEarly(checkpointer, state, loader)
@@ -408,7 +425,7 @@ def train(
     if args.resume and point is None:
         logger.warning("There is no checkpoint in %s to resume from: starting anew", cfg.train.output_dir)
     start = "" if point else cfg.train.init_checkpoint
-    with class_heads_matched(cfg, model, start, known_classes(start), classes):
+    with class_heads_matched(cfg, model, start, known_classes(start, classes, assume=True), classes):
         checkpointer.resume_or_load(start, resume=point is not None)
     with watchdog.watching(), stop.listening(), sigchld_restored():
         trainer.train(point.iteration + 1 if point else 0, cfg.train.max_iter)

@@ -19,14 +19,14 @@ from .registration import BUILT_IN, annotation_file_of, number_classes
 logger = logging.getLogger(__name__)
 
 MAX_CLASSES = 100_000
-UNUSED = ""  # the name of an output that stands for no class, such as a category id that COCO does not use
+UNUSED = "(unused {})"  # the name of an output that stands for no class, such as a category id without one in COCO
 
 
 @dataclass(frozen=True)
 class Classes:
     """By a model's output: the class's name, and its category id in COCO's format.
 
-    An output named `UNUSED` stands for no class: detections of it are not reported.
+    An output named `UNUSED`, with its number, stands for no class: detections of it are not reported.
     """
 
     names: tuple[str, ...]
@@ -59,7 +59,7 @@ class Classes:
     @property
     def used(self) -> list[bool]:
         """For each output, whether it stands for a class."""
-        return [name != UNUSED for name in self.names]
+        return [name != UNUSED.format(index) for index, name in enumerate(self.names)]
 
     def plain(self) -> list[list[int | str]]:
         """For a file: `[[id, name], ...]`."""

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from detrkit.config.exported import read_exported
 from detrkit.config.load import load_config_file
 from detrkit.datasets.classes import Classes, classes_in_checkpoint, classes_of_dataset
-from detrkit.weights import classes_of_weights, prepare_config
+from detrkit.weights import classes_of_weights, is_of_other_code_base, look_at, prepare_config
 
 WEIGHTS = ("model_final.pth", "model_best.pth")
 LAST = "last_checkpoint"
@@ -62,8 +62,9 @@ def find_source(
 
 def classes_in_file(path: str | os.PathLike) -> Classes | None:
     """The classes that a checkpoint or an exported file knows; None if it knows none."""
-    if found := classes_of_weights(path):
-        return found
+    if is_of_other_code_base(path):
+        found = look_at(path)
+        return classes_of_weights(path) or Classes.numbered(found.settings["model.num_classes"])
     if Path(path).suffix != ".safetensors":
         return classes_in_checkpoint(path)
     exported = read_exported(path)

@@ -6,7 +6,6 @@ import logging
 import os
 import pickle
 import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from torch import Tensor
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from detrkit.runtime.files import UNFINISHED, atomic_write
-from detrkit.weights import fit_classes, load_state
+from detrkit.weights import load_state
 
 logger = logging.getLogger(__name__)
 
@@ -69,11 +68,9 @@ class SafeCheckpointer(DetectionCheckpointer):
     Attributes:
         last_iteration: of the training, once known. detectron2 dates the best model of the evaluation at the end one
             later, and a resumed, longer training would leave out an iteration.
-        class_names: of the model's classes, for a training: class rows are picked by name from files of other classes.
     """
 
     last_iteration: int | None = None
-    class_names: Sequence[str] | None = None
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As DetectionCheckpointer's.
@@ -91,19 +88,15 @@ class SafeCheckpointer(DetectionCheckpointer):
         return super().load(path, *args, **kwargs)
 
     def _load_file(self, f: str) -> dict[str, Any]:
-        if converted := load_state(f, self.model.state_dict(), self.class_names):
+        if converted := load_state(f, self.model.state_dict()):
             state, report = converted
             self.logger.info("Converted %s", report.line())
             return {"model": state}
-        if f.endswith(".safetensors"):
-            state = read_safetensors(f)
-            consume_prefix_in_state_dict_if_present(state, "module.")
-            content = {"model": state}
-        else:
-            content = super()._load_file(f)
-        if self.class_names is not None and not f.endswith(".pkl"):
-            content["model"] = fit_classes(f, content["model"], self.model.state_dict(), self.class_names)
-        return content
+        if not f.endswith(".safetensors"):
+            return super()._load_file(f)
+        state = read_safetensors(f)
+        consume_prefix_in_state_dict_if_present(state, "module.")
+        return {"model": state}
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write `<name>.pth` with `kwargs` beside the states, and make it the newest.

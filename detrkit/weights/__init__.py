@@ -7,13 +7,20 @@
 Nothing in a file is executed. `formats` has one module for each format; another format is one more file there.
 """
 
-from .classes import class_rows, coco_names, coco_names_by_id
+from .classes import coco_names, coco_names_by_id, encoder_objectness
 from .convert import SETTINGS, Conversion, Recognised, convert, look_at
 from .exporting import DETREX, SUFFIXES, detector_of, families, find_format, needed_there, write_weights
 from .files import WeightsFile, read
 from .format import Format, Requirements
 from .formats import all_formats, recognise
-from .loading import Prepared, classes_of_weights, fit_classes, load_state, prepare_config
+from .loading import (
+    Prepared,
+    classes_of_weights,
+    is_of_other_code_base,
+    load_state,
+    local_file,
+    prepare_config,
+)
 from .report import Report
 from .settings import apply_settings
 
@@ -30,15 +37,16 @@ __all__ = [
     "WeightsFile",
     "all_formats",
     "apply_settings",
-    "class_rows",
     "classes_of_weights",
     "coco_names",
     "coco_names_by_id",
     "convert",
     "detector_of",
+    "encoder_objectness",
     "families",
     "find_format",
-    "fit_classes",
+    "is_of_other_code_base",
+    "local_file",
     "load_state",
     "look_at",
     "needed_there",

@@ -1,14 +1,12 @@
-"""Which class a row of a class head stands for, and moving rows between sets of classes by name."""
+"""Which class a row of a class head stands for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
 
-import torch
 from detectron2.data import MetadataCatalog
-from detectron2.structures import Instances
-from torch import Tensor, nn
+from torch import Tensor
 
 from detrkit.datasets.classes import UNUSED, Classes
 
@@ -16,6 +14,7 @@ from .files import WeightsFile
 
 COCO = "coco_2017_val"
 COCO_ROWS = 80
+CLASS_AGNOSTIC = "transformer.pos_trans.weight"  # of detectors whose encoder tells objects from background alone
 COCO_ROWS_BY_ID = 91  # category ids 0 to 90, eleven of which COCO does not use
 
 
@@ -32,7 +31,7 @@ def coco_ids() -> list[int]:
 def coco_names_by_id() -> list[str]:
     """A name for each of the 91 category ids from 0; `UNUSED` for those that COCO does not use."""
     names = dict(zip(coco_ids(), coco_names(), strict=True))
-    return [names.get(number, UNUSED) for number in range(COCO_ROWS_BY_ID)]
+    return [names.get(number, UNUSED.format(number)) for number in range(COCO_ROWS_BY_ID)]
 
 
 def named_classes(file: WeightsFile, rows: int) -> list[str] | None:
@@ -42,7 +41,7 @@ def named_classes(file: WeightsFile, rows: int) -> list[str] | None:
     names = _names_in(file)
     if names is None or len(names) != rows:
         return None
-    return [UNUSED if name in ("N/A", "") else name for name in names]
+    return [UNUSED.format(row) if name in ("N/A", "") else name for row, name in enumerate(names)]
 
 
 def assumed_classes(rows: int) -> list[str] | None:
@@ -77,60 +76,13 @@ def as_classes(names: Sequence[str]) -> Classes:
     return Classes.named(names)
 
 
-def class_rows(ours: Sequence[str], theirs: Sequence[str]) -> list[int | None]:
-    """For each of our classes the row of theirs that has its name, whatever its case; None if there is none."""
-    row_of = {name.casefold(): row for row, name in reversed(list(enumerate(theirs))) if name != UNUSED}
-    return [row_of.get(name.casefold()) for name in ours]
+def encoder_objectness(state: Mapping[str, Tensor]) -> list[str]:
+    """The tensors of the class head that chooses the encoder's proposals by its row 0, whatever the classes are.
 
-
-def pick_rows(theirs: Tensor, initial: Tensor, rows: Sequence[int | None]) -> Tensor:
-    """A class head's weight or bias with `rows` of `theirs`, and of `initial` where a row is None.
-
-    Args:
-        theirs: (their classes, …).
-        initial: (our classes, …), the values of a model that was not trained.
+    Deformable DETR's and H-Deformable-DETR's do; in DINO the best class counts, and there are none.
     """
-    known = [(row, source) for row, source in enumerate(rows) if source is not None]
-    result = initial.detach().clone()
-    if known:
-        target, source = torch.tensor(known, device=theirs.device).unbind(1)
-        result[target.to(result.device)] = theirs[source].to(result)
-    return result
-
-
-def match_classes(ours: Sequence[str], theirs: Sequence[str] | None, assumed: bool = False) -> list[int | None] | None:
-    """For each of our classes the row of theirs to use; None: all rows as they are.
-
-    Args:
-        theirs: None: not known.
-        assumed: they were guessed from their number. The guess is dropped where there are as many of ours, and not all
-            of these are among them: a file of other classes.
-    """
-    if theirs is None or list(ours) == list(theirs):
-        return None
-    rows = class_rows(ours, theirs)
-    return None if assumed and len(ours) == len(theirs) and None in rows else rows
-
-
-def report_as(model: nn.Module, rows: Sequence[int | None], outputs: int) -> None:
-    """Make a detector report its detections as other classes; those without a counterpart are left out.
-
-    Args:
-        model: its `inference(logits, boxes, image_sizes)` gives Instances per image; it is replaced.
-        rows: for each class to report, the number of the model's output.
-        outputs: number of the model's outputs.
-    """
-    number_of = torch.full((outputs,), -1)
-    for number, row in enumerate(rows):
-        if row is not None:
-            number_of[row] = number
-    inference = model.inference
-
-    def renamed(*arguments: Any, **options: Any) -> list[Instances]:
-        results = []
-        for found in inference(*arguments, **options):
-            found.pred_classes = number_of.to(found.pred_classes.device)[found.pred_classes]
-            results.append(found[found.pred_classes >= 0])
-        return results
-
-    model.inference = renamed
+    if CLASS_AGNOSTIC not in state:
+        return []
+    heads = [re.fullmatch(r"(?:transformer\.decoder\.)?class_embed\.(\d+)\..+", name) for name in state]
+    numbers = [int(found[1]) for found in heads if found]
+    return [found[0] for found in heads if found and int(found[1]) == max(numbers)]

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .class_heads import num_classes
+from torch import Tensor
+
 from .classes import assumed_classes, named_classes
 from .files import WeightsFile, read
 from .format import Format
@@ -81,6 +82,14 @@ def look_at(path: str | os.PathLike, data: bool = False) -> Recognised:
     rows = settings[NUM_CLASSES]
     names = named_classes(file, rows)
     return Recognised(file, known, names or assumed_classes(rows), names is None, settings)
+
+
+def num_classes(state: Mapping[str, Tensor]) -> int | None:
+    """The number of classes that a state dict of detrex's names has rows for; None if it has no class head."""
+    for name in ("class_embed.0.weight", "class_embed.weight"):
+        if name in state:
+            return len(state[name])
+    return None
 
 
 def _kept_settings(file: WeightsFile) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from detrkit.runtime.files import atomic_write
 
-from .class_heads import ENCODER_CLASS
+from .classes import CLASS_AGNOSTIC
 from .files import read
 from .format import Format
 from .formats import all_formats
@@ -30,7 +30,7 @@ def detector_of(state: Mapping[str, Tensor]) -> str | None:
     """The detector that a state dict of detrex's names is of, as `Format.detector` names it; None: another one."""
     if "transformer.tgt_embed.weight" in state:
         return "CoDINO" if any(name.startswith("collaboration.") for name in state) else "DINO"
-    if ENCODER_CLASS in state:
+    if CLASS_AGNOSTIC in state:
         return "HDeformableDETR"
     if "anchor_box_embed.weight" in state:
         return "DABDETR"

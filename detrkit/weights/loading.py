@@ -10,12 +10,11 @@ from pathlib import Path
 
 from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 from detrkit.datasets.classes import Classes
 
-from .class_heads import ClassFit, fit_class_heads
-from .classes import as_classes, match_classes, report_as
+from .classes import as_classes
 from .convert import Recognised, convert, look_at
 from .files import read
 from .formats import recognise
@@ -57,28 +56,6 @@ class Prepared:
         """Settings for the checkpoints of a training that begins with these weights."""
         return {key: value for key, value in self.recognised.settings.items() if key != NUM_CLASSES}
 
-    def report_classes_of(self, model: nn.Module, names: Sequence[str]) -> None:
-        """Make a detector with these weights report its detections as the classes of a dataset, by name.
-
-        Raises:
-            ValueError: weights of another code base know none of the dataset's classes.
-        """
-        found = self.recognised
-        rows = match_classes(names, found.classes, found.assumed)
-        if rows is None or (found.format is None and found.assumed):
-            return
-        if not any(row is not None for row in rows):
-            if found.format is None:
-                return
-            raise ValueError(
-                f"{found.source} knows none of the classes of the data, such as {names[0]}: fine-tune it before it is "
-                "evaluated on them"
-            )
-        report_as(model, rows, len(found.classes))
-        missing = [name for name, row in zip(names, rows, strict=True) if row is None]
-        if missing:
-            logger.warning("%s does not know %s of the data", found.source, ", ".join(missing))
-
 
 def local_file(checkpoint: str) -> Path | None:
     """The file of a checkpoint on this machine, downloaded if it is a URL; None for what is left to detectron2, for no
@@ -115,7 +92,7 @@ def prepare_config(
     try:
         recognised = look_at(path)
     except ValueError:
-        if _is_recognised(path):
+        if is_of_other_code_base(path):
             raise
         return None  # for whoever loads it to say what is wrong with it
     must_be = {}
@@ -133,63 +110,55 @@ def prepare_config(
     return Prepared(recognised, changes)
 
 
-def _is_recognised(path: Path) -> bool:
+def is_of_other_code_base(path: str | os.PathLike) -> bool:
+    """Whether a file is of a known format of another code base."""
     try:
         return recognise(read(path, data=False).state) is not None
-    except ValueError:
+    except (ValueError, OSError):
         return False
 
 
-def load_state(
-    path: str | os.PathLike, model_state: Mapping[str, Tensor], classes: Sequence[str] | None = None
-) -> tuple[State, Report] | None:
+def load_state(path: str | os.PathLike, model_state: Mapping[str, Tensor]) -> tuple[State, Report] | None:
     """The weights of a file of another code base, for a model.
 
     Args:
-        model_state: the model's state dict, whose values stay where the file has none.
-        classes: the names of the model's classes, to pick class rows by; None: as they are.
+        model_state: the model's state dict; parts of the file that only training needs are left out if the model has
+            none of them.
 
     Returns:
-        A state dict, and what happened to it; None if the file is not of another code base's format.
+        A state dict of detrex's names, and what happened to the file's; None if it is not of another code base.
 
     Raises:
-        ValueError: the file is of such a format, but cannot be used.
+        ValueError: the file is of a known format, but cannot be used.
     """
-    if not _is_recognised(Path(path)):
+    if not is_of_other_code_base(path):
         return None
     conversion = convert(look_at(path, data=True))
-    found, state = conversion.recognised, conversion.state
+    state = conversion.state
     if not any(name.startswith(TRAINING_PART) for name in model_state):
         unused = [name for name in state if name.startswith(TRAINING_PART)]
         conversion.trace.dropped.update(dict.fromkeys(unused, "auxiliary head, which this model does not have"))
         state = {name: tensor for name, tensor in state.items() if name not in unused}
-    fit = ClassFit()
-    if classes is not None:
-        state, fit = fit_class_heads(state, model_state, classes, found.classes, found.assumed)
-    return state, Report(found, conversion.trace, fit)
+    return state, Report(conversion.recognised, conversion.trace)
 
 
-def fit_classes(
-    path: str | os.PathLike, state: Mapping[str, Tensor], model_state: Mapping[str, Tensor], classes: Sequence[str]
-) -> State:
-    """The state dict of a file with detrex's names, with its class rows picked by name; see `fit_class_heads`."""
-    try:
-        found = look_at(path)
-    except ValueError:
-        return dict(state)
-    fitted, fit = fit_class_heads(state, model_state, classes, found.classes, found.assumed)
-    if str(fit):
-        logger.info("%s: %s", found.source, fit)
-    return fitted
+def classes_of_weights(
+    path: str | os.PathLike, data: Sequence[str] | None = None, of_detrex: bool = False
+) -> Classes | None:
+    """The classes that weights of another code base are for; None if they are not known, and for other files.
 
+    A file that names none is taken to be COCO's if it has 80 or 91 rows.
 
-def classes_of_weights(path: str | os.PathLike) -> Classes | None:
-    """The classes that the weights of another code base are for, numbered if the file does not name them; None for
-    other files."""
+    Args:
+        data: the classes of the data to use it with. Where these are as many, but not all COCO's, so are the file's.
+        of_detrex: the same of files with detrex's names.
+    """
     try:
         found = look_at(path)
     except (ValueError, OSError):
         return None
-    if found.format is None:
+    if found.classes is None or (found.format is None and not of_detrex):
         return None
-    return as_classes(found.classes) if found.classes else Classes.numbered(found.settings[NUM_CLASSES])
+    if found.assumed and data is not None and len(data) == len(found.classes) and not set(data) <= set(found.classes):
+        return None
+    return as_classes(found.classes)

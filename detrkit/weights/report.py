@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tabulate import tabulate
 
-from detrkit.datasets.classes import UNUSED
-
-from .class_heads import ClassFit
+from .classes import as_classes
 from .convert import Recognised
 from .tables import Trace
 
@@ -22,12 +20,10 @@ class Report:
     Attributes:
         recognised: the file and its format.
         trace: its tensors.
-        classes: the rows of its class heads.
     """
 
     recognised: Recognised
     trace: Trace
-    classes: ClassFit = field(default_factory=ClassFit)
 
     def line(self) -> str:
         """For the log."""
@@ -39,8 +35,6 @@ class Report:
             parts.append(f"{len(trace.dropped)} dropped ({details})")
         if trace.unknown:
             parts.append(f"{len(trace.unknown)} unknown ({', '.join(trace.unknown[:3])}, ...)")
-        if str(self.classes):
-            parts.append(str(self.classes))
         return f"{self.recognised.source}: {len(self.recognised.file.state)} tensors: {'; '.join(parts)}"
 
     def lines(self) -> Iterator[str]:
@@ -53,8 +47,11 @@ class Report:
             yield f"detector   {known.detector}"
         yield f"tensors    {len(recognised.file.state)}"
         if recognised.classes:
-            named = [name for name in recognised.classes if name != UNUSED]
-            yield f"classes    {len(recognised.classes)} rows, {len(named)} of them named: {', '.join(named[:5])}, ..."
+            classes = as_classes(recognised.classes)
+            named = [name for name, is_used in zip(classes.names, classes.used, strict=True) if is_used]
+            origin = ", assumed" if recognised.assumed else ""
+            examples = ", ".join(named[:5])
+            yield f"classes    {len(classes.names)} rows, {len(named)} of them named{origin}: {examples}, ..."
         yield from self._table("settings", ["config key", "value"], list(recognised.settings.items()))
         if known:
             requirements = known.requirements(recognised.file)

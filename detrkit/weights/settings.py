@@ -92,9 +92,9 @@ def _current(cfg: DictConfig, key: str, value: Any, source: str) -> Any:
     if name in IMPLIED and value == IMPLIED[name]:
         return value
     owner = getattr(_target(parent), "__name__", None)
+    owner = f"{owner} here" if owner else "the config"
     raise ValueError(
-        f"{source} was trained with {key}={value}, which {f'{owner} here' if owner else 'the config'} has no option for: "
-        "to accept results that differ, add "
+        f"{source} was trained with {key}={value}, which {owner} has no option for: to accept results that differ, add "
         f"+{IGNORED}=[{key}]"
     )
 

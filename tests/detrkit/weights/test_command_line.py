@@ -1,6 +1,8 @@
 """Weights of every format through the commands: train from them, evaluate, export, and write them back."""
 
+import json
 import logging
+import shutil
 
 import pytest
 import torch
@@ -186,3 +188,59 @@ def test_an_override_against_the_weights_is_refused(command, tmp_path, capsys):
     insist = "+train.ignore_checkpoint_settings=[model.position_embedding.offset]"
     command("mmdet_dino", "--eval-only", "model.position_embedding.offset=-0.25", words[0], insist)
     assert "AP" in capsys.readouterr().out
+
+
+@pytest.fixture
+def named_data(data, tmp_path, monkeypatch):
+    """`named_data("person", "dog", "car")`: the drawn data, whose classes have these names, in another order too."""
+
+    def rename(*names):
+        folder = tmp_path / "named"
+        shutil.copytree(data, folder)
+        for path in folder.glob("annotations/*.json"):
+            content = json.loads(path.read_text())
+            for category, name in zip(content["categories"], names, strict=True):
+                category["name"] = name
+            path.write_text(json.dumps(content))
+        monkeypatch.setenv("TINY_COCO_ROOT", str(folder))
+        return folder
+
+    return rename
+
+
+def test_a_detector_of_91_rows_is_evaluated_by_the_names_of_its_classes(command, named_data, tmp_path, capsys):
+    """COCO's person is the data's person, whatever its number in either; what the data do not have is no detection of
+    something else."""
+    random_file("hf_conditional_detr", tmp_path / "x.bin", num_classes=91)
+    folder = named_data("person", "dog", "zebra")
+    ids = [c["id"] for c in json.loads((folder / "annotations/instances_val2017.json").read_text())["categories"]]
+    content = torch.load(tmp_path / "x.bin", weights_only=True)
+    bias = content["class_labels_classifier.bias"].fill_(-6.0)
+    bias[[0, 1, 18, 44]] = torch.tensor([3.0, 2.0, 1.0, 4.0])  # nothing, person, dog, bottle
+    torch.save(content, tmp_path / "x.bin")
+    words = [f"train.init_checkpoint={tmp_path / 'x.bin'}", "model.select_box_nums_for_evaluation=400"]
+    command("hf_conditional_detr", "--eval-only", *words, output="evaluated")
+    assert "model.num_classes 3 -> 91" in capsys.readouterr().out
+    found = json.loads((tmp_path / "evaluated" / "coco_instances_results.json").read_text())
+    assert {entry["category_id"] for entry in found} == {ids[0], ids[1]}
+    by_class = {id_: max(e["score"] for e in found if e["category_id"] == id_) for id_ in ids[:2]}
+    assert by_class[ids[0]] > 0.8 > by_class[ids[1]] > 0.6
+
+
+def test_a_detector_that_does_not_know_the_classes_is_not_evaluated(command, tmp_path, capsys):
+    """COCO has no circles: an AP of zero would look like a bad detector."""
+    random_file("hf_conditional_detr", tmp_path / "x.bin", num_classes=91)
+    with pytest.raises(SystemExit):
+        command("hf_conditional_detr", "--eval-only", f"train.init_checkpoint={tmp_path / 'x.bin'}")
+    assert "circle" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_fine_tuning_begins_with_the_rows_of_the_datas_classes(command, named_data, tmp_path, capsys):
+    """By the command line: a person of COCO's 80 classes, of the data's three."""
+    given = random_file("mmdet_dino", tmp_path / "x.pth", num_classes=80)
+    named_data("dog", "helmet", "person")
+    trained = command("mmdet_dino", f"train.init_checkpoint={tmp_path / 'x.pth'}")
+    assert "initial weights for helmet" in capsys.readouterr().out
+    rows = read(trained).state["class_embed.0.weight"]
+    theirs = given["class_embed.0.weight"]
+    assert (rows[0] - theirs[16]).abs().max() < 0.01 and (rows[2] - theirs[0]).abs().max() < 0.01

@@ -159,9 +159,7 @@ def test_what_a_detector_has_no_option_for_is_refused():
     cfg = OmegaConf.create({"train": {}}, flags={"allow_objects": True})
     cfg.model = L(Detector)(num_classes=3)
     apply_settings(cfg, {"model.inverse_sigmoid_eps": 1e-3}, "x.pth")
-    with pytest.raises(
-        ValueError, match="inverse_sigmoid_eps=1e-05, which Detector here has no option"
-    ):
+    with pytest.raises(ValueError, match="inverse_sigmoid_eps=1e-05, which Detector here has no option"):
         apply_settings(cfg, {"model.inverse_sigmoid_eps": 1e-5}, "x.pth")
     cfg.train.ignore_checkpoint_settings = ["model.inverse_sigmoid_eps"]
     assert apply_settings(cfg, {"model.inverse_sigmoid_eps": 1e-5}, "x.pth") == []
