@@ -18,7 +18,12 @@ from detrkit.training.session import join_torchrun, log_results, logs_closed_on_
 
 
 def train(
-    cfg: DictConfig, *, resume: bool = False, allow_changes: bool = False, config_file: str = ""
+    cfg: DictConfig,
+    *,
+    resume: bool = False,
+    allow_changes: bool = False,
+    config_file: str = "",
+    overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train the detector of a config, with `report.html` in its output folder; see `detrkit.training.loop.train`.
 
@@ -26,16 +31,24 @@ def train(
         The results of the last evaluation, such as `{"bbox": {"AP": 50.2, ...}}`.
     """
     return loop.train(
-        cfg, resume=resume, allow_changes=allow_changes, config_file=config_file, build_report=build_report
+        cfg,
+        resume=resume,
+        allow_changes=allow_changes,
+        config_file=config_file,
+        overrides=overrides,
+        build_report=build_report,
     )
 
 
-def evaluate(cfg: DictConfig, checkpoint: str | os.PathLike = "", *, config_file: str = "") -> dict[str, Any]:
+def evaluate(
+    cfg: DictConfig, checkpoint: str | os.PathLike = "", *, config_file: str = "", overrides: Sequence[str] = ()
+) -> dict[str, Any]:
     """Evaluate a checkpoint on the test data of a config, and log the results in its output folder.
 
     Args:
         checkpoint: a .pth or .safetensors file, or a URL; "" for `cfg.train.init_checkpoint`.
         config_file: where the config came from, for the log.
+        overrides: `key=value` that the user gave; settings that belong to the weights do not replace them.
 
     Returns:
         `{task: metrics}`, such as `{"bbox": {"AP": 50.2, ...}}`; {} on other processes than the main one.
@@ -51,7 +64,7 @@ def evaluate(cfg: DictConfig, checkpoint: str | os.PathLike = "", *, config_file
         join_torchrun()
         if "://" not in checkpoint and not Path(checkpoint).is_file():
             raise FileNotFoundError(f"train.init_checkpoint={checkpoint}: no such file")
-        prepare(cfg, config_file)
+        prepare(cfg, checkpoint, config_file=config_file, overrides=overrides)
         results = evaluation.evaluate(cfg, checkpoint)
         if comm.is_main_process():
             log_results(cfg, results)

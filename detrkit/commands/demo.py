@@ -43,7 +43,7 @@ def detect(args: argparse.Namespace) -> bool:
     files, missing = find_images(args.input)
     targets = output_paths(files, args.output)
     cfg = load_config(args.config_file or args.checkpoint, args.opts)
-    model = load_detector(cfg, args.checkpoint)
+    model = load_detector(cfg, args.checkpoint, overrides=args.opts)
     classes = classes_of_outputs(cfg, args.checkpoint)
     metadata = classes.metadata()
     args.output.mkdir(parents=True, exist_ok=True)
@@ -62,6 +62,7 @@ def detect(args: argparse.Namespace) -> bool:
             found = run(model, batch, args.layer)
             for example, instances in zip(batch, found, strict=True):
                 path = example["file"]
+                instances = instances[torch.tensor(classes.used)[instances.pred_classes]]
                 instances = instances[instances.scores >= args.score_threshold][: args.top]
                 if not args.no_pictures:
                     draw(example["pixels"], instances, metadata, args.font).save(targets[path])

@@ -6,7 +6,8 @@
 SOURCE is the folder of a training, or an exported file; or give `--config-file CONFIG --checkpoint FILE`, and
 `key=value` to change the config. A `.safetensors` file holds weights (averaged ones, where the training kept them),
 config, names of classes and input size; `align_detr.Detector`, `align-detr demo` and `train.init_checkpoint` take it,
-and nothing in it is run.
+and nothing in it is run. With `--format NAME` weights alone are written, in the names of another code base (mmdet,
+original, huggingface, sensex) or of detrex: see `align-detr export-weights`.
 
 ONNX and `.pt2` (torch.export) hold the whole network, from images to boxes. Its input `images` (N, 3, H, W) are float32
 from 0 to 255; its outputs `boxes` (N, K, 4), left, top, right, bottom in pixels of the images, `scores` and `classes`
@@ -24,13 +25,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from omegaconf import DictConfig
+
 from align_detr._platform import ENV_VAR, is_upstream
+from detrkit.commands import export_weights
 from detrkit.commands.command_line import errors_in_one_line, take_overrides
 from detrkit.config.load import load_config
 from detrkit.inference.agreement import agreement_table, rounding_table
 from detrkit.inference.export import GRAPHS, WEIGHTS, ExportedFile, check_graph, export, open_graph
 from detrkit.inference.network import Network
 from detrkit.inference.pytorch import PyTorchNetwork
+from detrkit.inference.sources import find_source
+from detrkit.weights import families
 
 
 def run(args: argparse.Namespace) -> None:
@@ -46,6 +52,9 @@ def run(args: argparse.Namespace) -> None:
     if args.check and args.output.suffix == WEIGHTS:
         raise ValueError(f"--check is for {' and '.join(GRAPHS)}: a {WEIGHTS} file has no graph")
     config = load_config(args.config_file, args.opts) if args.config_file else None
+    if args.format:
+        print(export_weights.export(weights_arguments(args, config)))
+        return
     exported = export(
         args.source,
         args.output,
@@ -55,11 +64,34 @@ def run(args: argparse.Namespace) -> None:
         size=args.size,
         dynamic=args.dynamic,
         float64=args.float64,
+        overrides=args.opts,
     )
     print(summary(exported))
     if args.check:
         runtime = {".onnx": "ONNX Runtime"}.get(exported.path.suffix, "torch.export")
         print_check(exported.network, open_graph(exported.path), args.check, runtime)
+
+
+def weights_arguments(args: argparse.Namespace, config: DictConfig | None) -> argparse.Namespace:
+    """The arguments of `align-detr export-weights` for a source and --format.
+
+    Raises:
+        ValueError: an option is for graphs.
+    """
+    graph_only = [name for name in ("batch", "size", "dynamic", "check", "float64") if getattr(args, name)]
+    if graph_only:
+        raise ValueError(f"--{graph_only[0]} is for {' and '.join(GRAPHS)}: --format writes weights alone")
+    cfg, weights, _ = find_source(args.source, config, args.checkpoint, args.opts)
+    return argparse.Namespace(
+        checkpoint=Path(weights),
+        output=args.output,
+        format=args.format,
+        ema=bool(cfg.train.model_ema.enabled),
+        half=False,
+        only=None,
+        config_file="",
+        overrides=[],
+    )
 
 
 def summary(exported: ExportedFile) -> str:
@@ -94,6 +126,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config-file", metavar="CONFIG", help="instead of SOURCE, with --checkpoint")
     parser.add_argument("--checkpoint", metavar="FILE", help="weights; with SOURCE, in place of its own")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".safetensors, .onnx or .pt2")
+    parser.add_argument("--format", choices=families(), metavar="NAME", help="weights alone, in these names")
     parser.add_argument("--batch", type=int, metavar="N", help="images at once (default: 1; any with --dynamic)")
     parser.add_argument(
         "--size",

@@ -1,12 +1,15 @@
 """Writes a checkpoint's weights alone, without the optimizer and the rest, to share them or to start from them.
 
     align-detr export-weights --checkpoint output/model_final.pth --output weights.safetensors [--ema] [--half] \\
-        [--only backbone]
+        [--only backbone] [--format detrex|mmdet|original|huggingface|sensex]
 
 A `.pth` file holds `{"model": state dict}`, which detectron2, detrex and this project load; a `.safetensors` file the
 state dict. Both names of a shared parameter are kept; Co-DETR's auxiliary heads, which only training needs, are not.
 `--only backbone` keeps that module's weights under their names: from such a file `train.init_checkpoint` starts the
 backbone of any detector that has the same. What was written is read again and compared.
+
+`--format` writes the names and the layout of another code base, so that it can load what was trained here. The
+checkpoint may be of any format too: `--format detrex` converts one for use in detrex.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from detrkit.commands.command_line import errors_in_one_line
 from detrkit.config.load import load_config
 from detrkit.runtime.files import atomic_write
 from detrkit.training.training_parts import without_training_parts
+from detrkit.weights import DETREX, SUFFIXES, convert, families, find_format, look_at, needed_there, write_weights
 
 FORMATS = (".pth", ".safetensors")
 AVERAGES = ("ema_state", "ema_model")
@@ -167,23 +171,53 @@ def _safetensors():
 
 
 def export(args: argparse.Namespace) -> str:
-    """Writes the file and returns the table about it."""
-    if args.output.suffix not in FORMATS:
-        raise ValueError(f"--output {args.output}: a name that ends in {' or '.join(FORMATS)}, please")
+    """Writes the file and returns the table about it.
+
+    Raises:
+        ValueError: the checkpoint cannot be used, or not be written in this format.
+    """
+    suffixes = FORMATS if args.format == DETREX else SUFFIXES
+    if args.output.suffix not in suffixes:
+        raise ValueError(f"--output {args.output}: a name that ends in {' or '.join(suffixes)}, please")
     if args.output.resolve() == args.checkpoint.resolve():
         raise ValueError(f"--output {args.output} is the checkpoint itself: give another name")
     if args.overrides and not args.config_file:
         raise ValueError(f"{args.overrides[0]} overrides a config, but none is given: add --config-file")
-    state = without_training_parts(weights_of(read_checkpoint(args.checkpoint), args.ema, args.checkpoint))
+    if args.only and args.format != DETREX:
+        raise ValueError(f"--only {args.only}: --format {args.format} is for whole models")
+    state = converted(args) or weights_of(read_checkpoint(args.checkpoint), args.ema, args.checkpoint)
+    known = find_format(args.format, state)
+    if known is None or known.detector != "CoDINO":
+        state = without_training_parts(state)
     if args.config_file:
         check_against(args.config_file, args.overrides, state, args.checkpoint)
     if args.only:
         state = part_of(state, args.only, args.checkpoint)
     if args.half:
         state = halved(state)
-    write(state, args.output)
-    verify(state, args.output)
-    return summary(state, args.output)
+    if known is None:
+        write(state, args.output)
+        verify(state, args.output)
+        return summary(state, args.output)
+    found = look_at(args.checkpoint)
+    write_weights(args.output, state, known, found.classes)
+    needs = "\n".join(f"  {line}" for line in needed_there(state, found.config))
+    return f"{summary(state, args.output)}\nin the format of {known.title}, whose config needs:\n{needs}"
+
+
+def converted(args: argparse.Namespace) -> State | None:
+    """The weights of a checkpoint of another code base under detrex's names; None for other checkpoints."""
+    if not args.checkpoint.is_file():
+        return None
+    try:
+        found = look_at(args.checkpoint)
+    except ValueError:  # for `read_checkpoint` to explain
+        return None
+    if found.format is None:
+        return None
+    if args.ema:
+        raise ValueError(f"--ema: {found.source} has one set of weights")
+    return convert(look_at(args.checkpoint, data=True)).state
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -195,6 +229,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="the file to write, .pth or .safetensors", **required)
     parser.add_argument("--ema", action="store_true", help="the moving average instead of the weights themselves")
     parser.add_argument("--half", action="store_true", help="floating-point numbers in float16")
+    parser.add_argument(
+        "--format", choices=families(), default=DETREX, metavar="NAME", help=f"of {', '.join(families())}"
+    )
     parser.add_argument("--only", metavar="MODULE", help="this part of the model, such as backbone")
     parser.add_argument("--config-file", default="", help="check that the weights are of this config's model")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")

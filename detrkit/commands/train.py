@@ -38,7 +38,8 @@ def argument_parser() -> argparse.ArgumentParser:
         "--data",
         type=Path,
         metavar="FOLDER",
-        help="train on this folder, in any layout that `align-detr convert` reads; without a validation part it is split. "
+        help="train on this folder, in any layout that `align-detr convert` reads; it is split if it has no validation "
+        "part. "
         f"The config, by default {BASE_CONFIG}, on a machine without a GPU {CPU_CONFIG} if the extra "
         "\"cpu\" is installed, is written with it to the output folder, output/FOLDER",
     )
@@ -95,9 +96,11 @@ def run(args: argparse.Namespace) -> None:
         if args.eval_only:
             point = newest_checkpoint(cfg.train.output_dir) if args.resume else None
             checkpoint = str(Path(cfg.train.output_dir, point.name)) if point else cfg.train.init_checkpoint
-            evaluate(cfg, checkpoint, config_file=config)
+            evaluate(cfg, checkpoint, config_file=config, overrides=args.opts)
         else:
-            train(cfg, resume=args.resume, allow_changes=args.allow_changes, config_file=config)
+            train(
+                cfg, resume=args.resume, allow_changes=args.allow_changes, config_file=config, overrides=args.opts
+            )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

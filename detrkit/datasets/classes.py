@@ -19,11 +19,15 @@ from .registration import BUILT_IN, annotation_file_of, number_classes
 logger = logging.getLogger(__name__)
 
 MAX_CLASSES = 100_000
+UNUSED = "(unused {})"  # the name of an output that stands for no class, such as a category id without one in COCO
 
 
 @dataclass(frozen=True)
 class Classes:
-    """By a model's output: the class's name, and its category id in COCO's format."""
+    """By a model's output: the class's name, and its category id in COCO's format.
+
+    An output named `UNUSED`, with its number, stands for no class: detections of it are not reported.
+    """
 
     names: tuple[str, ...]
     ids: tuple[int, ...]
@@ -51,6 +55,11 @@ class Classes:
             if type(number) is not int or not isinstance(name, str):
                 raise ValueError(f"{source}: its classes are not pairs of number and name")
         return cls(tuple(name for _, name in content), tuple(number for number, _ in content))
+
+    @property
+    def used(self) -> list[bool]:
+        """For each output, whether it stands for a class."""
+        return [name != UNUSED.format(index) for index, name in enumerate(self.names)]
 
     def plain(self) -> list[list[int | str]]:
         """For a file: `[[id, name], ...]`."""

@@ -134,7 +134,7 @@ class Detector:
                         break
                     logger.warning("left out: %s", problem)
             for (name, pixels), found in zip(read, self._predict([p for _, p in read], batch_size), strict=True):
-                keep = found.scores >= score_threshold
+                keep = (found.scores >= score_threshold) & np.array(self._network.classes.used)[found.classes]
                 yield Found(name, pixels, *(values[keep] for values in found), self._network.classes)
             if problem and not skip_unreadable:
                 raise problem

@@ -47,6 +47,7 @@ def export(
     size: Sequence[int] | None = None,
     dynamic: bool = False,
     float64: bool = False,
+    overrides: Sequence[str] = (),
 ) -> ExportedFile:
     """Write a detector as one file.
 
@@ -61,6 +62,7 @@ def export(
             `dynamic`.
         dynamic: leave free what `batch` and `size` do not say.
         float64: compute in float64 (.onnx only), to tell rounding from a mistake.
+        overrides: `key=value` that `config` was changed by; settings that belong to the weights do not replace them.
 
     Raises:
         ValueError: options do not fit the kind of file, or the source cannot be used.
@@ -77,7 +79,7 @@ def export(
         raise ValueError("--float64 is for .onnx")
     if any(number is not None and number < 1 for number in (batch, *(size or []))):
         raise ValueError("--batch and --size are at least 1")
-    cfg, weights, classes = find_source(source, config, checkpoint)
+    cfg, weights, classes = find_source(source, config, checkpoint, overrides)
     if path.resolve() == Path(weights).resolve():
         raise ValueError(f"--output {path} is where the weights come from: give another name")
     network = PyTorchNetwork(cfg, weights, classes, "cpu", "float32")

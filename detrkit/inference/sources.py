@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +13,7 @@ from omegaconf import DictConfig
 from detrkit.config.exported import read_exported
 from detrkit.config.load import load_config_file
 from detrkit.datasets.classes import Classes, classes_in_checkpoint, classes_of_dataset
+from detrkit.weights import classes_of_weights, is_of_other_code_base, look_at, prepare_config
 
 WEIGHTS = ("model_final.pth", "model_best.pth")
 LAST = "last_checkpoint"
@@ -28,8 +31,12 @@ def find_source(
     source: str | os.PathLike | None,
     config: str | os.PathLike | DictConfig | None = None,
     weights: str | os.PathLike | None = None,
+    overrides: Sequence[str] = (),
 ) -> Source:
-    """What `Detector` was given.
+    """What `Detector` was given. Its config has the settings that belong to the weights.
+
+    Args:
+        overrides: `key=value` that the config was changed by, which are not replaced by these settings.
 
     Raises:
         FileNotFoundError: a file is not there.
@@ -48,12 +55,17 @@ def find_source(
         config, weights = folder / "config.yaml", weights or _weights_of_run(folder)
     if config is None or weights is None:
         raise ValueError("a detector needs the folder of a training, an exported file, or both config and weights")
-    cfg = config if isinstance(config, DictConfig) else load_config_file(os.fspath(config))
+    cfg = copy.deepcopy(config) if isinstance(config, DictConfig) else load_config_file(os.fspath(config))
+    if prepared := prepare_config(cfg, weights, overrides=overrides):
+        prepared.log()
     return Source(cfg, os.fspath(weights), classes_in_file(weights) or classes_of_dataset(cfg))
 
 
 def classes_in_file(path: str | os.PathLike) -> Classes | None:
     """The classes that a checkpoint or an exported file knows; None if it knows none."""
+    if is_of_other_code_base(path):
+        found = look_at(path)
+        return classes_of_weights(path) or Classes.numbered(found.settings["model.num_classes"])
     if Path(path).suffix != ".safetensors":
         return classes_in_checkpoint(path)
     exported = read_exported(path)

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from detrkit.runtime.files import UNFINISHED, atomic_write
+from detrkit.weights import load_state
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +88,10 @@ class SafeCheckpointer(DetectionCheckpointer):
         return super().load(path, *args, **kwargs)
 
     def _load_file(self, f: str) -> dict[str, Any]:
+        if converted := load_state(f, self.model.state_dict()):
+            state, report = converted
+            self.logger.info("Converted %s", report.line())
+            return {"model": state}
         if not f.endswith(".safetensors"):
             return super()._load_file(f)
         state = read_safetensors(f)

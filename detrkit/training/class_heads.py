@@ -7,19 +7,16 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from detectron2.config import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from detrkit.datasets.annotations import class_key, same_classes, shortened
 from detrkit.datasets.classes import Classes
+from detrkit.weights import convert, encoder_objectness, local_file, look_at
 
-from .checkpoints import read_safetensors
 from .randomness import random_states_kept
 
 logger = logging.getLogger(__name__)
@@ -52,18 +49,21 @@ def class_heads_matched(
 
     Args:
         cfg: the config of the model, with `model.num_classes`.
-        checkpoint: a local `.pth` or `.safetensors` file of this project.
+        checkpoint: a `.pth` or `.safetensors` file of this project, or of a format that `detrkit.weights` knows.
         known: the classes of the checkpoint's outputs.
         outputs: the classes of the model's outputs.
     """
+    ours = model.state_dict()
+    objectness = {name: ours[name] for name in encoder_objectness(ours)}
     if known is None or outputs is None or same_classes(known.names, outputs.names):
         yield
+        _keep_objectness(objectness, checkpoint)
         return
-    rows = class_rows(cfg, model)
-    ours = model.state_dict()
+    rows = {name: row for name, row in class_rows(cfg, model).items() if name not in objectness}
     initial = {name: ours[name].clone() for name in rows}
     yield
-    state = _weights(Path(checkpoint))
+    _keep_objectness(objectness, checkpoint)
+    state = _weights(checkpoint)
     places = {class_key(name): place for place, name in enumerate(known.names)}
     pairs = [(new, places[key]) for new, key in enumerate(map(class_key, outputs.names)) if key in places]
     for name, (per_class, others) in rows.items():
@@ -87,6 +87,21 @@ def class_heads_matched(
     )
 
 
+def _keep_objectness(heads: dict[str, Tensor], checkpoint: str | os.PathLike) -> None:
+    """Load row 0 of the encoder's class head, which chooses proposals whatever their class, where the head has another
+    number of rows in the checkpoint."""
+    if not heads or local_file(os.fspath(checkpoint)) is None:
+        return
+    try:
+        state = _weights(checkpoint)
+    except ValueError:  # a file that only the checkpointer reads; it has no other number of classes
+        return
+    for name, ours in heads.items():
+        theirs = state.get(name)
+        if theirs is not None and theirs.shape != ours.shape and theirs.shape[1:] == ours.shape[1:]:
+            ours[0].copy_(theirs[0])
+
+
 def class_rows(cfg: DictConfig, model: nn.Module) -> dict[str, ClassRows]:
     """The tensors whose first dimension counts classes: those that are larger in a model with one class more.
 
@@ -106,10 +121,5 @@ def class_rows(cfg: DictConfig, model: nn.Module) -> dict[str, ClassRows]:
     return rows
 
 
-def _weights(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        state = read_safetensors(path)
-    else:
-        state = dict(torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)["model"])
-    consume_prefix_in_state_dict_if_present(state, "module.")
-    return state
+def _weights(checkpoint: str | os.PathLike) -> dict[str, Tensor]:
+    return convert(look_at(local_file(os.fspath(checkpoint)), data=True)).state

@@ -14,6 +14,7 @@ from torch import nn
 from detrkit.config.load import call_parameters
 from detrkit.runtime.allocation import keep_freed_memory
 from detrkit.runtime.device import resolve_device
+from detrkit.weights import prepare_config
 
 from .checkpoints import SafeCheckpointer
 from .training_parts import drop_training_parts, is_training_part
@@ -66,14 +67,18 @@ def _size(shape: Sequence[int]) -> str:
     return "×".join(map(str, shape)) or "a number"
 
 
-def load_detector(cfg: DictConfig, checkpoint: str, for_training: bool = False) -> nn.Module:
+def load_detector(
+    cfg: DictConfig, checkpoint: str, for_training: bool = False, overrides: Sequence[str] = ()
+) -> nn.Module:
     """The model of `cfg` on `cfg.train.device`, in evaluation mode, without what only training needs; with averaged
     weights where the checkpoint has them. The process keeps freed memory from then on, see `keep_freed_memory`.
 
     Args:
-        cfg: as `load_config` gives it; its device is resolved in place.
+        cfg: as `load_config` gives it; its device is resolved, and what belongs to the weights is set, in place.
         checkpoint: a .pth or .safetensors file, or a URL that DetectionCheckpointer reads; "" for random weights.
+            Weights of other code bases are converted, see `detrkit.weights`.
         for_training: in training mode and whole instead.
+        overrides: `key=value` that the user gave, which are not replaced by what belongs to the weights.
 
     Raises:
         FileNotFoundError: no such checkpoint.
@@ -86,6 +91,8 @@ def load_detector(cfg: DictConfig, checkpoint: str, for_training: bool = False) 
     cfg.train.device = resolve_device(cfg.train.device)
     if "device" in call_parameters(cfg.model.get("_target_")):
         cfg.model.device = cfg.train.device
+    if prepared := prepare_config(cfg, checkpoint, overrides=overrides, for_training=for_training):
+        prepared.log()
     model = instantiate(cfg.model).to(cfg.train.device)
     ema.may_build_model_ema(cfg, model)
     checkpointer = WholeModelCheckpointer(model, **ema.may_get_ema_checkpointer(cfg, model))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from detrkit.config.changes import flat_config
 from detrkit.runtime.program import subnormals_flushed
+from detrkit.weights import SETTINGS
 
 from .builders import build_loader, build_model, build_optimizer, build_trainer
 from .checkpoints import ResumePoint, SafeCheckpointer, newest_checkpoint
@@ -51,6 +52,7 @@ def train(
     resume: bool = False,
     allow_changes: bool = False,
     config_file: str = "",
+    overrides: Sequence[str] = (),
     build_report: Callable[[DictConfig], Report | None] = lambda cfg: None,
 ) -> dict[str, Any]:
     """Train the detector of a config, evaluating and saving in `cfg.train.output_dir` on the way.
@@ -62,6 +64,7 @@ def train(
         resume: go on from the newest checkpoint of the output folder, if there is one.
         allow_changes: resume even if the training began with another config.
         config_file: where the config came from, for the log.
+        overrides: `key=value` that the user gave; settings that belong to the weights do not replace them.
         build_report: a page about the training, or None.
 
     Returns:
@@ -81,12 +84,19 @@ def train(
             check_unchanged(point, config_as_given)
         if not resume:
             check_exists(cfg.train.init_checkpoint)
-        prepare(cfg, config_file)
+        checkpoint = str(Path(cfg.train.output_dir, point.name)) if point else cfg.train.init_checkpoint
+        weights = prepare(cfg, checkpoint, config_file=config_file, overrides=overrides, training=True)
         if point and point.remark:
             logger.warning(point.remark)
         if resume and point is None:
             logger.warning("There is no checkpoint in %s to resume from: starting anew", cfg.train.output_dir)
-        evaluations = run_iterations(cfg, point, resume, config_as_given, build_report(cfg))
+        facts = {
+            "config": config_as_given,
+            "batch_size": cfg.dataloader.train.get("total_batch_size"),
+            "max_iter": cfg.train.max_iter,
+            SETTINGS: weights.kept_settings() if weights else {},
+        }
+        evaluations = run_iterations(cfg, point, resume, facts, build_report(cfg))
         if comm.is_main_process():
             log_results(cfg, evaluations.results)
         evaluations.raise_failures(cfg.train.output_dir)
@@ -94,14 +104,14 @@ def train(
 
 
 def run_iterations(
-    cfg: DictConfig, point: ResumePoint | None, resume: bool, config_as_given: dict[str, str], report: Report | None
+    cfg: DictConfig, point: ResumePoint | None, resume: bool, facts: dict[str, Any], report: Report | None
 ) -> Evaluations:
     """Build everything, register the hooks in their order, and run the iterations.
 
     Args:
         point: the checkpoint to go on from; None to begin.
         resume: whether metrics.json is of this training.
-        config_as_given: `flat_config` of the config before it was completed, for the checkpoints.
+        facts: plain data for the checkpoints.
         report: a page about the training.
     """
     classes = match_training(cfg, point)
@@ -122,12 +132,7 @@ def run_iterations(
     is_main = comm.is_main_process()
     if is_main:
         cut_metrics(Path(cfg.train.output_dir, "metrics.json"), point, resumes=resume, max_iter=cfg.train.max_iter)
-    facts = {
-        "config": config_as_given,
-        "batch_size": cfg.dataloader.train.get("total_batch_size"),
-        "max_iter": cfg.train.max_iter,
-        "classes": classes.plain() if classes else None,
-    }
+    facts = {**facts, "classes": classes.plain() if classes else None}
     state = RunState(loader, lambda iteration: saves_at(cfg, iteration), facts)
     stop = StopEarly(checkpointer, state, loader)
     trainer.register_hooks(
@@ -147,7 +152,7 @@ def run_iterations(
         ]
     )
     start = "" if point else cfg.train.init_checkpoint
-    with class_heads_matched(cfg, model, start, known_classes(start), classes):
+    with class_heads_matched(cfg, model, start, known_classes(start, classes, assume=True), classes):
         checkpointer.resume_or_load(start, resume=point is not None)
     with watchdog.watching(), stop.listening(), sigchld_restored():
         trainer.train(point.iteration + 1 if point else 0, cfg.train.max_iter)

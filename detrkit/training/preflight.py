@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from detectron2.utils import comm
@@ -25,6 +24,7 @@ from detrkit.datasets.classes import (
 )
 from detrkit.datasets.images import to_rgb
 from detrkit.datasets.registration import annotation_file_of
+from detrkit.weights import classes_of_weights, local_file
 
 from .checkpoints import ResumePoint
 from .run_state import RunState
@@ -59,7 +59,7 @@ def match_training(cfg: DictConfig, point: ResumePoint | None) -> Classes | None
     outputs, origin = own, names[0]
     if resumed := _classes_of_run(point):
         outputs, origin = resumed, point.name
-    elif (known := known_classes(cfg.train.init_checkpoint)) and _cover(known, own, cfg.model.get("num_classes")):
+    elif (known := known_classes(cfg.train.init_checkpoint, own)) and _cover(known, own, cfg.model.get("num_classes")):
         outputs, origin = known, cfg.train.init_checkpoint
     is_evaluated = "evaluator" in cfg.dataloader
     count = cfg.model.get("num_classes")
@@ -87,7 +87,7 @@ def match_evaluation(cfg: DictConfig, checkpoint: str) -> Classes | None:
     test = dataset_names(cfg, "test")
     if not test:
         return None
-    outputs, origin = known_classes(checkpoint), checkpoint
+    outputs, origin = known_classes(checkpoint, classes_of(test[0])), checkpoint
     if outputs is not None and count is not None and len(outputs.names) > count:
         raise ValueError(f"{checkpoint} knows {len(outputs.names)} classes, but model.num_classes={count}")
     if outputs is None:
@@ -99,17 +99,24 @@ def match_evaluation(cfg: DictConfig, checkpoint: str) -> Classes | None:
     return outputs
 
 
-def known_classes(checkpoint: str) -> Classes | None:
-    """The classes that a checkpoint or an exported file knows by name; None if it knows none or is not a local file."""
-    if not checkpoint or not Path(checkpoint).is_file():
+def known_classes(checkpoint: str, data: Classes | None = None, assume: bool = False) -> Classes | None:
+    """The classes that a checkpoint or an exported file knows by name; None if it knows none or there is no such file.
+
+    Args:
+        data: the classes of the data to use it with, for files of other code bases: see `weights.classes_of_weights`.
+        assume: files with detrex's names that name no classes are COCO's if they have 80 rows.
+    """
+    path = local_file(checkpoint)
+    if path is None:
         return None
-    if Path(checkpoint).suffix == ".safetensors":
+    if path.suffix == ".safetensors":
         from detrkit.config.exported import read_exported  # safetensors, which other files do not need
 
-        exported = read_exported(checkpoint)
+        exported = read_exported(path)
         classes = exported and exported.classes
     else:
-        classes = classes_in_checkpoint(checkpoint)
+        classes = classes_in_checkpoint(path)
+    classes = classes or classes_of_weights(path, data and data.names, of_detrex=assume)
     return None if classes is None or classes.are_numbers else classes
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +25,7 @@ from detrkit.datasets.classes import dataset_names
 from detrkit.datasets.registration import saved_registrations
 from detrkit.runtime.device import device_name, resolve_device
 from detrkit.runtime.logs import LOGGERS, log_traceback
+from detrkit.weights import Prepared, prepare_config
 
 from .builders import AMP_TYPES, amp_name, amp_type
 from .checkpoints import ResumePoint
@@ -44,11 +45,24 @@ def join_torchrun() -> None:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 
-def prepare(cfg: DictConfig, config_file: str = "") -> None:
+def prepare(
+    cfg: DictConfig,
+    checkpoint: str = "",
+    *,
+    config_file: str = "",
+    overrides: Sequence[str] = (),
+    training: bool = False,
+) -> Prepared | None:
     """Complete the config in place, open the logs, save config.yaml, seed the generators, and log what runs on what.
 
     Args:
+        checkpoint: the weights that the run begins with; what belongs to them is set in the config.
         config_file: where the config came from; detectron2 copies it to the log.
+        overrides: `key=value` that the user gave, which are not replaced by settings of the weights.
+        training: whether the run trains.
+
+    Returns:
+        What is known of the checkpoint; None if it is of this project.
 
     Raises:
         ValueError: the config lacks a section, or a value cannot be used here.
@@ -72,6 +86,7 @@ def prepare(cfg: DictConfig, config_file: str = "") -> None:
     if datasets := saved_registrations(names):
         cfg.datasets = datasets
 
+    weights = prepare_config(cfg, checkpoint, overrides=list(overrides), for_training=training)
     default_setup(cfg, SimpleNamespace(config_file=config_file, eval_only=False))
     for name in LOGGERS:
         if name not in ("detectron2", "fvcore"):  # which default_setup has set up
@@ -81,6 +96,9 @@ def prepare(cfg: DictConfig, config_file: str = "") -> None:
     logger.info("PyTorch %s on %s, %d process(es)", torch.__version__, device, count)
     if cfg.train.amp.enabled and amp_type(cfg) is None:
         logger.warning("This CPU has no units for %s, so train.amp uses float32, which is faster", amp_name(cfg))
+    if weights:
+        weights.log()
+    return weights
 
 
 @contextmanager

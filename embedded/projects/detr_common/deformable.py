@@ -160,6 +160,8 @@ class DeformableDecoder(_DeformableStack):
     Args:
         look_forward_twice: the boxes that a layer's head refines keep the gradient to the layer before (DINO, arXiv
             2203.03605, section 3.6). Attention itself never sees that gradient.
+        inverse_sigmoid_eps: of the boxes that a layer refines, see `detrex.utils.inverse_sigmoid`. detrex has 1e-3
+            everywhere; some published weights of other code bases were trained with 1e-5.
     """
 
     def __init__(
@@ -174,6 +176,8 @@ class DeformableDecoder(_DeformableStack):
         num_feature_levels: int = 4,
         look_forward_twice: bool = True,
         use_checkpoint: bool = False,
+        *,
+        inverse_sigmoid_eps: float = 1e-3,
     ):
         layer = deformable_decoder_layer(
             embed_dim, num_heads, feedforward_dim, attn_dropout, ffn_dropout, num_feature_levels
@@ -181,6 +185,7 @@ class DeformableDecoder(_DeformableStack):
         super().__init__(layer, num_layers, use_checkpoint)
         self.return_intermediate = return_intermediate
         self.look_forward_twice = look_forward_twice
+        self.inverse_sigmoid_eps = inverse_sigmoid_eps
         self.class_embed: nn.ModuleList | None = None
         self.bbox_embed: nn.ModuleList | None = None
 
@@ -239,7 +244,8 @@ class DeformableDecoder(_DeformableStack):
             states.append(self.output_state(query))
             starts.append(start)
             if index + 1 < self.num_layers:
-                refined = (self.bbox_embed[index](query) + inverse_sigmoid(boxes)).sigmoid()
+                logits = inverse_sigmoid(boxes, self.inverse_sigmoid_eps)
+                refined = (self.bbox_embed[index](query) + logits).sigmoid()
                 boxes = refined.detach()
                 start = refined if self.look_forward_twice else boxes
         kept = slice(None) if self.return_intermediate else slice(-1, None)

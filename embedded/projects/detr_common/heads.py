@@ -26,13 +26,17 @@ def box_head(embed_dim: int, output_dim: int = 4) -> MLP:
 
 
 def predict_layers(
-    states: Sequence[Tensor], starts: Sequence[Tensor], class_embed: nn.ModuleList, bbox_embed: nn.ModuleList
+    states: Sequence[Tensor],
+    starts: Sequence[Tensor],
+    class_embed: nn.ModuleList,
+    bbox_embed: nn.ModuleList,
+    inverse_sigmoid_eps: float = 1e-3,
 ) -> tuple[Tensor, Tensor]:
     """Logits (L, B, N, C) and boxes (L, B, N, 4) from L decoder states (B, N, D) and the boxes (B, N, 4), cxcywh in
     [0, 1], that the layers started from. Heads beyond L are not used."""
     logits = [head(state) for head, state in zip(class_embed, states, strict=False)]
     boxes = [
-        (head(state) + inverse_sigmoid(start)).sigmoid()
+        (head(state) + inverse_sigmoid(start, inverse_sigmoid_eps)).sigmoid()
         for head, state, start in zip(bbox_embed, states, starts, strict=False)
     ]
     return torch.stack(logits), torch.stack(boxes)

@@ -25,6 +25,7 @@ class SingleScaleDetector(Detector):
         embed_dim: channels of queries and tokens.
         criterion: called as `criterion(outputs, targets)`; `criterion.weight_dict` scales its losses.
         aux_loss: supervise the intermediate decoder layers too.
+        inverse_sigmoid_eps: of the boxes or points that the box head moves, see `DeformableDecoder`.
 
     The other arguments are `Detector`'s.
     """
@@ -43,6 +44,7 @@ class SingleScaleDetector(Detector):
         pixel_std: Sequence[float],
         select_box_nums_for_evaluation: int,
         device: str,
+        inverse_sigmoid_eps: float = 1e-3,
     ):
         channels = backbone.output_shape()[in_features[-1]].channels
         if channels != in_channels:
@@ -56,6 +58,7 @@ class SingleScaleDetector(Detector):
         self.input_proj = nn.Conv2d(in_channels, embed_dim, kernel_size=1)
         self.transformer = transformer
         self.aux_loss = aux_loss
+        self.inverse_sigmoid_eps = inverse_sigmoid_eps
 
     def add_heads(self, embed_dim: int, num_classes: int) -> None:
         """Class and box head, the same for all decoder layers."""
@@ -78,8 +81,9 @@ class SingleScaleDetector(Detector):
         (features,), (mask,) = extract_features(self._features, images, exact=not self.training)
         states, starts = self.transformer(features, mask, self.queries(), self.position_embedding(mask))
         offsets = self.bbox_embed(states)
+        logits = inverse_sigmoid(starts, self.inverse_sigmoid_eps)
         # A point moves the box's centre alone.
-        boxes = (offsets + F.pad(inverse_sigmoid(starts), (0, 4 - starts.shape[-1]))).sigmoid()
+        boxes = (offsets + F.pad(logits, (0, 4 - starts.shape[-1]))).sigmoid()
         outputs = prediction_dict(self.class_embed(states), boxes, self.aux_loss)
         if not self.training:
             return self.detect(outputs, images, batched_inputs)

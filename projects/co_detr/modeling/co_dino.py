@@ -51,7 +51,8 @@ class CoDINO(DINO):
             arguments = {"query": content, "reference_points": boxes, "attn_masks": [mask, None]}
             decoded = self.transformer.decoder(**{**decoder, **arguments})
             states, starts = decoded[0], starting_boxes(decoded, boxes)
-            return predictions(states, starts, self.class_embed, self.bbox_embed)
+            eps = getattr(self, "inverse_sigmoid_eps", 1e-3)  # detrex's DINO has no other
+            return predictions(states, starts, self.class_embed, self.bbox_embed, eps)
 
         def losses_of(outputs: dict, assigned: Tensor, suffix: str) -> dict[str, Tensor]:
             losses = self.criterion.positive_losses(outputs, assigned, targets, suffix)
@@ -72,16 +73,21 @@ def starting_boxes(decoded: tuple, first: Tensor) -> Sequence[Tensor]:
 
 
 def predictions(
-    states: Sequence[Tensor], starts: Sequence[Tensor], class_embed: nn.ModuleList, bbox_embed: nn.ModuleList
+    states: Sequence[Tensor],
+    starts: Sequence[Tensor],
+    class_embed: nn.ModuleList,
+    bbox_embed: nn.ModuleList,
+    eps: float = 1e-3,
 ) -> dict:
     """`pred_logits` (B, Q, C) and `pred_boxes` (B, Q, 4) of the last decoder layer, those before it in `aux_outputs`.
 
     Args:
         states: the layers' outputs, (B, Q, D) each.
         starts: the boxes (B, Q, 4), cxcywh in [0, 1], that each layer's box head refines.
+        eps: of the inverse sigmoid.
     """
     layers = [
-        {"pred_logits": classify(state), "pred_boxes": (regress(state) + inverse_sigmoid(start)).sigmoid()}
+        {"pred_logits": classify(state), "pred_boxes": (regress(state) + inverse_sigmoid(start, eps)).sigmoid()}
         for state, start, classify, regress in zip(states, starts, class_embed, bbox_embed, strict=False)
     ]
     return {**layers[-1], "aux_outputs": layers[:-1]}

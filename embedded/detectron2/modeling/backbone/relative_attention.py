@@ -5,7 +5,8 @@ these summands would be as large as that of the scores, and is never stored:
 
 * On the CPU, scores are made, used and thrown away a block at a time; backward makes them again.
 * Elsewhere they become a part of the dot product: bias_h and bias_w are more channels of the query, and a key has ones
-  at the channels of its own row and column. So kernels of `scaled_dot_product_attention` that keep no scores can be used.
+  at the channels of its own row and column. So kernels of `scaled_dot_product_attention` that keep no scores can be
+  used.
 """
 
 from __future__ import annotations

@@ -33,6 +33,8 @@ class ConditionalDETR(SingleScaleDetector):
         pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
         select_box_nums_for_evaluation: int = 300,
         device: str = "auto",
+        *,
+        inverse_sigmoid_eps: float = 1e-3,
     ):
         super().__init__(
             backbone,
@@ -47,6 +49,7 @@ class ConditionalDETR(SingleScaleDetector):
             pixel_std,
             select_box_nums_for_evaluation,
             device,
+            inverse_sigmoid_eps,
         )
         self.query_embed = nn.Embedding(num_queries, embed_dim)
         self.add_heads(embed_dim, num_classes)

@@ -37,6 +37,8 @@ class DABDETR(SingleScaleDetector):
         freeze_anchor_box_centers: bool = True,
         select_box_nums_for_evaluation: int = 300,
         device: str = "auto",
+        *,
+        inverse_sigmoid_eps: float = 1e-3,
     ):
         super().__init__(
             backbone,
@@ -51,6 +53,7 @@ class DABDETR(SingleScaleDetector):
             pixel_std,
             select_box_nums_for_evaluation,
             device,
+            inverse_sigmoid_eps,
         )
         self.anchor_box_embed = AnchorBoxes(num_queries, freeze_anchor_box_centers)
         self.add_heads(embed_dim, num_classes)

@@ -46,6 +46,7 @@ class DabDetrTransformerDecoder(ConditionalDecoder):
 
     Args:
         modulate_hw_attn: scale the spatial attention by the boxes' width and height (section 4.4).
+        inverse_sigmoid_eps: of the boxes that a layer refines, see `DeformableDecoder`.
         post_norm: a norm on every output of the stack. What passes from layer to layer has none.
 
     The other arguments are `ConditionalDecoder`'s.
@@ -64,6 +65,8 @@ class DabDetrTransformerDecoder(ConditionalDecoder):
         batch_first: bool = False,
         post_norm: bool = True,
         return_intermediate: bool = True,
+        *,
+        inverse_sigmoid_eps: float = 1e-3,
     ):
         super().__init__(
             embed_dim,
@@ -80,6 +83,7 @@ class DabDetrTransformerDecoder(ConditionalDecoder):
         self.ref_anchor_head = MLP(embed_dim, embed_dim, 2, 2) if modulate_hw_attn else None
         self.post_norm_layer = nn.LayerNorm(embed_dim) if post_norm else None
         self.bbox_embed: nn.Module | None = None
+        self.inverse_sigmoid_eps = inverse_sigmoid_eps
 
     def _stretched(self, spatial_query: Tensor, query: Tensor, boxes: Tensor) -> Tensor:
         """What a query looks for by position (…, D), the embedding of its centre (y, x), scaled by its size (section
@@ -138,7 +142,7 @@ class DabDetrTransformerDecoder(ConditionalDecoder):
             states.append(self.state(query))
             starts.append(start)
             if self.bbox_embed is not None and index + 1 < self.num_layers:
-                start = (self.bbox_embed(query) + inverse_sigmoid(boxes)).sigmoid()
+                start = (self.bbox_embed(query) + inverse_sigmoid(boxes, self.inverse_sigmoid_eps)).sigmoid()
                 boxes = start.detach()
         return self.outputs(states), self.outputs(starts)
 

@@ -42,6 +42,7 @@ class DINO(Detector):
         label_noise_ratio, box_noise_scale: their noise.
         input_format: channel order of the input images; only pictures in the event storage depend on it.
         vis_period: iterations between such pictures, 0 for none.
+        inverse_sigmoid_eps: of the boxes that the heads refine, see `DeformableDecoder`.
     """
 
     def __init__(
@@ -64,6 +65,8 @@ class DINO(Detector):
         box_noise_scale: float = 1.0,
         input_format: str | None = "RGB",
         vis_period: int = 0,
+        *,
+        inverse_sigmoid_eps: float = 1e-3,
     ):
         super().__init__(criterion, pixel_mean, pixel_std, select_box_nums_for_evaluation, device)
         if num_queries != transformer.two_stage_num_proposals:
@@ -84,6 +87,7 @@ class DINO(Detector):
         self.box_noise_scale = box_noise_scale
         self.input_format = input_format
         self.vis_period = vis_period
+        self.inverse_sigmoid_eps = inverse_sigmoid_eps
 
         # One pair of heads per decoder layer, and one for the encoder's proposals.
         count = transformer.decoder.num_layers + 1
@@ -123,7 +127,9 @@ class DINO(Detector):
         decoded = self.transformer(features, masks, positions, (content, boxes), attn_masks=attn_mask)
         # In every step, also in one without denoising, each parameter must take part, or processes wait for each other.
         states = decoded.states + 0.0 * self.label_enc.weight.sum()
-        logits, boxes = predict_layers(states, decoded.starts, self.class_embed, self.bbox_embed)
+        logits, boxes = predict_layers(
+            states, decoded.starts, self.class_embed, self.bbox_embed, self.inverse_sigmoid_eps
+        )
         logits, boxes = self.dn_post_process(logits, boxes, dn_metas)
 
         outputs = prediction_dict(logits, boxes, self.aux_loss)

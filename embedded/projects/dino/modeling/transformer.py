@@ -35,6 +35,8 @@ class DINOTransformerDecoder(DeformableDecoder):
         num_feature_levels: int = 4,
         look_forward_twice: bool = True,
         use_checkpoint: bool = True,
+        *,
+        inverse_sigmoid_eps: float = 1e-3,
     ):
         super().__init__(
             embed_dim,
@@ -47,6 +49,7 @@ class DINOTransformerDecoder(DeformableDecoder):
             num_feature_levels,
             look_forward_twice,
             use_checkpoint,
+            inverse_sigmoid_eps=inverse_sigmoid_eps,
         )
         self.ref_point_head = MLP(2 * embed_dim, embed_dim, embed_dim, 2)
         self.norm = nn.LayerNorm(embed_dim)

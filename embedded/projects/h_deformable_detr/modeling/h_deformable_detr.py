@@ -40,6 +40,7 @@ class HDeformableDETR(Detector):
         mixed_selection: the content of the queries is learnt; as the transformer has it.
         k_one2many: queries of the second set per ground truth; 0 goes without the second set.
         lambda_one2many: factor of the second set's losses.
+        inverse_sigmoid_eps: of the boxes that the heads refine, see `DeformableDecoder`.
 
     Raises:
         ValueError: `with_box_refine` or `as_two_stage` is false, `mixed_selection` is not the transformer's, or its
@@ -67,6 +68,8 @@ class HDeformableDETR(Detector):
         mixed_selection: bool = True,
         k_one2many: int = 6,
         lambda_one2many: float = 1.0,
+        *,
+        inverse_sigmoid_eps: float = 1e-3,
     ):
         super().__init__(criterion, pixel_mean, pixel_std, select_box_nums_for_evaluation, device)
         if not (with_box_refine and as_two_stage):
@@ -94,6 +97,7 @@ class HDeformableDETR(Detector):
         self.aux_loss = aux_loss
         self.k_one2many = k_one2many
         self.lambda_one2many = lambda_one2many
+        self.inverse_sigmoid_eps = inverse_sigmoid_eps
 
         # One pair of heads per decoder layer, and one for the encoder's proposals.
         count = transformer.decoder.num_layers + 1
@@ -123,7 +127,9 @@ class HDeformableDETR(Detector):
             hybrid_attention_mask(first, count - first, images.tensor.device) if hybrid else None,
             num_queries=count,
         )
-        logits, boxes = predict_layers(decoded.states, decoded.starts, self.class_embed, self.bbox_embed)
+        logits, boxes = predict_layers(
+            decoded.states, decoded.starts, self.class_embed, self.bbox_embed, self.inverse_sigmoid_eps
+        )
         outputs = prediction_dict(logits[:, :, :first], boxes[:, :, :first], self.aux_loss)
         outputs["enc_outputs"] = {
             "pred_logits": decoded.proposal_logits,

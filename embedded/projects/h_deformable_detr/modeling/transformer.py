@@ -56,6 +56,8 @@ class HDeformableDetrTransformerDecoder(DeformableDecoder):
         return_intermediate: bool = True,
         num_feature_levels: int = 4,
         look_forward_twice: bool = True,
+        *,
+        inverse_sigmoid_eps: float = 1e-3,
     ):
         super().__init__(
             embed_dim,
@@ -67,6 +69,7 @@ class HDeformableDetrTransformerDecoder(DeformableDecoder):
             return_intermediate,
             num_feature_levels,
             look_forward_twice,
+            inverse_sigmoid_eps=inverse_sigmoid_eps,
         )
 
     def query_position(self, boxes: Tensor, padded_boxes: Tensor, query_pos: Tensor) -> Tensor:

@@ -1,0 +1,57 @@
+"""Weights of other code bases: recognised, converted to detrex's names, and back.
+
+    recognised = look_at("dino-4scale_r50_8xb2-12e_coco.pth")   # what it is; reads no tensors
+    prepare_config(cfg, path)                                   # sets in a config what the weights were trained with
+    state = convert(look_at(path, data=True)).state             # a state dict for the config's model
+
+Nothing in a file is executed. `formats` has one module for each format; another format is one more file there.
+"""
+
+from .classes import coco_names, coco_names_by_id, encoder_objectness
+from .convert import SETTINGS, Conversion, Recognised, convert, look_at
+from .exporting import DETREX, SUFFIXES, detector_of, families, find_format, needed_there, write_weights
+from .files import WeightsFile, read
+from .format import Format, Requirements
+from .formats import all_formats, recognise
+from .loading import (
+    Prepared,
+    classes_of_weights,
+    is_of_other_code_base,
+    load_state,
+    local_file,
+    prepare_config,
+)
+from .report import Report
+from .settings import apply_settings
+
+__all__ = [
+    "DETREX",
+    "SUFFIXES",
+    "SETTINGS",
+    "Conversion",
+    "Format",
+    "Prepared",
+    "Recognised",
+    "Report",
+    "Requirements",
+    "WeightsFile",
+    "all_formats",
+    "apply_settings",
+    "classes_of_weights",
+    "coco_names",
+    "coco_names_by_id",
+    "convert",
+    "detector_of",
+    "encoder_objectness",
+    "families",
+    "find_format",
+    "is_of_other_code_base",
+    "local_file",
+    "load_state",
+    "look_at",
+    "needed_there",
+    "prepare_config",
+    "read",
+    "recognise",
+    "write_weights",
+]

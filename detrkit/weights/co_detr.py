@@ -1,0 +1,63 @@
+"""The training parts of Co-DETR's files: auxiliary heads, and the buffers of averaged weights."""
+
+from __future__ import annotations
+
+from .parts import LINEAR, Pairs
+from .tables import NumberedScalars, State, Step, Trace
+
+QUERY_HEAD = "query_head."
+DOWNSAMPLE: Pairs = [(f"{QUERY_HEAD}downsample.#.*", "collaboration.coarser.#.*")]
+AUXILIARY_STEPS = (NumberedScalars("bbox_head.0.scales.#.scale", "bbox_head.0.scales"),)
+
+
+def merging_of_positive_queries() -> Pairs:
+    """Projections of the positive queries' boxes. They are numbered there: first the RoI head's, then ATSS's."""
+    return [
+        pair
+        for number, head in enumerate(("faster_rcnn", "atss"))
+        for pair in (
+            (f"{QUERY_HEAD}transformer.aux_pos_trans.{number}.*", f"collaboration.contents.{head}.0.*"),
+            (f"{QUERY_HEAD}transformer.aux_pos_trans_norm.{number}.*", f"collaboration.contents.{head}.1.*"),
+        )
+    ]
+
+
+def auxiliary_heads() -> Pairs:
+    """The proposal network, the Faster R-CNN head and the ATSS head as the heads of `collaboration`."""
+    rcnn, atss = "collaboration.heads.faster_rcnn.", "collaboration.heads.atss."
+    modules = {
+        "rpn_head.rpn_conv": f"{rcnn}proposals.conv",
+        "rpn_head.rpn_cls": f"{rcnn}proposals.class_pred",
+        "rpn_head.rpn_reg": f"{rcnn}proposals.box_pred",
+        "roi_head.0.bbox_head.shared_fcs.0": f"{rcnn}shared.1",
+        "roi_head.0.bbox_head.shared_fcs.1": f"{rcnn}shared.3",
+        "roi_head.0.bbox_head.fc_cls": f"{rcnn}class_pred",
+        "roi_head.0.bbox_head.fc_reg": f"{rcnn}box_pred",
+        "bbox_head.0.cls_convs.0.gn": f"{atss}class_branch.1",
+        "bbox_head.0.reg_convs.0.gn": f"{atss}box_branch.1",
+        "bbox_head.0.atss_cls": f"{atss}class_pred",
+        "bbox_head.0.atss_reg": f"{atss}box_pred",
+        "bbox_head.0.atss_centerness": f"{atss}centerness_pred",
+    }
+    return [
+        *((f"{theirs}.{name}", f"{ours}.{name}") for theirs, ours in modules.items() for name in LINEAR),
+        ("bbox_head.0.cls_convs.0.conv.weight", f"{atss}class_branch.0.weight"),
+        ("bbox_head.0.reg_convs.0.conv.weight", f"{atss}box_branch.0.weight"),
+        ("bbox_head.0.scales", f"{atss}level_scales"),
+    ]
+
+
+class _EmaBuffers(Step):
+    """mmdetection 2 keeps a buffer `ema_X` for each parameter X, with `_` for each `.`, and swaps the two before it
+    saves: the parameter holds the average, and the buffer the weights that training would go on with."""
+
+    def forward(self, state: State, trace: Trace) -> State:
+        buffers = {f"ema_{name.replace('.', '_')}" for name in state} & set(state)
+        trace.dropped.update(dict.fromkeys(sorted(buffers), "weights without averaging; the averaged ones are loaded"))
+        return {name: tensor for name, tensor in state.items() if name not in buffers}
+
+    def backward(self, state: State) -> State:
+        return state
+
+
+EMA_BUFFERS = _EmaBuffers()
