@@ -17,6 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .catalogue import CONFIGS, find_config
+from .overrides import in_grammar, key_of
 from .safe_yaml import load_yaml
 
 TARGET = "_target_"
@@ -66,6 +67,7 @@ def load_configs(paths: Sequence[str], overrides: list[str]) -> list[DictConfig]
 
 
 def _overridden(cfg: DictConfig, overrides: list[str]) -> DictConfig:
+    overrides = [in_grammar(cfg, override) for override in overrides]
     for override in overrides:
         _check_override(cfg, override)
     try:
@@ -75,11 +77,7 @@ def _overridden(cfg: DictConfig, overrides: list[str]) -> DictConfig:
 
 
 def _fits(cfg: DictConfig, text: str) -> bool:
-    try:
-        override = OverridesParser.create().parse_override(text)
-    except HydraException:
-        return False
-    return override.is_add() or _has(cfg, override.key_or_group)
+    return text.startswith("+") or _has(cfg, key_of(text))
 
 
 def _check_override(cfg: DictConfig, text: str) -> None:

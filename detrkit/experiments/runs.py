@@ -34,6 +34,7 @@ from tqdm import tqdm
 import align_detr
 from align_detr._platform import EMBEDDED_ROOT, describe
 from detrkit.config.load import load_config
+from detrkit.config.overrides import quoted
 from detrkit.experiments import jobs as training_jobs
 from detrkit.experiments.jobs import CONSOLE, POLL_SECONDS, STOP, STOP_SECONDS, Job, cores
 from detrkit.runtime.files import atomic_write
@@ -177,7 +178,7 @@ def make_run(
     overrides = [*common, *(f"{key}={value}" for key, value in setting.changes), f"train.seed={seed}"]
     overrides += [] if max_iter is None else [f"train.max_iter={max_iter}"]
     cfg = load_config(str(setting.config), overrides)
-    overrides.append(f"train.output_dir={quoted(folder)}")
+    overrides.append(f"train.output_dir={quoted(str(folder))}")
     may_use_gpu = cfg.train.device in ("auto", "cuda")
     run = Run(setting, seed, folder, overrides, cfg.train.max_iter, fingerprint_of(cfg), may_use_gpu, analyze)
     begun = folder / BEGUN
@@ -186,12 +187,6 @@ def make_run(
     if (folder / DONE).is_file():
         run.result = json.loads((folder / DONE).read_text(encoding="utf-8"))
     return run
-
-
-def quoted(path: Path) -> str:
-    """As a value in an override."""
-    escaped = str(path).replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 def fingerprint_of(cfg: DictConfig) -> str:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from detectron2.utils import comm
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from detrkit.config.load import load_config
+from detrkit.config.overrides import key_of
 from detrkit.datasets import Conversion, convert_dataset
 from detrkit.datasets.registration import own_prefix
 from detrkit.runtime.device import best_device
@@ -89,7 +89,7 @@ def write_folder_config(
         raise ValueError(f"--epochs {epochs}: at least 1")
     config = config or default_config()
     cfg = load_config(config, list(overrides))
-    overridden = {OverridesParser.create().parse_override(text).key_or_group for text in overrides}
+    overridden = {key_of(text) for text in overrides}
     name = _name(folder)
     output = Path(cfg.train.output_dir if "train.output_dir" in overridden else f"output/{name}")
     file = output / "config.py"
