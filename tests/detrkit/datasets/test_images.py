@@ -17,11 +17,11 @@ from detrex.data import DetrDatasetMapper
 from omegaconf import OmegaConf
 from PIL import Image
 
-from detrkit.commands.train import build_loader
 from detrkit.datasets import register_coco
 from detrkit.datasets.images import UnknownRange, image_suffixes, read_image
 from detrkit.datasets.mapper import RgbImageMapper, with_rgb_images
 from detrkit.inference.pictures import read_picture
+from detrkit.training.builders import build_loader
 
 WIDTH, HEIGHT = 12, 8
 RAMP = np.linspace(0, 255, WIDTH).astype(np.uint8)[None].repeat(HEIGHT, 0)
