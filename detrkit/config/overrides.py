@@ -1,7 +1,7 @@
 """Command-line overrides whose values are text that hydra's grammar refuses, or reads as something else.
 
-detectron2 and the embedded engine read overrides in hydra's grammar. There, text with a `#`, a comma, a bracket, a quote
-or a letter outside ASCII has to be quoted, after the shell has taken its own quotes away.
+detectron2 and the embedded engine read overrides in hydra's grammar. There, text with a `#`, a comma, a bracket, a
+quote or a letter outside ASCII has to be quoted, after the shell has taken its own quotes away.
 """
 
 from __future__ import annotations

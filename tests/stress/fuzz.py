@@ -91,9 +91,9 @@ class Cases:
         from detectron2.config import LazyConfig
         from PIL import Image
 
-        from detrkit.commands import command_line
+        from detrkit.config.load import load_config
 
-        self.folder, self.load_config = folder, command_line.load_config
+        self.folder, self.load_config = folder, load_config
         mixed_data.write(folder / "data", train=4, val=2)
         os.environ["MIXED_DATA"] = str(folder / "data")
         self.config = str(HERE.parent / "detrkit" / "commands" / "mixed_config.py")
@@ -212,6 +212,13 @@ def outcome(case: Callable[[random.Random], None], draw: random.Random) -> str:
 def run(cases: int, seed: int = 0, only: str | None = None) -> tuple[dict[str, Counter], list[str]]:
     """({kind: counts}, what went wrong)."""
     logging.disable(logging.CRITICAL)
+    try:
+        return _run(cases, seed, only)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _run(cases: int, seed: int, only: str | None) -> tuple[dict[str, Counter], list[str]]:
     counts: dict[str, Counter] = {}
     wrong = []
     with tempfile.TemporaryDirectory() as folder:
@@ -226,7 +233,6 @@ def run(cases: int, seed: int = 0, only: str | None = None) -> tuple[dict[str, C
                 counts[kind][result.partition(":")[0]] += 1
                 if result not in ("works", "one line"):
                     wrong.append(f"{kind} {number}: {result}")
-    logging.disable(logging.NOTSET)
     return counts, wrong
 
 

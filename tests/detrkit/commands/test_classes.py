@@ -14,8 +14,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from detrkit.datasets.results import with_ids_of_copy
 from detrkit.reports.sheet import read_results
-from detrkit.training import Evaluations
 from detrkit.training.class_heads import class_rows
+from detrkit.training.evaluation import Evaluations
 
 CONFIG = str(Path(__file__).with_name("oracle_config.py"))
 TOOL = str(Path(__file__).resolve().parents[3] / "tools" / "train_net.py")
@@ -238,7 +238,7 @@ def test_fine_tuning_on_other_classes(root, run, names, monkeypatch, capfd):
 
 def test_rows_of_classes_are_found_by_building_a_larger_model(root):
     """In any detector, without a list of names; and the training goes on with the same random numbers."""
-    from detrkit.commands.command_line import load_config
+    from detrkit.config.load import load_config
 
     cfg = load_config(CONFIG, [])
     state = torch.get_rng_state()

@@ -163,15 +163,13 @@ def test_configs_of_earlier_versions_go_on_working(tmp_path, monkeypatch):
     cfg = folder_config("coco_2017", "--config-file", "align_detr_tiny")
     config = Path("output/coco_2017/config.py")
     config.write_text(config.read_text().replace("own_coco_2017", "coco_2017"))
-    try:
-        cfg = load_config(str(config), [])
-        assert len(DatasetCatalog.get(cfg.dataloader.test.dataset.names)) == 2
-        cfg = folder_config("coco_2017", "--config-file", "align_detr_tiny", "--resume")
-        assert cfg.dataloader.test.dataset.names == "coco_2017_val"
-    finally:
-        for name in ("coco_2017_train", "coco_2017_val"):
-            DatasetCatalog.remove(name)
-            MetadataCatalog.remove(name)
+    for catalog in (DatasetCatalog, MetadataCatalog):  # the built-in ones come back after the test
+        for name, value in vars(catalog).items():
+            monkeypatch.setattr(catalog, name, dict(value))
+    cfg = load_config(str(config), [])
+    assert len(DatasetCatalog.get(cfg.dataloader.test.dataset.names)) == 2
+    cfg = folder_config("coco_2017", "--config-file", "align_detr_tiny", "--resume")
+    assert cfg.dataloader.test.dataset.names == "coco_2017_val"
 
 
 def folder_config(folder, *words):

@@ -9,7 +9,8 @@ from detectron2.config import instantiate
 
 from detrkit.config.load import get_config, load_config_file
 from detrkit.datasets.classes import Classes
-from detrkit.training import SafeCheckpointer, class_heads_matched
+from detrkit.training.checkpoints import SafeCheckpointer
+from detrkit.training.class_heads import class_heads_matched
 from detrkit.weights import (
     WeightsFile,
     all_formats,

@@ -61,7 +61,7 @@ def config_name(name):
 
 def random_file(name, path, **changes):
     """A file of a format, made of a tiny detector's random weights, and these weights."""
-    from detrkit.commands.command_line import load_config
+    from detrkit.config.load import load_config
 
     cfg = load_config(config_name(name), SHAPE.get(name, []))
     cfg.train.device = cfg.model.device = "cpu"
