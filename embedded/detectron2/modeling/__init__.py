@@ -1,6 +1,6 @@
 """Backbones, and what detectors do with their detections."""
 
-from .backbone import SimpleFeaturePyramid, ViT, get_vit_lr_decay_rate
+from .backbone import SimpleFeaturePyramid, SwinTransformer, ViT, get_vit_lr_decay_rate
 from .postprocessing import detector_postprocess
 
-__all__ = ["SimpleFeaturePyramid", "ViT", "detector_postprocess", "get_vit_lr_decay_rate"]
+__all__ = ["SimpleFeaturePyramid", "SwinTransformer", "ViT", "detector_postprocess", "get_vit_lr_decay_rate"]

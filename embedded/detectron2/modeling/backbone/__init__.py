@@ -1,5 +1,6 @@
 from .backbone import Backbone
 from .resnet import BasicBlock, BasicStem, BottleneckBlock, ResNet
+from .swin import SwinTransformer
 from .vit import SimpleFeaturePyramid, ViT, get_vit_lr_decay_rate
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "BottleneckBlock",
     "ResNet",
     "SimpleFeaturePyramid",
+    "SwinTransformer",
     "ViT",
     "get_vit_lr_decay_rate",
 ]
