@@ -188,7 +188,7 @@ class Attention(nn.Module):
         return self.proj(output.index_select(2, torch.arange(width, device=x.device)))
 
     def _attend(self, qkv: Tensor, grid: Size, window: Size) -> Tensor:
-        """(B, H, W, 3·dim) queries, keys and values to (B, H, W, dim); attention is within each of a grid of windows."""
+        """(B, H, W, 3·dim) queries, keys and values to (B, H, W, dim), with attention within each window of a grid."""
         windows = split_windows(qkv, grid, window).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = windows.permute(2, 0, 3, 1, 4).contiguous().unbind(0)
         if self.use_rel_pos:
