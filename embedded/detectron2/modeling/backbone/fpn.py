@@ -1,5 +1,6 @@
 """Levels that a feature pyramid adds at its coarse end."""
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -16,4 +17,4 @@ class LastLevelMaxPool(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, C, H, W) to one map (B, C, ⌈H/2⌉, ⌈W/2⌉)."""
-        return [x[..., ::2, ::2]]
+        return [F.max_pool2d(x, kernel_size=1, stride=2)]

@@ -5,8 +5,7 @@ these summands would be as large as that of the scores, and is never stored:
 
 * On the CPU, scores are made, used and thrown away a block at a time; backward makes them again.
 * Elsewhere they become a part of the dot product: bias_h and bias_w are more channels of the query, and a key has ones
-  at the channels of its own row and column. So kernels of `scaled_dot_product_attention` that keep no scores can be
-  used.
+  at the channels of its own row and column. So `scaled_dot_product_attention` may take a kernel that keeps no scores.
 """
 
 from __future__ import annotations
@@ -34,8 +33,10 @@ def relative_attention(query: Tensor, key: Tensor, value: Tensor, bias_h: Tensor
     Returns:
         (B, heads, H·W, D).
     """
-    is_traced = torch.jit.is_tracing() or _is_compiling()  # graphs hold neither loops nor a backward of their own
-    if query.device.type == "cpu" and not is_traced:
+    if torch.jit.is_tracing():  # a graph for other runtimes, which choose their kernels themselves
+        biases = (bias_h[..., None] + bias_w[..., None, :]).flatten(-2)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=biases)
+    if query.device.type == "cpu" and not _is_compiling():
         flat = [x.flatten(0, 1) for x in (query, key, value, bias_h, bias_w)]
         return _BlockwiseAttention.apply(*flat).view_as(value)
     return fused_attention(query, key, value, bias_h, bias_w)

@@ -91,18 +91,16 @@ def _is_known_to_be(size: Sequence[int], wanted: Sequence[int]) -> bool:
     return all(isinstance(extent, int) for extent in size) and tuple(size) == tuple(wanted)
 
 
-def split_windows(x: Tensor, window: Size) -> Tensor:
-    """(B, rows·h, columns·w, C) to its windows (B·rows·columns, h·w, C)."""
-    batch, height, width = x.shape[:3]
-    x = x.reshape(batch, height // window[0], window[0], width // window[1], window[1], -1)
+def split_windows(x: Tensor, grid: Size, window: Size) -> Tensor:
+    """(B, rows·h, columns·w, C) to its windows (B·rows·columns, h·w, C); `grid` is (rows, columns), `window` (h, w)."""
+    x = x.reshape(x.shape[0], grid[0], window[0], grid[1], window[1], x.shape[-1])
     return x.transpose(2, 3).flatten(3, 4).flatten(0, 2)
 
 
-def join_windows(windows: Tensor, window: Size, size: Size) -> Tensor:
-    """The opposite of `split_windows`: windows (B·rows·columns, h·w, C) to maps (B, *size, C)."""
-    rows, columns = size[0] // window[0], size[1] // window[1]
-    x = windows.reshape(-1, rows, columns, window[0], window[1], windows.shape[-1])
-    return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+def join_windows(windows: Tensor, batch: int, grid: Size, window: Size) -> Tensor:
+    """The opposite of `split_windows`: (B·rows·columns, h·w, C) to (B, rows·h, columns·w, C); `batch` is B."""
+    x = windows.reshape(batch, *grid, *window, windows.shape[-1])
+    return x.transpose(2, 3).reshape(batch, grid[0] * window[0], grid[1] * window[1], windows.shape[-1])
 
 
 class DropPath(nn.Module):
@@ -177,18 +175,21 @@ class Attention(nn.Module):
         """(B, H, W, dim) to the same shape. Windows at the edge are filled up with zeros."""
         height, width = x.shape[1:3]
         if not self.window_size:
-            return self.proj(self._attend(self.qkv(x), (height, width)))
-        below, beside = -height % self.window_size, -width % self.window_size
+            return self.proj(self._attend(self.qkv(x), (1, 1), (height, width)))
+        side = self.window_size
+        rows, columns = (height + side - 1) // side, (width + side - 1) // side
         # Cells that only fill windows up are zero: of them no product is needed, their queries and keys are the bias.
-        qkv = F.pad(F.linear(x, self.qkv.weight), (0, 0, 0, beside, 0, below))
+        qkv = F.pad(F.linear(x, self.qkv.weight), (0, 0, 0, columns * side - width, 0, rows * side - height))
         if self.qkv.bias is not None:
             qkv = qkv + self.qkv.bias
-        return self.proj(self._attend(qkv, (self.window_size, self.window_size))[:, :height, :width])
+        output = self._attend(qkv, (rows, columns), (side, side))
+        # By index, as torch.export would bind a slice to whether there is something to cut off.
+        output = output.index_select(1, torch.arange(height, device=x.device))
+        return self.proj(output.index_select(2, torch.arange(width, device=x.device)))
 
-    def _attend(self, qkv: Tensor, window: Size) -> Tensor:
-        """(B, H, W, 3·dim) queries, keys and values to (B, H, W, dim), attention being within windows that fill the
-        map."""
-        windows = split_windows(qkv, window).unflatten(-1, (3, self.num_heads, -1))
+    def _attend(self, qkv: Tensor, grid: Size, window: Size) -> Tensor:
+        """(B, H, W, 3·dim) queries, keys and values to (B, H, W, dim), with attention within each window of a grid."""
+        windows = split_windows(qkv, grid, window).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = windows.permute(2, 0, 3, 1, 4).contiguous().unbind(0)
         if self.use_rel_pos:
             cells = query.unflatten(2, window)
@@ -197,7 +198,7 @@ class Attention(nn.Module):
             output = relative_attention(query, key, value, bias_h.flatten(2, 3), bias_w.flatten(2, 3))
         else:
             output = F.scaled_dot_product_attention(query, key, value)
-        return join_windows(output.transpose(1, 2).flatten(2), window, qkv.shape[1:3])
+        return join_windows(output.transpose(1, 2).flatten(2), qkv.shape[0], grid, window)
 
 
 class Mlp(nn.Module):
