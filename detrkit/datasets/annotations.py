@@ -22,6 +22,7 @@ MOST = 1e9  # far more than an image has pixels, or a number that means somethin
 LARGEST_ID = 2**62  # fits into 64 bits with a sign
 ORIGINAL_ID = "original_id"  # in a normalised file: the id of this image or category in the file that it was made from
 SHOWN = 5  # names that an error lists
+NOT_A_CROWD, A_CROWD = (0, None, "0", "false", "False"), (1, "1", "true", "True")
 
 
 class UnmatchedClasses(ValueError):
@@ -278,11 +279,6 @@ def is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < LARGEST_ID
 
 
-def is_box(value: Any) -> bool:
-    """Whether it is four numbers; there may be nothing inside."""
-    return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
-
-
 def _value(entry: Any, key: str, at: str) -> Any:
     if not isinstance(entry, dict):
         raise ValueError(f"{at} is {_short(entry)}, not a mapping")
@@ -382,7 +378,7 @@ def _box(entry: dict[str, Any], at: str) -> list[float] | None:
     numbers = [_number(value) for value in box] if isinstance(box, list) and len(box) == 4 else [None]
     if None not in numbers and numbers[2] > 0 and numbers[3] > 0:
         return numbers
-    if (outlined := _box_of(outline)) is not None:
+    if (outlined := box_of_segmentation(outline)) is not None:
         return outlined
     if None not in numbers:
         return None
@@ -391,20 +387,24 @@ def _box(entry: dict[str, Any], at: str) -> list[float] | None:
     raise ValueError(f"{at} has bbox {_short(box)}, not x, y, width and height")
 
 
-def _box_of(segmentation: Any) -> list[float] | None:
-    """The box around polygons or a mask in run-length encoding; None if it is neither, or empty."""
+def box_of_segmentation(segmentation: Any) -> list[float] | None:
+    """x, y, width and height around an outline; None if it is none, or nothing is inside.
+
+    Args:
+        segmentation: polygons, one polygon without a list around it, or a mask in COCO's run-length encoding.
+    """
     if isinstance(segmentation, dict):
         return _box_of_mask(segmentation)
-    polygons = [segmentation] if _is_polygon(segmentation) else segmentation
-    if not isinstance(polygons, list):
+    if not isinstance(segmentation, list):
         return None
-    used = [polygon for polygon in polygons if _is_polygon(polygon)]
+    polygons = segmentation if segmentation and isinstance(segmentation[0], list) else [segmentation]
+    outlines = [[_number(value) for value in polygon] for polygon in polygons if isinstance(polygon, list)]
+    used = [o for o in outlines if len(o) >= 4 and len(o) % 2 == 0 and None not in o]
     if not used:
         return None
-    xs = [x for polygon in used for x in polygon[::2]]
-    ys = [y for polygon in used for y in polygon[1::2]]
-    left, top, width, height = min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
-    return [left, top, width, height] if width > 0 and height > 0 else None
+    xs, ys = ([value for outline in used for value in outline[start::2]] for start in (0, 1))
+    box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+    return box if box[2] > 0 and box[3] > 0 else None
 
 
 def _box_of_mask(mask: dict[str, Any]) -> list[float] | None:
@@ -413,7 +413,7 @@ def _box_of_mask(mask: dict[str, Any]) -> list[float] | None:
     try:
         encoded = run_lengths.frPyObjects(mask, *mask["size"]) if isinstance(mask["counts"], list) else mask
         box = [float(value) for value in run_lengths.toBbox(encoded)]
-    except Exception:  # pycocotools has no error of its own for what is not an encoding
+    except Exception:  # pycocotools raises many kinds on what is not an encoding
         return None
     return box if all(map(is_number, box)) and box[2] > 0 and box[3] > 0 else None
 
@@ -440,13 +440,10 @@ def _is_segmentation(value: Any) -> bool:
 
 
 def _crowd(entry: dict[str, Any], at: str) -> int:
-    value = entry.get("iscrowd")
-    if value not in (0, 1, None, "0", "1"):
-        raise ValueError(f"{at} has iscrowd {_short(value)}, not 0 or 1")
-    ignored = entry.get("ignore")
-    if ignored not in (0, 1, None):
-        raise ValueError(f"{at} has ignore {_short(ignored)}, not 0 or 1")
-    return int(bool(int(value or 0) or ignored))
+    for key in ("iscrowd", "ignore"):
+        if entry.get(key) not in (*NOT_A_CROWD, *A_CROWD):
+            raise ValueError(f"{at} has {key} {_short(entry[key])}, not 0 or 1")
+    return int(entry.get("iscrowd") in A_CROWD or entry.get("ignore") in A_CROWD)
 
 
 def _number(value: Any) -> float | int | None:

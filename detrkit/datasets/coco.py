@@ -10,9 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pycocotools import mask
-
-from .annotations import is_number
+from .annotations import box_of_segmentation, is_number
 from .files import DatasetFiles, beginning, is_file, split_named, split_of_folders
 from .pictures import Box, Corners, Picture, Problems, add_box, look_at_all, relative, to_upright
 from .reading import Dataset, Format, ReadOptions
@@ -224,7 +222,7 @@ def _add_objects(
             continue
         box = _numbers(entry.get("bbox"))
         if box is None or len(box) != 4 or min(box[2:]) <= 0:
-            box = _box_of_shape(entry.get("segmentation")) or box
+            box = box_of_segmentation(entry.get("segmentation")) or box
         if box is None or len(box) != 4:
             problems.add("object without a box", f"{at}: bbox is not x, y, width and height: left out")
             continue
@@ -248,32 +246,6 @@ def _numbers(values: Any) -> list[float] | None:
         return None
     read = [to_number(value) if isinstance(value, str) else value for value in values]
     return [float(value) for value in read] if all(map(is_number, read)) else None
-
-
-def _box_of_shape(shape: Any) -> list[float] | None:
-    """x, y, width, height around polygons or a mask in run-length encoding; None if there is no such thing."""
-    if isinstance(shape, dict):
-        return _box_of_mask(shape)
-    if not isinstance(shape, list):
-        return None
-    polygons = [_numbers(polygon) for polygon in (shape if shape and isinstance(shape[0], list) else [shape])]
-    values = [polygon for polygon in polygons if polygon and len(polygon) >= 4 and len(polygon) % 2 == 0]
-    if not values:
-        return None
-    xs, ys = ([value for polygon in values for value in polygon[start::2]] for start in (0, 1))
-    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
-
-
-def _box_of_mask(shape: dict) -> list[float] | None:
-    """The box around a mask: `size`, and `counts` as a list of runs or as COCO's compressed text."""
-    try:
-        height, width = map(int, shape["size"])
-        counts = shape["counts"]
-        is_text = isinstance(counts, str)
-        encoded = {**shape, "counts": counts.encode()} if is_text else mask.frPyObjects(shape, height, width)
-        return mask.toBbox(encoded).tolist()
-    except Exception:  # pycocotools raises many kinds on what is no mask
-        return None
 
 
 COCO = Format("coco", "COCO", "JSON files with images, annotations and categories", find_coco, read_coco)

@@ -144,7 +144,7 @@ UNUSUAL = {
     "area below 0": each(lambda a, place: a.update(area=-5)),
     "no iscrowd": drop("annotations", "iscrowd"),
     "iscrowd true or false": each(lambda a, place: a.update(iscrowd=False)),
-    "iscrowd as text": each(lambda a, place: a.update(iscrowd="0")),
+    "iscrowd as text": each(lambda a, place: a.update(iscrowd="0" if place % 2 else "false")),
     "neither area nor iscrowd": each(lambda a, place: [a.pop("area"), a.pop("iscrowd")]),
     "boxes as text": each(lambda a, place: a.update(bbox=[f"{value}.0" for value in a["bbox"]])),
     "image ids as text": rename("images", lambda id_: f"frame_{id_:05d}", "image_id"),
