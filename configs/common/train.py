@@ -16,10 +16,11 @@ train = dict(
     ),
     # params: of torch.nn.utils.clip_grad_norm_.
     clip_grad=dict(enabled=False, params=dict(max_norm=0.1, norm_type=2)),
-    # Up to so many steps in a row whose losses or gradients are not finite are passed over; one more ends the training.
+    # So many steps in a row with losses or gradients that are not finite are skipped; one more ends the training.
     skip_nonfinite=0,
-    # A process that has not got on for so long, while others wait for it, counts as hanging and ends them; 0: never.
-    hang_seconds=45,
+    # A process that makes no progress for so many seconds while others wait for it counts as hanging, and all of them
+    # end. A slow file system may take minutes. 0: never.
+    hang_seconds=900,
     # Below 0: a random one.
     seed=-1,
     # Backbone, encoder and decoder by torch.compile; that takes minutes at first, and again for other image sizes.

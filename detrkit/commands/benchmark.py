@@ -57,6 +57,7 @@ from detrkit.commands.command_line import errors_in_one_line, take_overrides
 from detrkit.config.load import load_config
 from detrkit.datasets.images import read_image
 from detrkit.datasets.mapper import with_rgb_images
+from detrkit.runtime.allocation import keep_freed_memory
 from detrkit.runtime.device import device_name
 from detrkit.training.builders import build_loader
 from detrkit.training.loading import load_detector
@@ -79,6 +80,7 @@ class Benchmark:
     def __init__(self, args: argparse.Namespace):
         self.args = args
         self.cfg = load_config(args.config_file, args.opts)
+        keep_freed_memory()
         self.model = load_detector(self.cfg, "", for_training=True)
         self.device = torch.device(self.cfg.train.device)
         self.overrides = [*args.opts, f"train.device={self.device}"]

@@ -34,6 +34,7 @@ from detrkit.datasets.classes import Classes, classes_of_dataset, dataset_names
 from detrkit.datasets.images import image_suffixes, read_image
 from detrkit.inference.pictures import draw
 from detrkit.inference.sources import classes_in_file
+from detrkit.runtime.allocation import keep_freed_memory
 from detrkit.training.loading import load_detector
 
 
@@ -43,6 +44,7 @@ def detect(args: argparse.Namespace) -> bool:
     files, missing = find_images(args.input)
     targets = output_paths(files, args.output)
     cfg = load_config(args.config_file or args.checkpoint, args.opts)
+    keep_freed_memory()
     model = load_detector(cfg, args.checkpoint, overrides=args.opts)
     classes = classes_of_outputs(cfg, args.checkpoint)
     metadata = classes.metadata()

@@ -22,6 +22,7 @@ from detrkit.commands.command_line import errors_in_one_line, parse_arguments, t
 from detrkit.config.catalogue import find_config
 from detrkit.config.load import load_config
 from detrkit.datasets.formats import FORMATS
+from detrkit.runtime.allocation import keep_freed_memory
 from detrkit.training.checkpoints import newest_checkpoint
 from detrkit.training.folder import BASE_CONFIG, CPU_CONFIG, EPOCHS, default_config, write_folder_config
 from detrkit.training.session import join_torchrun
@@ -94,6 +95,7 @@ def run(args: argparse.Namespace) -> None:
         cfg = load_config(config, overrides)
         config = str(find_config(config))
         if args.eval_only:
+            keep_freed_memory()
             point = newest_checkpoint(cfg.train.output_dir) if args.resume else None
             checkpoint = str(Path(cfg.train.output_dir, point.name)) if point else cfg.train.init_checkpoint
             evaluate(cfg, checkpoint, config_file=config, overrides=args.opts)

@@ -11,11 +11,13 @@ M_MMAP_MAX = -4
 
 
 def keep_freed_memory() -> bool:
-    """From now on, what this process frees it keeps for the next that it needs, where glibc would hand it back.
+    """Keep memory that this process frees, which glibc would return to the system.
 
-    An inference asks for the same large buffers as the one before, and a buffer that comes from the system comes page
-    by page, each filled with zeros first. The process stays as large as it once was. A training gains nothing, as glibc
-    keeps most of what its backward pass frees by itself.
+    An inference asks for the same large buffers as the one before. The system hands out a buffer page by page, each
+    filled with zeros. The process stays as large as it was at its largest. A training gains nothing: glibc keeps most of
+    what its backward pass frees.
+
+    For commands only. The allocator of a program that uses this project as a library is that program's own.
 
     Returns:
         Whether this C library can do so.

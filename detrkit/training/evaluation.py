@@ -20,7 +20,6 @@ from detrkit.datasets.annotations import annotations_explained
 from detrkit.datasets.classes import dataset_names
 from detrkit.datasets.registration import annotation_file_of
 from detrkit.datasets.results import restore_original_ids
-from detrkit.runtime.allocation import keep_freed_memory
 
 from .builders import autocast_of, build_loader, build_model
 from .loading import WholeModelCheckpointer
@@ -115,7 +114,6 @@ def evaluate(cfg: DictConfig, checkpoint: str) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: the checkpoint is of another model, or its classes are not those of the data.
     """
-    keep_freed_memory()
     match_evaluation(cfg, checkpoint)
     model = build_model(cfg)
     run = build_evaluation(cfg, model)

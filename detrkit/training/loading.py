@@ -12,7 +12,6 @@ from omegaconf import DictConfig
 from torch import nn
 
 from detrkit.config.load import call_parameters
-from detrkit.runtime.allocation import keep_freed_memory
 from detrkit.runtime.device import resolve_device
 from detrkit.weights import prepare_config
 
@@ -71,7 +70,7 @@ def load_detector(
     cfg: DictConfig, checkpoint: str, for_training: bool = False, overrides: Sequence[str] = ()
 ) -> nn.Module:
     """The model of `cfg` on `cfg.train.device`, in evaluation mode, without what only training needs; with averaged
-    weights where the checkpoint has them. The process keeps freed memory from then on, see `keep_freed_memory`.
+    weights where the checkpoint has them.
 
     Args:
         cfg: as `load_config` gives it; its device is resolved, and what belongs to the weights is set, in place.
@@ -101,5 +100,4 @@ def load_detector(
         ema.apply_model_ema(model)
     if for_training:
         return model.train()
-    keep_freed_memory()
     return drop_training_parts(model).eval()
