@@ -14,8 +14,8 @@ def keep_freed_memory() -> bool:
     """Keep memory that this process frees, which glibc would return to the system.
 
     An inference asks for the same large buffers as the one before. The system hands out a buffer page by page, each
-    filled with zeros. The process stays as large as it was at its largest. A training gains nothing: glibc keeps most of
-    what its backward pass frees.
+    filled with zeros. The process stays as large as it was at its largest. A training gains nothing: glibc keeps
+    most of what its backward pass frees.
 
     For commands only. The allocator of a program that uses this project as a library is that program's own.
 
