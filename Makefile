@@ -35,13 +35,13 @@ $(TINY): | $(READY)
 # γ = 1 instead of 2 leaves fewer doubtful boxes above the pictures' threshold, docs/evidence.md.
 demo: $(READY) $(TINY)  ## train on drawn shapes, evaluate, and show predictions beside ground truth
 	$(BIN)/python tools/train_net.py --config-file projects/align_detr/configs/align_detr_tiny.py \
-		$(NARROW) $(BUDGET) model.criterion.gamma=1 train.output_dir=$(DEMO) train.seed=$(SEED)
+		$(NARROW) $(BUDGET) model.criterion.gamma=1 train.output_dir=$(DEMO) train.seed=$(SEED) --overwrite
 	$(BIN)/python tools/visualize_results.py --dataset tiny_coco_val \
 		--input $(DEMO)/coco_instances_results.json --output $(DEMO)/predictions.png
 
 baseline: $(READY) $(TINY)  ## plain DINO with the demo's budget
 	$(BIN)/python tools/train_net.py --config-file configs/baselines/dino_tiny.py \
-		$(NARROW) $(BUDGET) train.output_dir=output/baseline train.seed=$(SEED)
+		$(NARROW) $(BUDGET) train.output_dir=output/baseline train.seed=$(SEED) --overwrite
 
 comparison: $(READY) $(TINY)  ## three detectors with both supervisions, three seeds each: hours; may be interrupted and goes on
 	$(BIN)/python tools/compare.py --output output/detectors $(NARROW)
@@ -75,7 +75,7 @@ lint: $(TESTABLE)
 
 smoke: $(READY) $(TINY)  ## a few iterations, evaluation and resumption through the command line
 	$(BIN)/python tools/train_net.py --config-file projects/align_detr/configs/align_detr_tiny.py \
-		train.output_dir=output/smoke train.max_iter=20 train.eval_period=20 train.checkpointer.period=10
+		--overwrite train.output_dir=output/smoke train.max_iter=20 train.eval_period=20 train.checkpointer.period=10
 	$(BIN)/python tools/train_net.py --config-file projects/align_detr/configs/align_detr_tiny.py --resume \
 		train.output_dir=output/smoke train.max_iter=25 train.eval_period=25 train.checkpointer.period=10
 

@@ -22,6 +22,7 @@ def train(
     *,
     resume: bool = False,
     allow_changes: bool = False,
+    overwrite: bool = False,
     config_file: str = "",
     overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -34,6 +35,7 @@ def train(
         cfg,
         resume=resume,
         allow_changes=allow_changes,
+        overwrite=overwrite,
         config_file=config_file,
         overrides=overrides,
         build_report=build_report,
@@ -79,12 +81,13 @@ def cfg_for_folder(
     format: str | None = None,
     keep_classes: Sequence[str] | None = None,
     epochs: int | None = None,
+    overwrite: bool = False,
 ) -> DictConfig:
     """The config of a training on a folder of annotated images; see `detrkit.training.folder.write_folder_config`.
 
     The data in COCO's format and `config.py` are written to `train.output_dir`, by default `output/<folder's name>`.
     """
     written = folder.write_folder_config(
-        Path(data), config, overrides, format=format, keep_classes=keep_classes, epochs=epochs
+        Path(data), config, overrides, format=format, keep_classes=keep_classes, epochs=epochs, overwrite=overwrite
     )
     return load_config(str(written.file))

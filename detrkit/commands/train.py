@@ -34,6 +34,9 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--allow-changes", action="store_true", help="with --resume: even if the training began with another config"
     )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="delete the files of an earlier training in train.output_dir"
+    )
     group = parser.add_argument_group("your own images")
     group.add_argument(
         "--data",
@@ -85,6 +88,7 @@ def run(args: argparse.Namespace) -> None:
                 keep_classes=args.classes,
                 epochs=args.epochs,
                 resume=args.resume,
+                overwrite=args.overwrite,
             )
             if written.conversion is not None:
                 for line in written.conversion.problems.report():
@@ -101,7 +105,12 @@ def run(args: argparse.Namespace) -> None:
             evaluate(cfg, checkpoint, config_file=config, overrides=args.opts)
         else:
             train(
-                cfg, resume=args.resume, allow_changes=args.allow_changes, config_file=config, overrides=args.opts
+                cfg,
+                resume=args.resume,
+                allow_changes=args.allow_changes,
+                overwrite=args.overwrite,
+                config_file=config,
+                overrides=args.opts,
             )
 
 

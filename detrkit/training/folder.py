@@ -20,6 +20,8 @@ from detrkit.datasets import Conversion, convert_dataset
 from detrkit.datasets.registration import own_prefix
 from detrkit.runtime.device import best_device
 
+from .output_folder import claim_output_folder
+
 logger = logging.getLogger(__name__)
 
 BASE_CONFIG = "align_detr_r50_4scale_12ep"
@@ -67,6 +69,7 @@ def write_folder_config(
     keep_classes: Sequence[str] | None = None,
     epochs: int | None = None,
     resume: bool = False,
+    overwrite: bool = False,
 ) -> FolderConfig:
     """Convert a folder to COCO's format, and write the config of a training on it.
 
@@ -81,9 +84,10 @@ def write_folder_config(
         keep_classes: train on these classes alone.
         epochs: passes over the images with objects, if `train.max_iter` is not overridden.
         resume: refuse data that changed since the training began.
+        overwrite: the output folder may hold a training, whose data are replaced.
 
     Raises:
-        ValueError: the folder cannot be used, or its data changed.
+        ValueError: the folder cannot be used, its data changed, or the output folder holds another training.
     """
     if epochs is not None and epochs < 1:
         raise ValueError(f"--epochs {epochs}: at least 1")
@@ -93,6 +97,7 @@ def write_folder_config(
     name = _name(folder)
     output = Path(cfg.train.output_dir if "train.output_dir" in overridden else f"output/{name}")
     file = output / "config.py"
+    claim_output_folder(output, resume=resume, overwrite=overwrite)
     conversion = None
     if comm.is_main_process():
         conversion = _convert(folder, output / "data", format, keep_classes, resume)

@@ -25,6 +25,7 @@ from .data_workers import sigchld_restored
 from .evaluation import Evaluations, build_evaluation
 from .hooks import MetricsWriter, best_checkpointer, periodic_checkpointer, saves_at
 from .live_line import LiveLine
+from .output_folder import claim_output_folder
 from .preflight import known_classes, match_training
 from .run_state import RunState, cut_metrics
 from .session import check_exists, check_unchanged, join_torchrun, log_results, logs_closed_on_exit, prepare
@@ -51,6 +52,7 @@ def train(
     *,
     resume: bool = False,
     allow_changes: bool = False,
+    overwrite: bool = False,
     config_file: str = "",
     overrides: Sequence[str] = (),
     build_report: Callable[[DictConfig], Report | None] = lambda cfg: None,
@@ -63,6 +65,7 @@ def train(
         cfg: a config as `load_config` returns it; it is completed in place.
         resume: go on from the newest checkpoint of the output folder, if there is one.
         allow_changes: resume even if the training began with another config.
+        overwrite: delete the files of an earlier training in the output folder.
         config_file: where the config came from, for the log.
         overrides: `key=value` that the user gave; settings that belong to the weights do not replace them.
         build_report: a page about the training, or None.
@@ -71,8 +74,8 @@ def train(
         The results of the last evaluation, `{task: metrics}`; {} without an evaluator.
 
     Raises:
-        ValueError, OSError: config, data or checkpoint cannot be used. If only evaluations failed, a ValueError says so
-            once the training is complete.
+        ValueError, OSError: config, data or checkpoint cannot be used, or the folder holds another training. If only
+            evaluations failed, a ValueError says so once the training is complete.
         FloatingPointError: a loss or a gradient is not finite.
         Interrupted: SIGINT or SIGTERM ended the training, which saved a checkpoint.
     """
@@ -84,6 +87,7 @@ def train(
             check_unchanged(point, config_as_given)
         if not resume:
             check_exists(cfg.train.init_checkpoint)
+        claim_output_folder(cfg.train.output_dir, resume=resume, overwrite=overwrite)
         checkpoint = str(Path(cfg.train.output_dir, point.name)) if point else cfg.train.init_checkpoint
         weights = prepare(cfg, checkpoint, config_file=config_file, overrides=overrides, training=True)
         if point and point.remark:

@@ -93,3 +93,32 @@ def test_a_folder_becomes_a_detector(tmp_path, monkeypatch):
     assert exported.path == Path("mine.safetensors") and exported.shape is None
     (found,) = Detector("mine.safetensors", device="cpu")([next(Path("mine/val2017").iterdir())], score_threshold=0.0)
     assert len(found.scores) == 8
+
+
+def test_an_earlier_training_is_not_overwritten_unasked(tmp_path):
+    """Protects checkpoints: the one line names the choices, nothing has changed, and --overwrite leaves other files."""
+    train(toy(tmp_path))
+    (tmp_path / "notes.txt").write_text("mine")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match="--resume .*--overwrite .*train.output_dir=") as error:
+        train(toy(tmp_path))
+    assert "\n" not in str(error.value)
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    train(toy(tmp_path, "train.max_iter=1", "train.checkpointer.period=0"), overwrite=True)
+    assert rows(tmp_path)[-1]["iteration"] <= 1 and (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_folder_with_a_training_is_not_converted_again(tmp_path, monkeypatch):
+    """Protects the data and the config of a training on a folder."""
+    from detrkit.commands import make_data
+
+    monkeypatch.chdir(tmp_path)
+    make_data.main(["--synthetic", "--train", "4", "--val", "2", "--output", "mine"])
+    output = tmp_path / "output/mine"
+    output.mkdir(parents=True)
+    (output / "model_final.pth").write_text("precious")
+    with pytest.raises(ValueError, match="output/mine holds a training already .model_final.pth."):
+        cfg_for_folder("mine", "align_detr_tiny", SMALL)
+    assert [path.name for path in output.iterdir()] == ["model_final.pth"]
+    cfg_for_folder("mine", "align_detr_tiny", SMALL, overwrite=True)
+    assert (output / "config.py").is_file()
