@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from detrkit.config.load import load_config
 from detrkit.reports.training_report import build_report
 from detrkit.runtime.program import subnormals_flushed
+from detrkit.runtime.threads import number_of_threads_kept
 from detrkit.training import evaluation, folder, loop
 from detrkit.training.session import join_torchrun, log_results, logs_closed_on_exit, prepare
 
@@ -67,7 +68,8 @@ def evaluate(
         if "://" not in checkpoint and not Path(checkpoint).is_file():
             raise FileNotFoundError(f"train.init_checkpoint={checkpoint}: no such file")
         prepare(cfg, checkpoint, config_file=config_file, overrides=overrides)
-        results = evaluation.evaluate(cfg, checkpoint)
+        with number_of_threads_kept():
+            results = evaluation.evaluate(cfg, checkpoint)
         if comm.is_main_process():
             log_results(cfg, results)
         return results

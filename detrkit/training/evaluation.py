@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
@@ -20,6 +21,7 @@ from detrkit.datasets.annotations import annotations_explained
 from detrkit.datasets.classes import dataset_names
 from detrkit.datasets.registration import annotation_file_of
 from detrkit.datasets.results import restore_original_ids
+from detrkit.runtime.threads import ThreadChooser
 
 from .builders import autocast_of, build_loader, build_model
 from .loading import WholeModelCheckpointer
@@ -27,9 +29,14 @@ from .preflight import match_evaluation
 
 logger = logging.getLogger("detectron2.evaluation")
 
+WORTH_MEASURING = 100  # batches: choosing the number of threads costs ten
+
 
 def build_evaluation(
-    cfg: DictConfig, model: nn.Module, watchers: Sequence[DatasetEvaluator] = ()
+    cfg: DictConfig,
+    model: nn.Module,
+    watchers: Sequence[DatasetEvaluator] = (),
+    threads: ThreadChooser | None = None,
 ) -> Callable[[], Mapping[str, Any]]:
     """A function that evaluates `model` on the test data, and returns `{task: metrics}`.
 
@@ -38,6 +45,7 @@ def build_evaluation(
 
     Args:
         watchers: further evaluators that are given the detections.
+        threads: chooses the number of CPU threads on the first images; None leaves it.
     """
     if "evaluator" not in cfg.dataloader:
         return dict
@@ -49,6 +57,8 @@ def build_evaluation(
     def run(weights: str) -> tuple[dict[str, Any], Exception | None]:
         logger.info("Evaluating the %s weights", weights)
         share_buffers(model)
+        if threads and threads.chosen is None and len(loader) >= WORTH_MEASURING:
+            choose_threads(cfg, model, loader, threads)
         with autocast_of(cfg):
             return evaluate_together(model, loader, evaluators)
 
@@ -73,6 +83,18 @@ def build_evaluation(
         return results
 
     return evaluate
+
+
+def choose_threads(cfg: DictConfig, model: nn.Module, loader: Iterable[Any], threads: ThreadChooser) -> None:
+    """Time the model on the first batch until the number of CPU threads is chosen."""
+    batch = next(iter(loader))
+    training = model.training
+    model.eval()
+    with torch.no_grad(), autocast_of(cfg):
+        while threads.chosen is None:
+            with threads.work():
+                model(batch)
+    model.train(training)
 
 
 def share_buffers(model: nn.Module) -> None:
@@ -116,7 +138,7 @@ def evaluate(cfg: DictConfig, checkpoint: str) -> dict[str, Any]:
     """
     match_evaluation(cfg, checkpoint)
     model = build_model(cfg)
-    run = build_evaluation(cfg, model)
+    run = build_evaluation(cfg, model, threads=ThreadChooser(cfg.train.device))
     checkpointer = WholeModelCheckpointer(model, cfg.train.output_dir, **ema.may_get_ema_checkpointer(cfg, model))
     checkpointer.load(checkpoint)
     return dict(run())

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from detrkit.config.changes import flat_config
 from detrkit.runtime.program import subnormals_flushed
+from detrkit.runtime.threads import number_of_threads_kept
 from detrkit.weights import SETTINGS
 
 from .builders import build_loader, build_model, build_optimizer, build_trainer
@@ -79,7 +80,7 @@ def train(
         FloatingPointError: a loss or a gradient is not finite.
         Interrupted: SIGINT or SIGTERM ended the training, which saved a checkpoint.
     """
-    with subnormals_flushed(), logs_closed_on_exit():
+    with subnormals_flushed(), logs_closed_on_exit(), number_of_threads_kept():
         join_torchrun()
         config_as_given = flat_config(cfg)
         point = newest_checkpoint(cfg.train.output_dir) if resume else None

@@ -17,6 +17,8 @@ from detectron2.utils import comm
 from fvcore.common.history_buffer import HistoryBuffer
 from torch import Tensor, nn
 
+from detrkit.runtime.threads import ThreadChooser
+
 from .data_workers import is_worker_death, next_batch
 from .nonfinite import first_bad_layer, image_names, save_batch
 from .randomness import random_states
@@ -73,6 +75,7 @@ class Trainer(SimpleTrainer):
         self.skip_nonfinite = skip_nonfinite
         self.grad_norm: Tensor | None = None
         self.report_phase = report_phase
+        self.threads = ThreadChooser(self.device_type)
         self._clip_grad = dict(clip_grad or NO_CLIPPING)
         self.unfinished_iteration: int | None = None
         self.worker_death = ""
@@ -109,6 +112,12 @@ class Trainer(SimpleTrainer):
         data = self._read()
         data_time = time.perf_counter() - start
 
+        with self.threads.work():
+            self._update(data, data_time)
+        self.report_phase("")
+
+    def _update(self, data: Any, data_time: float) -> None:
+        """Forward and backward pass, and the optimizer's step unless a number is not finite."""
         # Before the forward pass, or the last step's gradients would be there still when memory is short.
         self.optimizer.zero_grad()
         before = random_states()
@@ -135,7 +144,6 @@ class Trainer(SimpleTrainer):
         norm = self.grad_norm.item()  # not earlier: it waits for the device
         if math.isfinite(norm):
             self.storage.put_scalar("grad_norm", norm)
-        self.report_phase("")
 
     def _clip_gradients(self) -> None:
         if self.grad_scaler is not None:
@@ -230,10 +238,11 @@ class Trainer(SimpleTrainer):
 
     def state_dict(self) -> dict[str, Any]:
         scale = {"grad_scaler": self.grad_scaler.state_dict()} if self.grad_scaler else {}
-        return super().state_dict() | scale
+        return super().state_dict() | scale | self.threads.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
+        self.threads.load_state_dict(state_dict)
         if self.grad_scaler and state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
 
