@@ -1,7 +1,6 @@
 """`Detector` and `Found`: the same detections as evaluation's, for any kind and number of pictures."""
 
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -57,23 +56,17 @@ def test_detections_are_those_of_the_model(detector, run_folder, pictures):
     assert (found.height, found.width) == (90, 70)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries cannot be told to")
-def test_memory_is_kept_from_picture_to_picture(run_folder):
-    """Buffers that came anew from the system for every picture took an eighth of an R50's time."""
+def test_the_allocator_belongs_to_the_host_program(run_folder):
+    """Only commands change how the process frees memory."""
     program = """
-import resource, sys
+import sys
 sys.path.insert(0, sys.argv[1])
-import torch
 from align_detr import Detector
-detector = Detector(sys.argv[2], device="cpu")
-torch.ones(1 << 24)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-torch.ones(1 << 24)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+Detector(sys.argv[2], device="cpu")
+print("detrkit.runtime.allocation" in sys.modules)
 """
     command = [sys.executable, "-c", program, str(Path(align_detr.__file__).parents[1]), str(run_folder)]
-    pages = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert pages < 100  # of the buffer's 16384
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1] == "False"
 
 
 def test_order_and_batches(detector, pictures, monkeypatch):
