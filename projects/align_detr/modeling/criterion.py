@@ -47,18 +47,18 @@ class AlignLosses:
         gamma: focusing exponent of the classification loss.
         tau: scale of the rank weights exp(-r / tau).
         k: queries matched to each ground truth in the encoder's proposals and the intermediate decoder layers.
-        match_number: the number of every layer instead, [encoder, dec_0, ..., dec_last]; the encoder's entry is there
-            also where the detector has no proposals.
-        loss_class_type: "ia_bce_loss" (released code), "align_loss" (later paper), or a rival under the same matching
-            and rank weights: "focal_loss", "quality_focal_loss", "varifocal_loss", "matchability_aware_loss",
-            "position_supervised_loss". `losses.py` has the formulas.
-        criterion_options: anything else the detector's own criterion takes.
+        match_number: one number for each layer, in place of k: [encoder, dec_0, ..., dec_last]. The first entry is
+            required even if the detector has no encoder proposals.
+        loss_class_type: "ia_bce_loss" (released code), "align_loss" (later paper), or a loss to compare with, under the
+            same matching and rank weights: "focal_loss", "quality_focal_loss", "varifocal_loss",
+            "matchability_aware_loss", "position_supervised_loss". `losses.py` has the formulas.
+        criterion_options: further arguments of the detector's own criterion.
 
     Raises:
-        ValueError: an option out of its range.
+        ValueError: an option is out of its range.
     """
 
-    class_agnostic_proposals = False  # whether the encoder's proposals have one class, "object"
+    class_agnostic_proposals = False  # True: the encoder's proposals have one class, "object"
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class AlignLosses:
         loss_class_type: str = "ia_bce_loss",
         **criterion_options,
     ):
-        # detrex's criteria know only their own loss types; theirs is never used.
+        # detrex's criteria accept only their own loss types. Their loss is never called.
         super().__init__(
             num_classes=num_classes,
             matcher=matcher,
@@ -111,7 +111,7 @@ class AlignLosses:
         return self.match_number[0], self.match_number[1:]
 
     def _layers(self, outputs: Outputs) -> dict[str, Layer]:
-        """Decoder layers and the encoder's proposals by the suffix their losses carry."""
+        """Decoder layers and encoder proposals, by the suffix of their losses."""
         encoder_number, decoder_numbers = self._match_numbers(1 + len(outputs.get("aux_outputs", [])))
         layers = {
             suffix: Layer(layer, number)
@@ -121,34 +121,34 @@ class AlignLosses:
             layers["_enc"] = Layer(outputs["enc_outputs"], encoder_number, self.class_agnostic_proposals)
         return layers
 
-    def _matched_losses(self, layers: dict[str, Layer], objects: GroundTruth, num_boxes: float | Tensor) -> Losses:
-        """Losses of layers whose queries the matcher assigns."""
+    def _matched_losses(self, layers: dict[str, Layer], ground_truth: GroundTruth, num_boxes: float | Tensor) -> Losses:
+        """Match every layer, then compute its losses."""
         stacks = stack_layers(layers)
         losses = {}
-        for stack, pairs in zip(stacks, self.matcher.match_layers(stacks, objects), strict=True):
-            group = pairs.layer * len(objects.labels) + pairs.object
-            losses |= self.stack_losses(stack, pairs, objects, num_boxes, group)
+        for stack, pairs in zip(stacks, self.matcher.match_layers(stacks, ground_truth), strict=True):
+            group = pairs.layer * len(ground_truth.labels) + pairs.object
+            losses |= self.stack_losses(stack, pairs, ground_truth, num_boxes, group)
         return losses
 
     def stack_losses(
         self,
         stack: LayerStack,
         pairs: Pairs,
-        objects: GroundTruth,
+        ground_truth: GroundTruth,
         num_boxes: float | Tensor,
         group: Tensor | None = None,
     ) -> Losses:
         """The three losses of every layer of a stack.
 
         Args:
-            num_boxes: what every sum is divided by.
-            group: (P,) equal for the pairs that compete for one ground truth; None gives every pair the weight 1.
+            num_boxes: divisor of every sum.
+            group: (P,) the same number for all pairs of one ground truth in one layer. None: every pair has weight 1.
         """
         at_query = pairs.layer, pairs.image, pairs.query
-        labels = stack.labels(objects)[pairs.layer, pairs.object]
+        labels = stack.labels(ground_truth)[pairs.layer, pairs.object]
         unmatched_loss, logits = split_entries(stack.logits, (*at_query, labels), self.gamma)
         boxes = stack.boxes[at_query]
-        target_boxes = objects.boxes[pairs.object]
+        target_boxes = ground_truth.boxes[pairs.object]
 
         iou, giou = iou_and_giou(boxes, target_boxes)
         t = quality(logits.sigmoid(), iou, self.alpha)
@@ -168,7 +168,7 @@ class AlignLosses:
             "loss_bbox": sum_by_layer(w * (boxes - target_boxes).abs().sum(-1)),
             "loss_giou": sum_by_layer(w * (1 - giou)),
         }
-        # The detectors scale each loss in place, so none may share memory with another.
+        # The detectors scale each loss in place, so no two losses may share memory.
         return {
             name + suffix: loss.clone()
             for name, by_layer in losses.items()
@@ -180,9 +180,9 @@ class AlignSetCriterion(AlignLosses, SetCriterion):
     """Align-DETR for DAB-DETR, Conditional DETR and other detectors without encoder proposals."""
 
     def forward(self, outputs: Outputs, targets: Targets) -> Losses:
-        """Losses `loss_{class,bbox,giou}` of the last layer and `..._0` to `..._{L-2}` of those before."""
-        objects = GroundTruth.from_targets(targets)
-        return self._matched_losses(self._layers(outputs), objects, average_num_boxes(objects))
+        """Losses `loss_{class,bbox,giou}` of the last layer, and `..._0` to `..._{L-2}` of the others."""
+        ground_truth = GroundTruth.from_targets(targets)
+        return self._matched_losses(self._layers(outputs), ground_truth, average_num_boxes(ground_truth))
 
 
 class AlignDINOCriterion(AlignLosses, DINOCriterion):
@@ -196,16 +196,16 @@ class AlignDINOCriterion(AlignLosses, DINOCriterion):
         """Losses with the suffixes `_i`, none (last layer), `_enc`, `_dn_i` and `_dn`.
 
         Args:
-            dn_metas: DINO's `output_known_lbs_bboxes`, `dn_num` and `single_padding`; None gives denoising losses of
-                zero, so that all processes return the same keys.
+            dn_metas: DINO's `output_known_lbs_bboxes`, `dn_num` and `single_padding`; If None, the
+                denoising losses are zero: all processes return the same keys.
         """
-        objects = GroundTruth.from_targets(targets)
-        num_boxes = average_num_boxes(objects)
-        losses = self._matched_losses(self._layers(outputs), objects, num_boxes)
-        return losses | self._denoising_losses(outputs, dn_metas, objects, num_boxes)
+        ground_truth = GroundTruth.from_targets(targets)
+        num_boxes = average_num_boxes(ground_truth)
+        losses = self._matched_losses(self._layers(outputs), ground_truth, num_boxes)
+        return losses | self._denoising_losses(outputs, dn_metas, ground_truth, num_boxes)
 
     def _denoising_losses(
-        self, outputs: Outputs, dn_metas: dict | None, objects: GroundTruth, num_boxes: float | Tensor
+        self, outputs: Outputs, dn_metas: dict | None, ground_truth: GroundTruth, num_boxes: float | Tensor
     ) -> Losses:
         if dn_metas is None:
             suffixes = [f"_dn{suffix}" for suffix in decoder_layers(outputs)]
@@ -214,8 +214,8 @@ class AlignDINOCriterion(AlignLosses, DINOCriterion):
         groups = int(dn_metas["dn_num"])
         denoised = decoder_layers(dn_metas["output_known_lbs_bboxes"])
         (stack,) = stack_layers({f"_dn{suffix}": Layer(layer) for suffix, layer in denoised.items()})
-        pairs = denoising_pairs(len(stack.logits), groups, int(dn_metas["single_padding"]), objects)
-        return self.stack_losses(stack, pairs, objects, num_boxes * groups)
+        pairs = denoising_pairs(len(stack.logits), groups, int(dn_metas["single_padding"]), ground_truth)
+        return self.stack_losses(stack, pairs, ground_truth, num_boxes * groups)
 
 
 class AlignHDETRCriterion(AlignLosses, DeformableCriterion):
@@ -229,7 +229,7 @@ class AlignHDETRCriterion(AlignLosses, DeformableCriterion):
         """Losses with the suffixes `_i`, none (last layer) and `_enc`; `..._one2many` for the hybrid branch.
 
         Args:
-            k_one2many: match number of every layer of the hybrid branch; 0 leaves the branch out.
+            k_one2many: match number of every layer of the hybrid branch. 0: no hybrid losses.
             lambda_one2many: factor of the hybrid branch's losses.
         """
         layers = self._layers(outputs)
@@ -239,22 +239,22 @@ class AlignHDETRCriterion(AlignLosses, DeformableCriterion):
                 f"{suffix}_one2many": Layer(layer, k_one2many)
                 for suffix, layer in decoder_layers(hybrid).items()
             }
-        objects = GroundTruth.from_targets(targets)
-        losses = self._matched_losses(layers, objects, average_num_boxes(objects))
+        ground_truth = GroundTruth.from_targets(targets)
+        losses = self._matched_losses(layers, ground_truth, average_num_boxes(ground_truth))
         return {
             key: loss * lambda_one2many if key.endswith("_one2many") else loss for key, loss in losses.items()
         }
 
 
 def average_over_processes(count: int | Tensor, device: torch.device) -> float | Tensor:
-    """Average `count` over all processes; at least 1. Every process has to call it.
+    """Average `count` over all processes; at least 1. Every process must call it.
 
     Args:
-        count: an int, or a float32 tensor without dimensions.
+        count: an int, or a 0-dimensional float32 tensor.
         device: where the processes exchange their counts.
 
     Returns:
-        A float for an int if there is one process, else a tensor on `device`.
+        A float if `count` is an int and there is one process; else a tensor on `device`.
     """
     if not is_dist_avail_and_initialized():
         return count.clamp(min=1.0) if isinstance(count, Tensor) else float(max(count, 1))
@@ -263,19 +263,19 @@ def average_over_processes(count: int | Tensor, device: torch.device) -> float |
     return (total / get_world_size()).clamp(min=1.0)
 
 
-def average_num_boxes(objects: GroundTruth) -> float | Tensor:
-    """The number of ground truths by which every loss is divided: the mean over the processes, at least 1."""
-    return average_over_processes(len(objects.labels), objects.labels.device)
+def average_num_boxes(ground_truth: GroundTruth) -> float | Tensor:
+    """Return the divisor of every loss: ground truths per process, averaged, at least 1."""
+    return average_over_processes(len(ground_truth.labels), ground_truth.labels.device)
 
 
 def decoder_layers(outputs: Outputs) -> dict[str, Outputs]:
-    """The decoder layers by the suffix of their losses: `_0`, `_1`, ... and none for the last."""
+    """Decoder layers by the suffix of their losses: `_0`, `_1`, ..., and an empty one for the last."""
     auxiliary = outputs.get("aux_outputs", [])
     return {f"_{i}": layer for i, layer in enumerate(auxiliary)} | {"": outputs}
 
 
 def stack_layers(layers: dict[str, Layer]) -> list[LayerStack]:
-    """Stack, in float32, the layers whose outputs have the same shape."""
+    """Stack layers whose outputs have the same shape, in float32."""
     by_shape: dict[torch.Size, list[str]] = {}
     for suffix, layer in layers.items():
         by_shape.setdefault(layer.outputs["pred_logits"].shape, []).append(suffix)
@@ -291,17 +291,17 @@ def stack_layers(layers: dict[str, Layer]) -> list[LayerStack]:
     ]
 
 
-def denoising_pairs(num_layers: int, groups: int, single_padding: int, objects: GroundTruth) -> Pairs:
-    """Pairs of DINO's positive denoising queries: object j of an image is query g * single_padding + j of group g."""
-    device = objects.labels.device
+def denoising_pairs(num_layers: int, groups: int, single_padding: int, ground_truth: GroundTruth) -> Pairs:
+    """Pairs of DINO's positive denoising queries: in group g, ground truth j has query g * single_padding + j."""
+    device = ground_truth.labels.device
     layer, group, index = (
         grid.flatten()
         for grid in torch.meshgrid(
             torch.arange(num_layers, device=device),
             torch.arange(groups, device=device),
-            torch.arange(len(objects.labels), device=device),
+            torch.arange(len(ground_truth.labels), device=device),
             indexing="ij",
         )
     )
-    query = group * single_padding + objects.position[index]
-    return Pairs(layer, objects.image[index], query, index)
+    query = group * single_padding + ground_truth.position[index]
+    return Pairs(layer, ground_truth.image[index], query, index)

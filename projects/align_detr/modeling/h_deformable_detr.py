@@ -1,4 +1,4 @@
-"""What the hybrid branch of H-Deformable-DETR needs beyond the criterion."""
+"""H-Deformable-DETR with a mixed-matching hybrid branch."""
 
 from projects.h_deformable_detr.modeling import HDeformableDETR
 
@@ -6,7 +6,7 @@ from .criterion import AlignHDETRCriterion, Losses, Outputs, Targets
 
 
 class AlignHDeformableDETR(HDeformableDETR):
-    """H-Deformable-DETR whose hybrid branch is matched many-to-one instead of seeing repeated targets."""
+    """H-Deformable-DETR whose hybrid branch uses mixed matching in place of repeated targets."""
 
     def train_hybrid(
         self,
@@ -16,5 +16,5 @@ class AlignHDeformableDETR(HDeformableDETR):
         criterion: AlignHDETRCriterion,
         lambda_one2many: float,
     ) -> Losses:
-        """Losses of both branches, as yet without their weights."""
+        """Losses of both branches, before weighting."""
         return criterion(outputs, targets, k_one2many, lambda_one2many)

@@ -1,4 +1,4 @@
-"""The losses of Align-DETR as pure functions (arXiv 2304.07527, sections 3.2-3.4), and their rivals.
+"""The losses of Align-DETR as pure functions (arXiv 2304.07527, sections 3.2-3.4), and losses to compare with.
 
 P is the number of matched (query, ground truth) pairs of all images and decoder layers together.
 """
@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 MIN_QUALITY = 0.01
-# detrex.layers.box_iou adds the same to its areas, so the numbers agree. In [0, 1] units it lowers the IoU of an
-# object of 8 x 8 pixels in a 1333 x 800 image by 2 %.
+# As in detrex.layers.box_iou, so that the numbers agree. In [0, 1] units it lowers the IoU of an object of 8 x 8
+# pixels in a 1333 x 800 image by 2 %.
 AREA_EPS = 1e-6
-# Balances of the papers; Align-DETR's own alpha is another thing.
-FOCAL_ALPHA = 0.25  # share of the matched entries
+# Class balance in the papers of the two losses. It is not Align-DETR's alpha.
+FOCAL_ALPHA = 0.25  # factor of the matched entries
 VARIFOCAL_ALPHA = 0.75  # factor of the unmatched ones
 
 
@@ -67,7 +67,7 @@ def rank_weights(quality: Tensor, group: Tensor, tau: float) -> Tensor:
         group: (P,) int64, equal for the queries matched to the same ground truth in the same layer.
 
     Returns:
-        (P,) in (0, 1]; the best pair of every group has 1. Equal qualities rank in the order they come in.
+        (P,) in (0, 1]; the best pair of every group has 1. Pairs of equal quality keep their order.
     """
     best_first = quality.argsort(descending=True, stable=True)
     order = best_first[group[best_first].argsort(stable=True)]
@@ -79,7 +79,7 @@ def rank_weights(quality: Tensor, group: Tensor, tau: float) -> Tensor:
 
 
 class _SplitEntries(torch.autograd.Function):
-    """`split_entries` with its gradient written out: one pass over the entries gives the loss and its slope."""
+    """`split_entries`; its forward pass computes the gradient too, in one pass over the entries."""
 
     @staticmethod
     def forward(ctx, logits: Tensor, index: tuple[Tensor, ...], gamma: float) -> tuple[Tensor, Tensor]:
@@ -100,8 +100,8 @@ class _SplitEntries(torch.autograd.Function):
 
 
 def _focal_bce(logits: Tensor, slope: Tensor, gamma: float) -> Tensor:
-    """(L,) sums of s^gamma * BCE(s, 0) over (L, n) logits; the derivative of each summand goes to `slope` (L, n)."""
-    # Memory traffic is what costs on a CPU, so there a part that its cache holds takes all steps at once.
+    """Sum s^gamma * BCE(s, 0) over (L, n) logits to (L,); write the derivative of each summand to `slope` (L, n)."""
+    # On a CPU, memory traffic limits the speed: process parts that fit into the cache.
     columns = (1 << 17) // len(logits) if logits.device.type == "cpu" else logits.shape[1]
     total = logits.new_zeros(len(logits))
     for z, dz in zip(logits.split(columns, 1), slope.split(columns, 1), strict=True):
@@ -113,7 +113,7 @@ def _focal_bce(logits: Tensor, slope: Tensor, gamma: float) -> Tensor:
 
 
 def split_entries(logits: Tensor, index: tuple[Tensor, ...], gamma: float) -> tuple[Tensor, Tensor]:
-    """The loss of the (query, class) entries that are no matched pair, and the logits of those that are.
+    """Return the loss of the unmatched (query, class) entries, and the logits of the matched ones.
 
     Args:
         logits: (L, B, N, C) float32.
@@ -121,7 +121,7 @@ def split_entries(logits: Tensor, index: tuple[Tensor, ...], gamma: float) -> tu
 
     Returns:
         (L,) sum of s^gamma * BCE(s, 0) over the unmatched entries of each layer, and (P,) the matched logits. The
-        gradient flows through s^gamma; it cannot be differentiated again.
+        gradient flows through s^gamma. There is no second derivative.
     """
     return _SplitEntries.apply(logits, index, gamma)
 
@@ -161,7 +161,7 @@ def varifocal_loss(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
 
 
 class Matched(NamedTuple):
-    """What the target of a matched pair may depend on."""
+    """Inputs of the target functions below."""
 
     quality: Tensor  # (P,), of `quality`
     iou: Tensor  # (P,) in [0, 1], without gradient
@@ -170,12 +170,12 @@ class Matched(NamedTuple):
 
 
 def joint_quality(pairs: Matched, gamma: float) -> Tensor:
-    """Align-DETR's target before rank weights."""
+    """Align-DETR's target t, before rank weights."""
     return pairs.quality
 
 
 def certainty(pairs: Matched, gamma: float) -> Tensor:
-    """1, whatever the box."""
+    """A constant 1: focal loss."""
     return torch.ones_like(pairs.iou)
 
 
@@ -216,4 +216,4 @@ CLASSIFICATION_LOSSES = {
     "matchability_aware_loss": ClassificationLoss(ia_bce_loss, powered_overlap),
     "position_supervised_loss": ClassificationLoss(align_loss, rescaled_overlap),
 }
-"""By `loss_class_type`: Align-DETR's two (released code and later paper), and the losses that it is compared with."""
+"""Values of `loss_class_type`: Align-DETR's two losses (released code, later paper), and five to compare with."""

@@ -17,12 +17,12 @@ from .losses import iou_and_giou
 
 @dataclass
 class GroundTruth:
-    """The ground truths of a batch, image after image: M in all, `sizes[i]` of them in image i."""
+    """All ground truths of a batch, image by image: M in total, `sizes[i]` in image i."""
 
     labels: Tensor  # (M,) int64
     boxes: Tensor  # (M, 4) float32, cxcywh in [0, 1]
-    image: Tensor  # (M,) int64, the image each belongs to
-    position: Tensor  # (M,) int64, its index within that image
+    image: Tensor  # (M,) int64, index of the image
+    position: Tensor  # (M,) int64, index within the image
     sizes: list[int]
 
     @classmethod
@@ -48,14 +48,14 @@ class LayerStack:
     match_numbers: list[int]  # k of each layer
     class_agnostic: list[bool]  # True where every ground truth counts as class 0 (H-DETR's proposals)
 
-    def labels(self, objects: GroundTruth) -> Tensor:
-        """(L, M) the class of every object as each layer is to predict it."""
+    def labels(self, ground_truth: GroundTruth) -> Tensor:
+        """Return the target classes of each layer, (L, M) int64."""
         agnostic = torch.tensor(self.class_agnostic).to(self.logits.device, non_blocking=True)
-        return objects.labels.masked_fill(agnostic[:, None], 0)
+        return ground_truth.labels.masked_fill(agnostic[:, None], 0)
 
 
 class Pairs(NamedTuple):
-    """P matched pairs of a `LayerStack`, each field (P,) int64; `object` counts through the whole batch."""
+    """P matched pairs of a `LayerStack`, each field (P,) int64; `object` indexes the `GroundTruth` of the batch."""
 
     layer: Tensor
     image: Tensor
@@ -97,55 +97,55 @@ class MixedMatcher(HungarianMatcher):
         Args:
             outputs: `pred_logits` (B, N, C) and `pred_boxes` (B, N, 4), cxcywh in [0, 1].
             targets: per image `labels` (G,) and `boxes` (G, 4), cxcywh in [0, 1].
-            k: queries per ground truth, at most.
+            k: the largest number of queries per ground truth.
 
         Returns:
-            Per image the query and the ground-truth indices of its pairs, int64, on the CPU.
+            For each image the query indices and the ground-truth indices of its pairs, int64, on the CPU.
         """
-        objects = GroundTruth.from_targets(targets)
+        ground_truth = GroundTruth.from_targets(targets)
         logits, boxes = outputs["pred_logits"][None].float(), outputs["pred_boxes"][None].float()
         stack = LayerStack(logits, boxes, suffixes=[""], match_numbers=[k], class_agnostic=[False])
-        _, image, query, index = self._assign([stack], objects)[0]
-        first = np.cumsum([0, *objects.sizes])
+        _, image, query, index = self._assign([stack], ground_truth)[0]
+        first = np.cumsum([0, *ground_truth.sizes])
         return [
             (torch.from_numpy(query[image == i]), torch.from_numpy(index[image == i] - first[i]))
             for i in range(len(targets))
         ]
 
     @torch.no_grad()
-    def match_layers(self, stacks: list[LayerStack], objects: GroundTruth) -> list[Pairs]:
+    def match_layers(self, stacks: list[LayerStack], ground_truth: GroundTruth) -> list[Pairs]:
         """Match every layer of every stack with a single device-to-host copy of all their costs."""
-        device = objects.labels.device
+        device = ground_truth.labels.device
         return [
             Pairs(*torch.from_numpy(indices).to(device, non_blocking=True))
-            for indices in self._assign(stacks, objects)
+            for indices in self._assign(stacks, ground_truth)
         ]
 
-    def cost(self, stack: LayerStack, objects: GroundTruth) -> Tensor:
-        """(L, M, N) cost between each object and the queries of its own image."""
+    def cost(self, stack: LayerStack, ground_truth: GroundTruth) -> Tensor:
+        """Return the cost of each ground truth with each query of its image, (L, M, N)."""
         layers = torch.arange(len(stack.logits), device=stack.logits.device)[:, None]
-        labels = stack.labels(objects)
+        labels = stack.labels(ground_truth)
         if self.cost_class_type == "ce_cost":
-            cost_class = -stack.logits.softmax(-1)[layers, objects.image, :, labels]
+            cost_class = -stack.logits.softmax(-1)[layers, ground_truth.image, :, labels]
         else:
-            score = stack.logits[layers, objects.image, :, labels].sigmoid()
+            score = stack.logits[layers, ground_truth.image, :, labels].sigmoid()
             positive = self.alpha * (1 - score) ** self.gamma * -(score + 1e-8).log()
             negative = (1 - self.alpha) * score**self.gamma * -(1 - score + 1e-8).log()
             cost_class = positive - negative
 
-        # Coordinate by coordinate in memory, so that everything below runs over contiguous planes.
-        planes = stack.boxes.movedim(-1, 0).index_select(2, objects.image)
-        boxes, targets = planes.movedim(0, -1), objects.boxes[:, None]
+        # One contiguous plane for each coordinate: the operations below are faster on these.
+        planes = stack.boxes.movedim(-1, 0).index_select(2, ground_truth.image)
+        boxes, targets = planes.movedim(0, -1), ground_truth.boxes[:, None]
         cost_bbox = (boxes - targets).abs().sum(-1)
         _, giou = iou_and_giou(boxes, targets)
         return self.cost_class * cost_class + self.cost_bbox * cost_bbox - self.cost_giou * giou
 
-    def _assign(self, stacks: list[LayerStack], objects: GroundTruth) -> list[np.ndarray]:
-        """Per stack the fields of its `Pairs`, (4, P) int64."""
-        costs = [self.cost(stack, objects) for stack in stacks]
+    def _assign(self, stacks: list[LayerStack], ground_truth: GroundTruth) -> list[np.ndarray]:
+        """Solve all assignments; for each stack return the four fields of its `Pairs`, (4, P) int64."""
+        costs = [self.cost(stack, ground_truth) for stack in stacks]
         on_host = torch.cat([cost.flatten() for cost in costs]).cpu()
         if not torch.isfinite(on_host).all():
-            if self.training:  # any assignment will do for a loss that cannot be finite; the trainer knows more of it
+            if self.training:  # the loss will not be finite either; the trainer reports that with more detail
                 on_host = on_host.nan_to_num(0, 0, 0)
             else:
                 raise ValueError(
@@ -153,13 +153,13 @@ class MixedMatcher(HungarianMatcher):
                     "lower the learning rate, check the annotations, or train without float16"
                 )
         split = on_host.split([cost.numel() for cost in costs])
-        first = np.cumsum([0, *objects.sizes])
+        first = np.cumsum([0, *ground_truth.sizes])
         problems = [  # (stack, layer, image, cost (G, N), k)
             (s, layer, image, cost[layer, first[image] : first[image + 1]], k)
             for s, (stack, part) in enumerate(zip(stacks, split, strict=True))
             for cost in [part.numpy().reshape(costs[s].shape)]
             for layer, k in enumerate(stack.match_numbers)
-            for image, size in enumerate(objects.sizes)
+            for image, size in enumerate(ground_truth.sizes)
             if size
         ]
         solved = _solvers().map(lambda problem: assign(*problem[3:]), problems)
@@ -171,11 +171,11 @@ class MixedMatcher(HungarianMatcher):
 
 
 def assign(cost: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Match one image: the objects and the queries of its pairs, by query, so that ties in rank go to the first.
+    """Match one image; return ground-truth and query indices of the pairs, sorted by query.
 
     Args:
         cost: (G, N), finite.
-        k: how many queries an object gets at most; lowered so that half of the queries stay free.
+        k: the largest number of queries per ground truth; lowered so that half of the queries stay unmatched.
     """
     num_objects, num_queries = cost.shape
     repeats = max(1, min(k, num_queries // (2 * num_objects)))
@@ -186,5 +186,5 @@ def assign(cost: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def _solvers() -> ThreadPoolExecutor:
-    """SciPy's solver releases the GIL, so threads really run side by side."""
+    """Threads for SciPy's solver, which releases the GIL."""
     return ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1), thread_name_prefix="assignment")

@@ -36,23 +36,24 @@ class CoDINOCriterion(AlignDINOCriterion):
         super().__init__(loss_class_type=loss_class_type, k=k, **options)
 
     def positive_losses(self, outputs: Outputs, assigned: Tensor, targets: Targets, suffix: str) -> Losses:
-        """`loss_{class,bbox,giou}` of queries that know their objects, so that nothing is matched, and each weighs the
-        same; keys end in `suffix`, then in that of the layer. Sums over queries are divided by the number of those that
-        have an object (the mean over the processes, at least 1).
+        """Losses `loss_{class,bbox,giou}` of queries whose ground truth is known: no matching, no rank weights.
+
+        Keys end in `suffix`, then in the suffix of the layer. Sums over queries are divided by the number of queries
+        with a ground truth: its mean over the processes, at least 1.
 
         Args:
             outputs: `pred_logits` (B, Q, C), `pred_boxes` (B, Q, 4), `aux_outputs`.
             assigned: (B, Q), as `PositiveQueries` has it.
         """
-        objects = GroundTruth.from_targets(targets)
+        ground_truth = GroundTruth.from_targets(targets)
         layers = {f"{suffix}{layer}": Layer(output) for layer, output in decoder_layers(outputs).items()}
         (stack,) = stack_layers(layers)
         stack.logits = stack.logits.masked_fill((assigned == IGNORED)[..., None], NEVER)
         image, query = (assigned >= 0).nonzero(as_tuple=True)
         number = len(image)
-        sizes = assigned.new_tensor(objects.sizes)
+        sizes = assigned.new_tensor(ground_truth.sizes)
         index = (sizes.cumsum(0) - sizes)[image] + assigned[image, query]
         count = len(stack.logits)
         layer = assigned.new_tensor(range(count)).repeat_interleave(number)
         pairs = Pairs(layer, image.repeat(count), query.repeat(count), index.repeat(count))
-        return self.stack_losses(stack, pairs, objects, average_over_processes(number, assigned.device))
+        return self.stack_losses(stack, pairs, ground_truth, average_over_processes(number, assigned.device))
