@@ -96,7 +96,7 @@ def test_tutorial(folder):
     shell("align-detr make-data --synthetic --train 16 --val 4 --output mine")
     kinds = run_blocks("docs/tutorial.md", names := {}, {})
     assert kinds == {"bash": 6, "python": 1}
-    assert (folder / "sheet.png").is_file() and names["found"].width == 160
+    assert (folder / "sheet.png").is_file() and names["detections"].width == 160
     results = json.loads((folder / "output/mine/coco_instances_results.json").read_text())
     assert {entry["image_id"] for entry in results} == {1, 2, 3, 4}
 
@@ -112,4 +112,4 @@ def test_the_page_on_deploying(folder):
     kinds = run_blocks("docs/deploying.md", names := {}, {})
     assert kinds == {"python": 6, "bash": 3}
     assert (folder / "drawn.png").is_file() and (folder / "drawn/street.png").is_file()
-    assert len(names["results"]) == len(names["found"].to_coco(0)) * 2
+    assert len(names["results"]) == len(names["detections"].to_coco(0)) * 2
