@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from detectron2.utils import comm
 from omegaconf import DictConfig
@@ -21,7 +21,7 @@ from detrkit.training.session import join_torchrun, log_results, logs_closed_on_
 def train(
     cfg: DictConfig,
     *,
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
     allow_changes: bool = False,
     overwrite: bool = False,
     config_file: str = "",
@@ -62,7 +62,7 @@ def evaluate(
     """
     checkpoint = os.fspath(checkpoint) or cfg.train.init_checkpoint
     if not checkpoint:
-        raise ValueError("nothing to evaluate: give train.init_checkpoint=FILE, or --resume in the folder of a run")
+        raise ValueError("nothing to evaluate: give train.init_checkpoint=FILE, or the folder of a training")
     with subnormals_flushed(), logs_closed_on_exit():
         join_torchrun()
         if "://" not in checkpoint and not Path(checkpoint).is_file():

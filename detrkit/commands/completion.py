@@ -1,65 +1,141 @@
-"""Print a script that makes a shell complete the commands, their options, and the names of configs.
-
-    eval "$(align-detr completion bash)"    # in ~/.bashrc; `zsh` in ~/.zshrc
-
-What there is to complete is in the script: the Tab key waits for no import of PyTorch, as it would with argcomplete,
-and starting a shell builds no parsers, as it would with shtab. The options are read from the source.
-"""
+"""`align-detr completion`: completion by argcomplete, which reads the options from the commands' parsers."""
 
 from __future__ import annotations
 
 import argparse
-import ast
-from collections.abc import Sequence
-from importlib.util import find_spec
+import os
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from align_detr._platform import EMBEDDED_ROOT
-from detrkit.commands.main import COMMANDS
-from detrkit.config.catalogue import config_files
+from detrkit.commands import command_line
 
-# detectron2's own training script has the same options.
-TRAINING_OPTIONS = EMBEDDED_ROOT / "detectron2" / "engine" / "defaults.py"
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
-BASH = """\
-_align_detr() {{
-    local word=${{COMP_WORDS[COMP_CWORD]}} words=
-    if ((COMP_CWORD == 1)); then
-        words="{commands}"
-    else
-        case ${{COMP_WORDS[1]}} in
-{cases}
-        esac
-        [[ $word == -* ]] || words="{configs}"
-    fi
-    COMPREPLY=($(compgen -W "$words" -- "$word"))
-}}
-complete -o default -F _align_detr align-detr
-"""
-ZSH = "autoload -U +X bashcompinit && bashcompinit\n"
+DESCRIPTION = """\
+Print the shell code that completes commands, options, names of configs, and the keys and values of a config.
+
+Put one of the examples into ~/.bashrc or ~/.zshrc; for fish, write the output to
+~/.config/fish/completions/align-detr.fish."""
+EXAMPLES = (
+    'eval "$(align-detr completion bash)"',
+    'eval "$(align-detr completion zsh)"',
+    "align-detr completion fish",
+)
+SHELLS = ("bash", "zsh", "fish")
+MISSING = "completion needs a package: pip install argcomplete"
 
 
-def options_in(source: Path) -> list[str]:
-    """The long options that calls of `add_argument` in a file name."""
-    calls = [node for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
-    added = [call for call in calls if getattr(call.func, "attr", "") == "add_argument"]
-    values = [word.value for call in added for word in call.args if isinstance(word, ast.Constant)]
-    return [value for value in values if value.startswith("--")]
+def parser() -> argparse.ArgumentParser:
+    """Return the options of `align-detr completion`."""
+    parser = command_line.CommandParser(DESCRIPTION, EXAMPLES, prog="align-detr completion")
+    parser.add_argument("shell", choices=SHELLS, help=f"{', '.join(SHELLS)}")
+    return parser
 
 
-def options_of(name: str) -> list[str]:
-    module = COMMANDS[name].module or name.replace("-", "_")
-    found = options_in(Path(find_spec(f"detrkit.commands.{module}").origin))
-    return ["--help", *(options_in(TRAINING_OPTIONS) if module == "train" else []), *found]
-
-
-def script(shell: str) -> str:
-    cases = "\n".join(f"            {name}) words=\"{' '.join(options_of(name))}\" ;;" for name in COMMANDS)
-    text = BASH.format(commands=" ".join(COMMANDS), cases=cases, configs=" ".join(config_files()))
-    return ZSH + text if shell == "zsh" else text
+def run(args: argparse.Namespace) -> None:
+    """Print the code."""
+    with command_line.errors_in_one_line():
+        try:
+            import argcomplete
+        except ImportError as error:
+            raise ValueError(MISSING) from error
+        print(argcomplete.shellcode(["align-detr"], shell=args.shell))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shell", choices=("bash", "zsh"))
-    print(script(parser.parse_args(argv).shell), end="")
+    run(command_line.parse(parser(), argv))
+
+
+def complete() -> None:
+    """Answer a shell that asks argcomplete's questions, and exit. Without argcomplete there is no answer."""
+    try:
+        import argcomplete
+    except ImportError:
+        sys.exit(1)
+    words = os.environ.get("COMP_LINE", "").split()
+    argcomplete.autocomplete(tree(words[1] if len(words) > 1 else ""), default_completer=argcomplete.FilesCompleter())
+
+
+def tree(name: str) -> argparse.ArgumentParser:
+    """Return a parser of all commands, of which one has its options.
+
+    Args:
+        name: of this command.
+    """
+    from detrkit.commands.main import COMMANDS, module_of
+
+    root = argparse.ArgumentParser(prog="align-detr")
+    commands = root.add_subparsers()
+    for command, about in COMMANDS.items():
+        parents = [module_of(command).parser()] if command == name else []
+        commands.add_parser(command, help=about.summary, parents=parents, add_help=not parents)
+    return root
+
+
+def configs(prefix: str) -> list[str]:
+    """Return names of configs; files and folders where no name begins so."""
+    from argcomplete import FilesCompleter
+
+    from detrkit.config.catalogue import config_files
+
+    names = [name for name in config_files() if name.startswith(prefix)]
+    return names or list(FilesCompleter()(prefix))
+
+
+def overrides(prefix: str, args: argparse.Namespace) -> list[str]:
+    """Return the keys of the config on the command line that begin with `prefix`, or the values of one key.
+
+    Groups end in ".", values follow "=". If the line has no config, its name is completed.
+    """
+    config = getattr(args, "config", None) or getattr(args, "config_file", None)
+    if not config:
+        return configs(prefix)
+    path = Path(config)
+    from detrkit.config.load import load_config_file
+
+    try:
+        cfg = load_config_file(str(path / "config.yaml") if path.is_dir() else config)
+    except Exception:  # a config file is a program; running the command will say what is wrong
+        return []
+    key, equals, _ = prefix.partition("=")
+    return [f"{key}={value}" for value in values(cfg, key)] if equals else list(keys(cfg, prefix))
+
+
+def keys(cfg: DictConfig, prefix: str) -> Iterator[str]:
+    """Yield the keys one level below the last dot of `prefix`: groups with ".", others with "="."""
+    from omegaconf import OmegaConf
+
+    from detrkit.config.load import TARGET, call_parameters
+
+    parent = prefix.rpartition(".")[0]
+    node = OmegaConf.select(cfg, parent) if parent else cfg
+    if not OmegaConf.is_dict(node):
+        return
+    names = {**dict.fromkeys(call_parameters(node.get(TARGET)) if TARGET in node else ()), **dict.fromkeys(node)}
+    for name in sorted(map(str, names)):
+        if name == TARGET:
+            continue
+        is_group = name in node and OmegaConf.is_dict(OmegaConf.select(node, name))
+        yield f"{parent}{'.' if parent else ''}{name}{'.' if is_group else '='}"
+
+
+def values(cfg: DictConfig, key: str) -> list[str]:
+    """Return the values that a key takes, if they are few; otherwise the present one."""
+    from omegaconf import OmegaConf
+
+    now: Any = OmegaConf.select(cfg, key)
+    if isinstance(now, bool):
+        return ["True", "False"]
+    leaf = key.rpartition(".")[2]
+    if leaf == "loss_class_type":
+        from align_detr.modeling.losses import CLASSIFICATION_LOSSES
+
+        return list(CLASSIFICATION_LOSSES)
+    if key in ("train.device", "model.device"):
+        return ["auto", "cpu", "cuda", "mps"]
+    if key == "train.amp.dtype":
+        return ["bfloat16", "float16"]
+    return [str(now)] if isinstance(now, int | float | str) else []

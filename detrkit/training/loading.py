@@ -84,7 +84,7 @@ def load_detector(
         ValueError: it is not one of this model; the config has no model; the device is not there.
     """
     if "model" not in cfg or "train" not in cfg:
-        raise ValueError("the config needs model and train, as those for tools/train_net.py have them")
+        raise ValueError("the config needs model and train, as those for `align-detr train` have them")
     if checkpoint and "://" not in checkpoint and not Path(checkpoint).is_file():
         raise FileNotFoundError(f"no such checkpoint: {checkpoint}")
     cfg.train.device = resolve_device(cfg.train.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from detectron2.config import instantiate
 from detectron2.engine import HookBase, hooks
@@ -51,7 +51,7 @@ class Report(Protocol):
 def train(
     cfg: DictConfig,
     *,
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
     allow_changes: bool = False,
     overwrite: bool = False,
     config_file: str = "",
@@ -64,7 +64,7 @@ def train(
 
     Args:
         cfg: a config as `load_config` returns it; it is completed in place.
-        resume: go on from the newest checkpoint of the output folder, if there is one.
+        resume: go on from the newest checkpoint of the output folder; "auto" begins anew if there is none.
         allow_changes: resume even if the training began with another config.
         overwrite: delete the files of an earlier training in the output folder.
         config_file: where the config came from, for the log.
@@ -84,11 +84,16 @@ def train(
         join_torchrun()
         config_as_given = flat_config(cfg)
         point = newest_checkpoint(cfg.train.output_dir) if resume else None
+        if resume and resume != "auto" and point is None:
+            raise ValueError(
+                f"{cfg.train.output_dir} has no checkpoint to resume from: leave out --resume to begin a training, give "
+                "the train.output_dir of an earlier one, or begin anew in such a case by --resume=auto"
+            )
         if point and not allow_changes:
             check_unchanged(point, config_as_given)
         if not resume:
             check_exists(cfg.train.init_checkpoint)
-        claim_output_folder(cfg.train.output_dir, resume=resume, overwrite=overwrite)
+        claim_output_folder(cfg.train.output_dir, resume=bool(resume), overwrite=overwrite)
         checkpoint = str(Path(cfg.train.output_dir, point.name)) if point else cfg.train.init_checkpoint
         weights = prepare(cfg, checkpoint, config_file=config_file, overrides=overrides, training=True)
         if point and point.remark:
@@ -101,7 +106,7 @@ def train(
             "max_iter": cfg.train.max_iter,
             SETTINGS: weights.kept_settings() if weights else {},
         }
-        evaluations = run_iterations(cfg, point, resume, facts, build_report(cfg))
+        evaluations = run_iterations(cfg, point, bool(resume), facts, build_report(cfg))
         if comm.is_main_process():
             log_results(cfg, evaluations.results)
         evaluations.raise_failures(cfg.train.output_dir)

@@ -40,8 +40,7 @@ def run(tool, tmp_path):
     def run(*arguments, config=CONFIG):
         options = [argument for argument in arguments if argument.startswith("--")]
         overrides = [f"train.output_dir={tmp_path}", *(a for a in arguments if not a.startswith("--"))]
-        parser = tool.argument_parser()
-        tool.run(parser.parse_args(["--config-file", config, *options, *overrides]))
+        tool.train_net(["--config-file", config, *options, *overrides])
 
     return run
 
@@ -213,14 +212,14 @@ def test_mistakes_are_told_in_one_line(fails, monkeypatch, arguments, said):
 )
 def test_options_and_overrides_come_in_any_order(tool, words):
     """The words that a person adds to a command of yesterday come last."""
-    args = tool.parse_arguments(tool.argument_parser(), words)
-    assert (args.config_file, args.resume, args.num_gpus) == ("c.py", True, 2)
-    assert args.opts == ["a.b=1", "~c", "d=-1"]
+    args = tool.parse(tool.parser(), words)
+    assert (args.config, args.resume, args.num_gpus) == ("c.py", "required", 2)
+    assert args.overrides == ["a.b=1", "~c", "d=-1"]
 
 
 def test_an_unknown_option_behind_an_override_is_named(tool, capsys):
     with pytest.raises(SystemExit) as stop:
-        tool.parse_arguments(tool.argument_parser(), ["a=1", "--resum3", "b=2"])
+        tool.parse(tool.parser(), ["a=1", "--resum3", "b=2"])
     assert stop.value.code == 2 and "--resum3" in capsys.readouterr().err
 
 
