@@ -15,7 +15,8 @@ from detrkit.reports.training_report import build_report
 from detrkit.runtime.program import subnormals_flushed
 from detrkit.runtime.threads import number_of_threads_kept
 from detrkit.training import evaluation, folder, loop
-from detrkit.training.session import join_torchrun, log_results, logs_closed_on_exit, prepare
+from detrkit.training.preflight import check_data
+from detrkit.training.session import check_exists, join_torchrun, log_results, logs_closed_on_exit, prepare
 
 
 def train(
@@ -65,8 +66,8 @@ def evaluate(
         raise ValueError("nothing to evaluate: give train.init_checkpoint=FILE, or the folder of a training")
     with subnormals_flushed(), logs_closed_on_exit():
         join_torchrun()
-        if "://" not in checkpoint and not Path(checkpoint).is_file():
-            raise FileNotFoundError(f"train.init_checkpoint={checkpoint}: no such file")
+        check_exists(checkpoint)
+        check_data(cfg, ("test",))
         prepare(cfg, checkpoint, config_file=config_file, overrides=overrides)
         with number_of_threads_kept():
             results = evaluation.evaluate(cfg, checkpoint)

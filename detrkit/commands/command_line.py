@@ -124,10 +124,9 @@ def parse(parser: argparse.ArgumentParser, words: Sequence[str] | None = None) -
             take_overrides(getattr(args, action.dest) or [], args.overrides)
     if hasattr(args, "config"):
         configs = [*plain, *([args.config_file] if args.config_file else [])]
-        if len(configs) > 1 and not (plain and args.config_file):
-            parser.error(f"{configs[1]}: after {configs[0]} come changes as key=value")
         if len(configs) > 1:
-            parser.error(f"two configs: {' and '.join(configs)}")
+            stray, config = (plain[0], args.config_file) if args.config_file else (plain[1], plain[0])
+            parser.error(f"{stray} is not a change as key=value, and {config} is given already")
         args.config = configs[0] if configs else default
     elif plain:
         parser.error(f"{plain[0]} is not a change as key=value")
@@ -156,27 +155,29 @@ def take_overrides(words: list[str], overrides: list[str]) -> None:
 
 def complete_config(prefix: str, **_) -> list[str]:
     """Names of configs, and files; for argcomplete."""
-    from detrkit.commands.completion import configs
+    from detrkit.commands.completers import configs
 
     return configs(prefix)
 
 
 def complete_override(prefix: str, parsed_args: argparse.Namespace, **_) -> list[str]:
     """Keys and values of the config on the command line; its name as long as there is none; for argcomplete."""
-    from detrkit.commands.completion import overrides
+    from detrkit.commands.completers import overrides
 
     return overrides(prefix, parsed_args)
 
 
-def check_exist(config: str | None, checkpoint: str | os.PathLike | None) -> None:
+def check_exist(config: str | None, checkpoint: str | os.PathLike | None, kinds: str = "config") -> None:
     """Check that what the command line names is there, before the library is imported.
 
     Args:
         config: a config, the folder of a training, or an exported file.
         checkpoint: a file, a URL or the folder of a training.
+        kinds: what `config` may be, for the message.
 
     Raises:
         FileNotFoundError: it is not; the message has configs of similar names.
+        ValueError: the checkpoint is incomplete, or no file of weights.
     """
     if config and Path(config).is_dir():
         if not Path(config, "config.yaml").is_file():
@@ -184,10 +185,19 @@ def check_exist(config: str | None, checkpoint: str | os.PathLike | None) -> Non
     elif config:
         from detrkit.config.catalogue import find_config
 
-        find_config(config)
+        try:
+            find_config(config)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(str(error).replace("no such config", f"no such {kinds}", 1)) from error
     text = os.fspath(checkpoint or "")
-    if text and "://" not in text and not Path(text).exists():
+    if not text or "://" in text:
+        return
+    if not Path(text).exists():
         raise FileNotFoundError(f"no such checkpoint: {text}")
+    from detrkit.runtime.weight_files import weights_problem
+
+    if Path(text).is_file() and (problem := weights_problem(text)):
+        raise ValueError(problem)
 
 
 def find_named(args: argparse.Namespace) -> tuple[str, str, Path | None]:

@@ -15,7 +15,7 @@ Convert a dataset to COCO's format, which the configs take, or clean one that ha
 
 It reads the layouts of COCO, Pascal VOC, YOLO, labelme, CVAT, VGG VIA, TensorFlow's CSV, Open Images and KITTI. The
 dataset is not changed. The output folder gets one annotation file per split. The mistakes in the dataset are listed,
-the first few of each kind. A summary and the lines for a config follow. `align-detr train --data` converts by itself."""
+the first few of each kind; a summary and the lines for a config follow. `align-detr train --data` converts too."""
 EXAMPLES = (
     "align-detr convert VOCdevkit/VOC2007 --output datasets/voc",
     "align-detr convert mine/data.yaml --output datasets/mine",

@@ -58,7 +58,7 @@ def check_options(args: argparse.Namespace) -> None:
         raise ValueError("--no-pictures leaves nothing to do without --json")
     if not (args.config or args.checkpoint):
         raise ValueError("no detector: give the folder of a training, an exported file, or a config and --checkpoint")
-    command_line.check_exist(args.config, args.checkpoint)
+    command_line.check_exist(args.config, args.checkpoint, "folder, file or config")
     if args.config and not args.checkpoint and args.config.endswith((".py", ".yaml")):
         raise ValueError(f"{args.config} has no weights: give them by --checkpoint")
 

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
         for file in (args.config, args.checkpoint or ""):
             if file.endswith(".onnx"):
                 raise ValueError(f"{file}: an ONNX file cannot be evaluated; `align-detr export --check` compares it")
-        command_line.check_exist(args.config, args.checkpoint)
+        command_line.check_exist(args.config, args.checkpoint, "folder or config")
         config, args.checkpoint, folder = command_line.find_named(args)
         if config.endswith(".safetensors"):
             raise ValueError(

@@ -68,6 +68,7 @@ def check_options(args: argparse.Namespace) -> None:
         ValueError: they do not.
         FileNotFoundError: config or checkpoint are not there.
     """
+    command_line.check_exist(args.config, args.checkpoint, "folder, file or config")
     if not args.config or not (has_config(args.config) or args.checkpoint):
         raise ValueError("no detector: give the folder of a training, an exported file, or a config and --checkpoint")
     if has_config(args.config) and args.overrides:
@@ -77,7 +78,6 @@ def check_options(args: argparse.Namespace) -> None:
     graph_only = [name for name in ("batch", "size", "dynamic", "check", "float64") if getattr(args, name)]
     if args.format and graph_only:
         raise ValueError(f"--{graph_only[0]} is for {' and '.join(GRAPHS)}: --format writes weights alone")
-    command_line.check_exist(args.config, args.checkpoint)
 
 
 def has_config(source: str) -> bool:

@@ -4,6 +4,7 @@ Each command is a module with `parser()`, `run(args)` and `main(words)`, which d
 when it is called, and imports PyTorch once its options are understood.
 """
 
+import argparse
 import os
 import sys
 from difflib import get_close_matches
@@ -67,10 +68,32 @@ def module_of(name: str) -> ModuleType:
     return import_module(f"detrkit.commands.{COMMANDS[name].module or name.replace('-', '_')}")
 
 
+def complete() -> None:
+    """Answer a shell that asks argcomplete's questions, and exit. Without argcomplete there is no answer."""
+    try:
+        import argcomplete
+    except ImportError:
+        sys.exit(1)
+    words = os.environ.get("COMP_LINE", "").split()
+    argcomplete.autocomplete(tree(words[1] if len(words) > 1 else ""), default_completer=argcomplete.FilesCompleter())
+
+
+def tree(name: str) -> argparse.ArgumentParser:
+    """Return a parser of all commands, of which one has its options.
+
+    Args:
+        name: of this command.
+    """
+    root = argparse.ArgumentParser(prog="align-detr")
+    commands = root.add_subparsers()
+    for command, about in COMMANDS.items():
+        parents = [module_of(command).parser()] if command == name else []
+        commands.add_parser(command, help=about.summary, parents=parents, add_help=not parents)
+    return root
+
+
 def main() -> None:
     if "_ARGCOMPLETE" in os.environ:  # the shell asks what may follow
-        from detrkit.commands.completion import complete
-
         complete()
     name, *words = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -115,10 +116,12 @@ def parse(parser: argparse.ArgumentParser, words: Sequence[str] | None = None) -
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Check that options fit together, before anything is imported.
+    """Check options, config, checkpoint, output folder and data, in this order, before PyTorch is imported.
 
     Raises:
-        ValueError: they do not.
+        ValueError: options do not fit together, the checkpoint is no file of weights, or the output folder holds
+            another training, or none to resume.
+        OSError: a file is not there, or the output folder cannot be written to.
     """
     others = {"--format": args.format, "--classes": args.classes, "--epochs": args.epochs}
     if args.data is None and (stray := [name for name, value in others.items() if value is not None]):
@@ -128,13 +131,22 @@ def check_options(args: argparse.Namespace) -> None:
     if args.epochs is not None and args.epochs < 1:
         raise ValueError(f"--epochs {args.epochs}: at least 1")
     if not args.data and not args.config:
-        raise ValueError("no config: `align-detr configs` lists them; or give a folder of images by --data")
-    if args.data and not args.data.exists():
-        raise FileNotFoundError(f"--data {args.data}: no such folder")
-    if args.config:
-        from detrkit.config.catalogue import find_config
+        raise ValueError(
+            "no config: give its name (`align-detr configs` lists them) or its path, or a folder of images by --data"
+        )
+    command_line.check_exist(args.config, None)
+    given = dict(text.split("=", 1) for text in args.overrides if "=" in text)
+    if (checkpoint := given.get("train.init_checkpoint")) and not args.resume:
+        if "://" not in checkpoint and not Path(checkpoint).is_file() and checkpoint not in ("null", "''"):
+            raise FileNotFoundError(f"train.init_checkpoint={checkpoint}: no such file")
+        command_line.check_exist(None, checkpoint if Path(checkpoint).is_file() else None)
+    output = given.get("train.output_dir") or (f"output/{args.data.resolve().name}" if args.data else None)
+    if output and not args.eval_only and int(os.environ.get("RANK", 0)) == 0:
+        from detrkit.training.output_folder import check_output_folder
 
-        find_config(args.config)
+        check_output_folder(output, resume=args.resume or False, overwrite=args.overwrite)
+    if args.data and not args.data.exists():
+        raise FileNotFoundError(f"no such folder: {args.data}")
 
 
 def work(args: argparse.Namespace) -> None:
@@ -178,7 +190,7 @@ def write_config(args: argparse.Namespace) -> str:
         format=args.format,
         keep_classes=args.classes,
         epochs=args.epochs,
-        resume=bool(args.resume),
+        resume="auto" if args.resume == "auto" else bool(args.resume),
         overwrite=args.overwrite,
     )
     if written.conversion is not None:

@@ -175,8 +175,8 @@ def _with_graph(
                 leave_out(file, error.__cause__ or error, failed, progress)
                 continue
             boxes, scores, labels = map(torch.from_numpy, (found.boxes, found.scores, found.classes))
-            size = found.pixels.shape[:2]
-            yield Example(file, found.pixels, Instances(size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=labels))
+            fields = {"pred_boxes": Boxes(boxes), "scores": scores, "pred_classes": labels}
+            yield Example(file, found.pixels, Instances(found.pixels.shape[:2], **fields))
 
     return examples(), detector.classes
 

@@ -67,7 +67,8 @@ class Detector:
         named = Classes.named(class_names) if class_names else None
         self._network: Network
         if source is not None and Path(source).suffix == ".onnx":
-            if any(value is not None for value in (config, weights, which)) or str(dtype).removeprefix("torch.") != "float32":
+            is_float32 = str(dtype).removeprefix("torch.") == "float32"
+            if any(value is not None for value in (config, weights, which)) or not is_float32:
                 raise ValueError(f"{source} has config, weights and types of numbers in it: give none of them")
             self._network = OnnxNetwork(source, device)
             self._weights = os.fspath(source)

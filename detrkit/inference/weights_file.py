@@ -14,6 +14,7 @@ from torch import Tensor
 
 from detrkit.config.load import load_config
 from detrkit.runtime.files import atomic_write
+from detrkit.runtime.weight_files import weights_problem
 from detrkit.training.training_parts import without_training_parts
 from detrkit.weights import DETREX, SUFFIXES, convert, find_format, look_at, needed_there, write_weights
 
@@ -26,6 +27,8 @@ def read_checkpoint(path: Path) -> Mapping:
     """Read a `.pth` or `.safetensors` file as `{"model": state dict, ...}`. No code in it is run."""
     if not path.is_file():
         raise FileNotFoundError(f"no such checkpoint: {path}")
+    if problem := weights_problem(path):
+        raise ValueError(problem)
     if tarfile.is_tarfile(path):  # PyTorch's format of 2017, in which versions before 2.6 let code through
         raise ValueError(f"{path} is a tar archive, not a checkpoint: refused")
     try:
@@ -36,8 +39,6 @@ def read_checkpoint(path: Path) -> Mapping:
         message = " ".join(str(error).split())
         if name := re.search(r"(?:GLOBAL|class|function) (\w+(?:\.\w+)+)", message):
             raise ValueError(f"{path} wants to run {name[1]}: refused") from error
-        if incomplete := why_incomplete(path):
-            raise ValueError(incomplete) from error
         reason = message.partition(". ")[0] or type(error).__name__
         raise ValueError(f"{path} cannot be loaded safely: {reason}") from error
     if not isinstance(content, Mapping):

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from detrkit.analysis import predict_layers
 from detrkit.analysis.attention import Looks, branches, looking
-from detrkit.inference.demo import classes_of_outputs, find_images, output_paths, progress_of, read_all
 from detrkit.config.load import load_config
+from detrkit.inference.demo import classes_of_outputs, find_images, output_paths, progress_of, read_all
 from detrkit.training.loading import load_detector
 
 PANEL = 2.6  # inches

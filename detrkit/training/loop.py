@@ -27,7 +27,7 @@ from .evaluation import Evaluations, build_evaluation
 from .hooks import MetricsWriter, best_checkpointer, periodic_checkpointer, saves_at
 from .live_line import LiveLine
 from .output_folder import claim_output_folder
-from .preflight import known_classes, match_training
+from .preflight import check_data, known_classes, match_training
 from .run_state import RunState, cut_metrics
 from .session import check_exists, check_unchanged, join_torchrun, log_results, logs_closed_on_exit, prepare
 from .stopping import StopEarly
@@ -84,16 +84,12 @@ def train(
         join_torchrun()
         config_as_given = flat_config(cfg)
         point = newest_checkpoint(cfg.train.output_dir) if resume else None
-        if resume and resume != "auto" and point is None:
-            raise ValueError(
-                f"{cfg.train.output_dir} has no checkpoint to resume from: leave out --resume to begin a training, give "
-                "the train.output_dir of an earlier one, or begin anew in such a case by --resume=auto"
-            )
         if point and not allow_changes:
             check_unchanged(point, config_as_given)
         if not resume:
             check_exists(cfg.train.init_checkpoint)
-        claim_output_folder(cfg.train.output_dir, resume=bool(resume), overwrite=overwrite)
+        claim_output_folder(cfg.train.output_dir, resume=resume, overwrite=overwrite)
+        check_data(cfg, ("train", "test"))
         checkpoint = str(Path(cfg.train.output_dir, point.name)) if point else cfg.train.init_checkpoint
         weights = prepare(cfg, checkpoint, config_file=config_file, overrides=overrides, training=True)
         if point and point.remark:

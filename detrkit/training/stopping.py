@@ -100,7 +100,8 @@ class StopEarly(HookBase):
             self._save()
         if self._stopped:
             words = list(zip(sys.argv, sys.argv[1:], strict=False))
-            options = [word for before, word in words if not (word.startswith("--resume") or before == "--resume" and word == "auto")]
+            options = [word for before, word in words if (before, word) != ("--resume", "auto")]
+            options = [word for word in options if not word.startswith("--resume")]
             command = shlex.join([*program(), "--resume", *options])
             done = f"{self.trainer.iter + 1} of {self.trainer.max_iter}"
             logger.info("Stopped after %s iterations; add --resume to go on: %s", done, command)

@@ -29,8 +29,10 @@ OF_THE_RUN = (*TIMES, "train.output_dir", "dataloader.train.num_workers", "datal
 
 
 class Run:
-    """A training by `align-detr train --resume=auto`, which goes on where there is something to go on from. Its processes are forks
-    of this one, as importing everything takes longer than the training."""
+    """A training by `align-detr train --resume=auto`.
+
+    Its processes are forks of this one, as importing everything takes longer than the training.
+    """
 
     def __init__(self, config: str, folder: Path, processes: int, overrides: list[str]):
         words = ["--config-file", config, "--resume=auto", f"train.output_dir={folder}", *overrides]

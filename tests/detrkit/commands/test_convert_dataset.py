@@ -20,7 +20,6 @@ from detrkit.commands import convert as tool
 from detrkit.commands import train
 from detrkit.config.load import load_config
 from detrkit.training import folder as training_folder
-from detrkit.training.folder import write_folder_config
 
 ROOT = Path(__file__).resolve().parents[3]
 CLASSES = ("square", "bar")

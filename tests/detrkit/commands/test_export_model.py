@@ -74,10 +74,10 @@ def test_mistakes(export, run_folder, tmp_path, capsys):
 
     output = ["--output", tmp_path / "x.safetensors"]
     assert "a name that ends in" in error(run_folder, "--output", tmp_path / "x.bin")
-    assert "give the folder of a training, or" in error(*output)
+    assert "no detector: give the folder of a training" in error(*output)
     assert "has a config of its own" in error(run_folder, *output, "model.num_queries=3")
-    assert "no such folder or file" in error(tmp_path / "nowhere", *output)
-    assert "one source, please" in error(run_folder, run_folder, *output)
+    assert "no such folder, file or config" in error(tmp_path / "nowhere", *output)
+    assert "is not a change as key=value" in error(run_folder, run_folder, *output)
     export(run_folder, *output)
     assert "is where the weights come from" in error(tmp_path / "x.safetensors", *output)
     assert "--dynamic is for .onnx and .pt2" in error(run_folder, *output, "--dynamic")

@@ -200,8 +200,8 @@ def refusal(capsys, *argv):
     """The one-line message that the tool ends with."""
     with pytest.raises(SystemExit) as end:
         tool.main([str(item) for item in argv])
-    message = str(end.value.code)
-    assert message.startswith("error: ") and "\n" not in message
+    message = capsys.readouterr().err.rstrip("\n")
+    assert end.value.code == 1 and message.startswith("error: ") and "\n" not in message
     return message
 
 
