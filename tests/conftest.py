@@ -1,4 +1,4 @@
-"""Puts the packages on the path as `tools/checkout.py` does, sorts tests by platform, and reads the recorded numbers."""
+"""Puts the packages on the path as `tools/` does, sorts tests by platform, and reads the recorded numbers."""
 
 import importlib.util
 import inspect
