@@ -45,9 +45,9 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(
                 f"{config} has no test data: give a config that has, as `align-detr eval CONFIG --checkpoint {config}`"
             )
-        if folder and folder.samefile(args.config or args.checkpoint):  # its results belong there
-            if not any(text.startswith("train.output_dir=") for text in args.overrides):
-                args.overrides.append(f"train.output_dir={folder}")
+        # The results of a training's folder belong there, also after it was moved.
+        is_first = folder is not None and folder.samefile(args.config or args.checkpoint)
+        args.folder = folder if is_first else None
         args.config = config
     launch_processes(work, args)
 
@@ -64,6 +64,10 @@ def work(args: argparse.Namespace) -> None:
 
         join_torchrun()
         cfg = load_config(args.config, args.overrides)
+        if args.folder and not any(text.startswith("train.output_dir=") for text in args.overrides):
+            cfg.train.output_dir = str(args.folder)
+            if "output_dir" in cfg.dataloader.get("evaluator", {}):
+                cfg.dataloader.evaluator.output_dir = str(args.folder)
         keep_freed_memory()
         point = newest_checkpoint(cfg.train.output_dir) if args.resume else None
         checkpoint = f"{cfg.train.output_dir}/{point.name}" if point else args.checkpoint

@@ -75,7 +75,9 @@ def complete() -> None:
     except ImportError:
         sys.exit(1)
     words = os.environ.get("COMP_LINE", "").split()
-    argcomplete.autocomplete(tree(words[1] if len(words) > 1 else ""), default_completer=argcomplete.FilesCompleter())
+    files = argcomplete.FilesCompleter()
+    parser = tree(words[1] if len(words) > 1 else "")
+    argcomplete.autocomplete(parser, always_complete_options=False, default_completer=files)
 
 
 def tree(name: str) -> argparse.ArgumentParser:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -88,7 +88,8 @@ def prepare(
         cfg.datasets = datasets
 
     weights = prepare_config(cfg, checkpoint, overrides=list(overrides), for_training=training)
-    default_setup(cfg, SimpleNamespace(config_file=config_file, eval_only=False))
+    with nullcontext() if training else _config_kept(Path(cfg.train.output_dir)):
+        default_setup(cfg, SimpleNamespace(config_file=config_file, eval_only=False))
     for name in LOGGERS:
         if name not in ("detectron2", "fvcore"):  # which default_setup has set up
             setup_logger(cfg.train.output_dir, comm.get_rank(), name=name)
@@ -100,6 +101,17 @@ def prepare(
     if weights:
         weights.log()
     return weights
+
+
+@contextmanager
+def _config_kept(folder: Path) -> Iterator[None]:
+    """Restore the config.yaml of a training's folder on exit: it belongs to the checkpoints there."""
+    config = folder / "config.yaml"
+    is_of_training = config.is_file() and any(folder.glob("model_*.pth"))
+    before = config.read_bytes() if is_of_training else b""
+    yield
+    if is_of_training and comm.is_main_process():
+        config.write_bytes(before)
 
 
 @contextmanager

@@ -216,6 +216,30 @@ def test_options_and_overrides_come_in_any_order(tool, words):
     assert args.overrides == ["a.b=1", "~c", "d=-1"]
 
 
+def test_a_stray_word_is_named(run, capsys):
+    """Neither a config, which is given, nor an override."""
+    with pytest.raises(SystemExit) as stop:
+        run("nonsense")
+    assert stop.value.code == 2 and "error: nonsense is not a change as key=value" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--resume"], ["--resume", "auto"], ["--resume=auto"], []])
+def test_resume_with_nothing_to_resume(tool, tmp_path, capsys, words):
+    """A mistyped folder does not begin another training of days; schedulers ask for that by `auto`."""
+    overrides = [f"train.output_dir={tmp_path}/new", "train.max_iter=1", "train.eval_period=0"]
+    if words == ["--resume"]:
+        with pytest.raises(SystemExit) as stop:
+            tool.main([CONFIG, *words, *overrides])
+        (line,) = capsys.readouterr().err.splitlines()
+        assert stop.value.code == 1 and f"{tmp_path}/new has no checkpoint to resume from" in line
+        assert not (tmp_path / "new").exists()
+        words = ["--resume"]
+        tool.train_net(["--config-file", CONFIG, *words, *overrides])  # as detectron2 does it
+    else:
+        tool.main([CONFIG, *words, *overrides])
+    assert (tmp_path / "new/model_final.pth").is_file()
+
+
 def test_an_unknown_option_behind_an_override_is_named(tool, capsys):
     with pytest.raises(SystemExit) as stop:
         tool.parse(tool.parser(), ["a=1", "--resum3", "b=2"])
