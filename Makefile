@@ -30,28 +30,28 @@ $(TESTABLE): $(READY)
 	touch $@
 
 $(TINY): | $(READY)
-	$(BIN)/python tools/make_tiny_coco.py --synthetic --output $(TINY_COCO_ROOT)
+	$(BIN)/align-detr make-data --synthetic --output $(TINY_COCO_ROOT)
 
 # γ = 1 instead of 2 leaves fewer doubtful boxes above the pictures' threshold, docs/evidence.md.
 demo: $(READY) $(TINY)  ## train on drawn shapes, evaluate, and show predictions beside ground truth
-	$(BIN)/python tools/train_net.py --config-file projects/align_detr/configs/align_detr_tiny.py \
+	$(BIN)/align-detr train align_detr_tiny \
 		$(NARROW) $(BUDGET) model.criterion.gamma=1 train.output_dir=$(DEMO) train.seed=$(SEED) --overwrite
-	$(BIN)/python tools/visualize_results.py --dataset tiny_coco_val \
+	$(BIN)/align-detr visualize-results --dataset tiny_coco_val \
 		--input $(DEMO)/coco_instances_results.json --output $(DEMO)/predictions.png
 
 baseline: $(READY) $(TINY)  ## plain DINO with the demo's budget
-	$(BIN)/python tools/train_net.py --config-file configs/baselines/dino_tiny.py \
+	$(BIN)/align-detr train dino_tiny \
 		$(NARROW) $(BUDGET) train.output_dir=output/baseline train.seed=$(SEED) --overwrite
 
 comparison: $(READY) $(TINY)  ## three detectors with both supervisions, three seeds each: hours; may be interrupted and goes on
-	$(BIN)/python tools/compare.py --output output/detectors $(NARROW)
-	$(BIN)/python tools/export_weights.py --only backbone --output output/backbone.safetensors \
+	$(BIN)/align-detr compare --output output/detectors $(NARROW)
+	$(BIN)/align-detr export-weights --only backbone --output output/backbone.safetensors \
 		--checkpoint output/detectors/dino_tiny/seed_1/model_final.pth
-	$(BIN)/python tools/compare.py --output output/dense_detectors $(NARROW) \
+	$(BIN)/align-detr compare --output output/dense_detectors $(NARROW) \
 		train.init_checkpoint=output/backbone.safetensors --pairs align_dab_detr_tiny:dab_detr_tiny
 
 ablation: $(READY) $(TINY)  ## every option of the criterion, three seeds each: hours; may be interrupted and goes on
-	$(BIN)/python tools/ablate.py --output output/ablation $(NARROW)
+	$(BIN)/align-detr ablate --output output/ablation $(NARROW)
 
 # PLATFORM=upstream tests with the detectron2 and detrex of $(PYTHON), and fails where there are none.
 ifeq ($(PLATFORM),upstream)
@@ -74,9 +74,9 @@ lint: $(TESTABLE)
 	$(BIN)/ruff check .
 
 smoke: $(READY) $(TINY)  ## a few iterations, evaluation and resumption through the command line
-	$(BIN)/python tools/train_net.py --config-file projects/align_detr/configs/align_detr_tiny.py \
+	$(BIN)/align-detr train align_detr_tiny \
 		--overwrite train.output_dir=output/smoke train.max_iter=20 train.eval_period=20 train.checkpointer.period=10
-	$(BIN)/python tools/train_net.py --config-file projects/align_detr/configs/align_detr_tiny.py --resume \
+	$(BIN)/align-detr train align_detr_tiny --resume \
 		train.output_dir=output/smoke train.max_iter=25 train.eval_period=25 train.checkpointer.period=10
 
 docs: $(READY)  ## the documentation as a site: output/site/index.html

@@ -1,5 +1,7 @@
 """Packaging: the folders of `projects` are packages, and `align_detr` carries the embedded engine with it."""
 
+import runpy
+
 from setuptools import find_namespace_packages, setup
 
 
@@ -7,6 +9,8 @@ def packages(folder: str, name: str) -> list[str]:
     """`folder` and the packages below it, installed as `name` and below."""
     return [name, *(f"{name}.{package}" for package in find_namespace_packages(folder))]
 
+
+PROJECTS = {name: f"projects/{name}" for name in runpy.run_path("detrkit/config/projects.py")["PROJECT_NAMES"]}
 
 setup(
     name="align-detr",
@@ -17,18 +21,14 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     package_dir={
-        "align_detr": "projects/align_detr",
-        "co_detr": "projects/co_detr",
-        "sd_detr": "projects/sd_detr",
+        **PROJECTS,
         "detrkit": "detrkit",
         "align_detr.embedded": "embedded",
         "align_detr.configs.common": "configs/common",
         "align_detr.configs.baselines": "configs/baselines",
     },
     packages=[
-        *packages("projects/align_detr", "align_detr"),
-        *packages("projects/co_detr", "co_detr"),
-        *packages("projects/sd_detr", "sd_detr"),
+        *(package for name, folder in PROJECTS.items() for package in packages(folder, name)),
         *packages("embedded", "align_detr.embedded"),
         *packages("detrkit", "detrkit"),
         *packages("configs/common", "align_detr.configs.common"),
@@ -36,6 +36,7 @@ setup(
     ],
     entry_points={"console_scripts": ["align-detr = detrkit.commands.main:main"]},
     install_requires=[
+        "argcomplete>=3.1",
         "torch>=2.1",
         "distributed",
         "fvcore",

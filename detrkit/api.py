@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from detectron2.utils import comm
 from omegaconf import DictConfig
@@ -15,13 +15,14 @@ from detrkit.reports.training_report import build_report
 from detrkit.runtime.program import subnormals_flushed
 from detrkit.runtime.threads import number_of_threads_kept
 from detrkit.training import evaluation, folder, loop
-from detrkit.training.session import join_torchrun, log_results, logs_closed_on_exit, prepare
+from detrkit.training.preflight import check_data
+from detrkit.training.session import check_exists, join_torchrun, log_results, logs_closed_on_exit, prepare
 
 
 def train(
     cfg: DictConfig,
     *,
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
     allow_changes: bool = False,
     overwrite: bool = False,
     config_file: str = "",
@@ -62,11 +63,11 @@ def evaluate(
     """
     checkpoint = os.fspath(checkpoint) or cfg.train.init_checkpoint
     if not checkpoint:
-        raise ValueError("nothing to evaluate: give train.init_checkpoint=FILE, or --resume in the folder of a run")
+        raise ValueError("nothing to evaluate: give train.init_checkpoint=FILE, or the folder of a training")
     with subnormals_flushed(), logs_closed_on_exit():
         join_torchrun()
-        if "://" not in checkpoint and not Path(checkpoint).is_file():
-            raise FileNotFoundError(f"train.init_checkpoint={checkpoint}: no such file")
+        check_exists(checkpoint)
+        check_data(cfg, ("test",))
         prepare(cfg, checkpoint, config_file=config_file, overrides=overrides)
         with number_of_threads_kept():
             results = evaluation.evaluate(cfg, checkpoint)

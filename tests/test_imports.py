@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from detrkit.config.projects import PROJECT_NAMES
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECTS = sorted(path.name for path in (ROOT / "projects").iterdir() if path.is_dir())
 # From the ground up. A package imports itself, and packages of lower floors only.
@@ -30,6 +32,11 @@ UPWARD = {
     ("projects/align_detr/__init__.py", "detrkit.inference"),
     ("projects/align_detr/__main__.py", "detrkit.commands"),
 }
+
+
+def test_the_list_of_projects_is_complete():
+    """Protects a new project from being left out of the wheel, the catalogue and what exported files may name."""
+    assert sorted(PROJECT_NAMES) == PROJECTS
 
 
 def module_of(path: Path) -> str:

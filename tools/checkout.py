@@ -1,4 +1,4 @@
-"""Puts the packages of this checkout on the path, for the tools beside this file."""
+"""Puts the packages of this checkout on the path, for `train_net.py`, and for tests that start programs."""
 
 import sys
 from pathlib import Path

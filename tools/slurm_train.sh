@@ -26,6 +26,6 @@ trap go_on_later USR1
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node "${SLURM_GPUS_ON_NODE:-1}" \
 	--rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$first:29400" \
-	tools/train_net.py --resume "$@" &
+	tools/train_net.py --resume=auto "$@" &
 training=$!
 wait "$training"

@@ -1,4 +1,8 @@
-"""What the commands have in common: configs with overrides, devices, and errors in one line."""
+"""What the commands share: arguments, their parsing, and errors in one line.
+
+This module and the commands import PyTorch and the library only inside functions, so that help, completion and
+mistakes in options are answered at once.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +16,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
+from typing import NoReturn
 
-import torch
-from detectron2.utils import comm
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
-from PIL import Image
-from torch.multiprocessing import ProcessExitedException
-
-from detrkit.runtime.logs import log_traceback
-
-CONFIG_ERRORS = (OmegaConfBaseException, HydraException)
-INPUT_ERRORS = (ValueError, OSError, FloatingPointError, Image.DecompressionBombError)
-USER_ERRORS = (*INPUT_ERRORS, torch.cuda.OutOfMemoryError, *CONFIG_ERRORS)
-# What PyTorch and detrex say of them does not help the person who could mend them.
+INPUT_ERRORS = (ValueError, OSError, FloatingPointError)
+# Errors of libraries that the user can mend. A library that is not imported has raised none.
+LIBRARY_ERRORS = (
+    ("torch.cuda", "OutOfMemoryError"),
+    ("hydra.errors", "HydraException"),
+    ("omegaconf.errors", "OmegaConfBaseException"),
+    ("PIL.Image", "DecompressionBombError"),
+)
+# The messages of PyTorch and detrex do not name what the user can change.
 EXPLAINED = {
     "selected index k out of range": "this image has fewer feature positions than the model has queries, or the model "
     "fewer scores (queries times classes) than model.select_box_nums_for_evaluation: larger images, or fewer of them",
@@ -35,41 +37,185 @@ EXPLAINED = {
     "Cannot import 'detrex._C'": "the installed detrex lacks its compiled operators: build them as its documentation "
     "says, or set ALIGN_DETR_PLATFORM=embedded to run without it",
 }
-OVERRIDE = re.compile(r"[+~]{0,2}[\w.]+=")
+OVERRIDE = re.compile(r"([+~]{0,2}[\w.]+=)|~[\w.]+$")
 SECONDS_FOR_RANK_0 = 5
 
 
-def parse_arguments(parser: argparse.ArgumentParser, words: Sequence[str] | None = None) -> argparse.Namespace:
-    """What `parser.parse_args` gives, but with options behind the first `key=value` understood too.
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose errors are one line, and name the option that is nearest to an unknown one.
 
     Args:
-        parser: the `key=value` are its `opts`, which take all that is left.
-        words: the command line's by default.
+        description: what the command does.
+        examples: calls of the command, for the end of its help.
+        more: paragraphs between the options and the examples.
     """
-    args, overrides = argparse.Namespace(), []
-    rest = list(sys.argv[1:] if words is None else words)
-    while True:
-        parser.parse_args(rest, args)
-        # The first of them was none to the parser, whatever it begins with.
-        option = next((n for n, word in enumerate(args.opts) if n and word.startswith("-")), len(args.opts))
-        overrides += args.opts[:option]
-        rest = args.opts[option:]
-        if not rest:
-            args.opts = overrides
-            return args
+
+    def __init__(self, description: str = "", examples: Sequence[str] = (), more: str = "", **kwargs):
+        epilog = "\n\n".join(part for part in (more.strip(), _list_of("examples", examples)) if part)
+        super().__init__(
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **kwargs,
+        )
+        self.examples = tuple(examples)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (`{self.prog} --help` lists the options)\n")
+
+
+def _list_of(title: str, lines: Sequence[str]) -> str:
+    return "\n".join([f"{title}:", *(f"  {line}" for line in lines)]) if lines else ""
+
+
+def add_config(parser: argparse.ArgumentParser, help: str = "", default: str = "", metavar: str = "CONFIG") -> None:
+    """Add the config as the first word of the command line, or as the option `--config-file`.
+
+    Args:
+        help: what the command does with it.
+        default: the config if none is given.
+    """
+    text = help or "name (`align-detr configs` lists them) or path of a config"
+    parser.add_argument("config", nargs="?", default=default, metavar=metavar, help=text).completer = complete_config
+    option = parser.add_argument("--config-file", metavar="CONFIG", help="the same as an option, as in detectron2")
+    option.completer = complete_config
+
+
+def add_checkpoint(parser: argparse.ArgumentParser, help: str) -> None:
+    """Add `--checkpoint` and `--which`."""
+    parser.add_argument("--checkpoint", metavar="FILE", help=help)
+    parser.add_argument(
+        "--which",
+        choices=("best", "final"),
+        help="checkpoint of a training's folder: the one that evaluated best, or the last (default: the last)",
+    )
+
+
+def add_overrides(parser: argparse.ArgumentParser, help: str = "changes to the config") -> None:
+    """Add the words `key=value`; call it after `add_config`."""
+    action = parser.add_argument("overrides", nargs="*", metavar="key=value", help=help)
+    action.completer = complete_override
+
+
+def parse(parser: argparse.ArgumentParser, words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse a command line whose options, config and `key=value` may come in any order.
+
+    Args:
+        words: by default those of the command line.
+
+    Returns:
+        The arguments. `config` is "" or a word, `overrides` has all `key=value`.
+
+    Exits with status 2 and one line if the words do not fit.
+    """
+    words = list(sys.argv[1:] if words is None else words)
+    check_options(parser, words)
+    args = parser.parse_intermixed_args(words)
+    if not hasattr(args, "overrides"):
+        return args
+    given = getattr(args, "config", None)
+    default = parser.get_default("config")
+    plain = [given] if given and given != default else []
+    plain += args.overrides
+    args.overrides = []
+    take_overrides(plain, args.overrides)
+    for action in parser._actions:  # an option that takes any number of words took the overrides after it too
+        if action.option_strings and action.nargs in ("+", "*"):
+            take_overrides(getattr(args, action.dest) or [], args.overrides)
+    if hasattr(args, "config"):
+        configs = [*plain, *([args.config_file] if args.config_file else [])]
+        if len(configs) > 1:
+            stray, config = (plain[0], args.config_file) if args.config_file else (plain[1], plain[0])
+            parser.error(f"{stray} is not a change as key=value, and {config} is given already")
+        args.config = configs[0] if configs else default
+    elif plain:
+        parser.error(f"{plain[0]} is not a change as key=value")
+    return args
+
+
+def check_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """Exit with one line if a word is an option that the parser does not have."""
+    known = [text for text in parser._option_string_actions if text.startswith("--")]
+    for word in words:
+        if word == "--":
+            return
+        name = word.partition("=")[0]
+        if not re.match(r"--\w", name) or any(option.startswith(name) for option in known):
+            continue
+        near = get_close_matches(name, known, n=1, cutoff=0.5)
+        parser.error(f"there is no option {name}" + (f": did you mean {near[0]}?" if near else ""))
 
 
 def take_overrides(words: list[str], overrides: list[str]) -> None:
-    """Move the `key=value` among `words` to `overrides`: an option that takes any number of words takes those behind it
-    too. A file of that name stays."""
+    """Move the `key=value` among `words` to `overrides`. A word that is an existing file stays."""
     found = [word for word in words if OVERRIDE.match(word) and not Path(word).exists()]
     overrides += found
     words[:] = [word for word in words if word not in found]
 
 
+def complete_config(prefix: str, **_) -> list[str]:
+    """Names of configs, and files; for argcomplete."""
+    from detrkit.commands.completers import configs
+
+    return configs(prefix)
+
+
+def complete_override(prefix: str, parsed_args: argparse.Namespace, **_) -> list[str]:
+    """Keys and values of the config on the command line; its name as long as there is none; for argcomplete."""
+    from detrkit.commands.completers import overrides
+
+    return overrides(prefix, parsed_args)
+
+
+def check_exist(config: str | None, checkpoint: str | os.PathLike | None, kinds: str = "config") -> None:
+    """Check that what the command line names is there, before the library is imported.
+
+    Args:
+        config: a config, the folder of a training, or an exported file.
+        checkpoint: a file, a URL or the folder of a training.
+        kinds: what `config` may be, for the message.
+
+    Raises:
+        FileNotFoundError: it is not; the message has configs of similar names.
+        ValueError: the checkpoint is incomplete, or no file of weights.
+    """
+    if config and Path(config).is_dir():
+        if not Path(config, "config.yaml").is_file():
+            raise FileNotFoundError(f"{config} is not the folder of a training: it has no config.yaml")
+    elif config:
+        from detrkit.config.catalogue import find_config
+
+        try:
+            find_config(config)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(str(error).replace("no such config", f"no such {kinds}", 1)) from error
+    text = os.fspath(checkpoint or "")
+    if not text or "://" in text:
+        return
+    if not Path(text).exists():
+        raise FileNotFoundError(f"no such checkpoint: {text}")
+    from detrkit.runtime.weight_files import weights_problem
+
+    if Path(text).is_file() and (problem := weights_problem(text)):
+        raise ValueError(problem)
+
+
+def find_named(args: argparse.Namespace) -> tuple[str, str, Path | None]:
+    """Return the config, the weights and the folder of a training that `config`, `--checkpoint` and `--which` name.
+
+    Prints the weights if they are chosen from a folder. See `detrkit.inference.sources.find_named`.
+    """
+    from detrkit.inference.sources import find_named
+
+    named = find_named(args.config, args.checkpoint, args.which)
+    if named.folder is not None:
+        print(f"weights: {named.weights}", flush=True)
+    return named
+
+
 @contextmanager
 def interrupts_end(advice: str = "") -> Iterator[None]:
-    """Ctrl-C inside the block ends the program with the exit status that shells know it by, after a line of advice."""
+    """End the program on Ctrl-C inside the block, with the exit status that shells expect, after a line of advice."""
     try:
         yield
     except KeyboardInterrupt:
@@ -97,27 +243,44 @@ def errors_in_one_line() -> Iterator[None]:
     threading.excepthook = _log_thread
     try:
         yield
-    except USER_ERRORS as error:
-        log_traceback()
-        # What every process runs into is for the first to tell; the launcher then ends the others as they wait here.
-        if int(os.environ.get("RANK", comm.get_rank())) > 0:
-            time.sleep(SECONDS_FOR_RANK_0)
-        print(f"error: {_one_line(error)}", file=sys.stderr, flush=True)
-        sys.exit(1)
-    except ProcessExitedException as error:  # a process that was started here; it has said why, unless it was killed
-        if error.signal_name:
-            print(f"error: {_one_line(error)}", file=sys.stderr, flush=True)
-        sys.exit(1)
     except Exception as error:
+        from detrkit.runtime.logs import log_traceback
+
         log_traceback()
-        explanation = next((text for said, text in EXPLAINED.items() if said in str(error)), None)
-        if "DataLoader worker" in str(error):  # PyTorch has no class of its own for one that is gone
-            advice = "if memory ran out: fewer dataloader.train.num_workers, or smaller batches"
-            explanation = f"{_one_line(error)} ({advice})"
-        if explanation is None:
+        if (message := _message_of(error)) is None:
             raise
-        print(f"error: {explanation}", file=sys.stderr, flush=True)
+        # Every process runs into the same error, and the first one reports it; the launcher ends the waiting others.
+        if is_user_error(error) and _rank() > 0:
+            time.sleep(SECONDS_FOR_RANK_0)
+        if message:
+            print(f"error: {message}", file=sys.stderr, flush=True)
         sys.exit(1)
+
+
+def is_user_error(error: BaseException) -> bool:
+    """Whether the error is one of input or environment."""
+    return isinstance(error, (*INPUT_ERRORS, *_imported(LIBRARY_ERRORS)))
+
+
+def _imported(names: Sequence[tuple[str, str]]) -> list[type]:
+    return [getattr(sys.modules[module], name) for module, name in names if module in sys.modules]
+
+
+def _message_of(error: Exception) -> str | None:
+    """The line to print; "" if it was printed by another process; None for an error that needs its traceback."""
+    if is_user_error(error):
+        return _one_line(error)
+    exited = _imported([("torch.multiprocessing.spawn", "ProcessExitedException")])
+    if isinstance(error, tuple(exited)):  # a process that was started here; it has said why, unless it was killed
+        return _one_line(error) if error.signal_name else ""
+    if "DataLoader worker" in str(error):  # PyTorch has no class for one that has died
+        return f"{_one_line(error)} (if memory ran out: fewer dataloader.train.num_workers, or smaller batches)"
+    return next((text for said, text in EXPLAINED.items() if said in str(error)), None)
+
+
+def _rank() -> int:
+    comm = sys.modules.get("detectron2.utils.comm")
+    return int(os.environ.get("RANK", comm.get_rank() if comm else 0))
 
 
 def _has_no_traceback(record: logging.LogRecord) -> bool:
@@ -125,6 +288,8 @@ def _has_no_traceback(record: logging.LogRecord) -> bool:
 
 
 def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
     lines = str(error).strip().splitlines() or [type(error).__name__]
     if lines[0].startswith("Caught ") and len(lines) > 1:  # a data loader's worker: its traceback is the message
         return lines[-1].partition(": ")[2] or lines[-1]
@@ -132,5 +297,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _log_thread(problem: threading.ExceptHookArgs) -> None:
-    """What ends a thread, such as one that writes for TensorBoard, the main thread will come to as well."""
+    """Log what ends a thread, such as one that writes for TensorBoard: the main thread will meet the error as well."""
+    from detrkit.runtime.logs import log_traceback
+
     log_traceback(problem.exc_value)

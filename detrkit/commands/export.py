@@ -1,21 +1,4 @@
-"""Write a trained detector as one file.
-
-    align-detr export SOURCE --output FILE.safetensors
-    align-detr export SOURCE --output FILE.onnx|FILE.pt2 [--batch N] [--size H W] [--dynamic] [--float64] [--check PICS]
-
-SOURCE is the folder of a training, or an exported file; or give `--config-file CONFIG --checkpoint FILE`, and
-`key=value` to change the config. A `.safetensors` file holds weights (averaged ones, where the training kept them),
-config, names of classes and input size; `align_detr.Detector`, `align-detr demo` and `train.init_checkpoint` take it,
-and nothing in it is run. With `--format NAME` weights alone are written, in the names of another code base (mmdet,
-original, huggingface, sensex) or of detrex: see `align-detr export-weights`.
-
-ONNX and `.pt2` (torch.export) hold the whole network, from images to boxes. Its input `images` (N, 3, H, W) are float32
-from 0 to 255; its outputs `boxes` (N, K, 4), left, top, right, bottom in pixels of the images, `scores` and `classes`
-(N, K), best first. N and H, W are those of --batch and --size; with --dynamic, what these do not say is free. --check
-runs pictures through PyTorch and the file, prints the differences, and fails if there are any that matter; how far
-either is from PyTorch in float64 on these pictures tells rounding from a mistake. So does an ONNX file of --float64,
-which computes, and is compared, in float64.
-"""
+"""`align-detr export`: write a detector as one file."""
 
 from __future__ import annotations
 
@@ -25,38 +8,114 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig
+from detrkit.commands import command_line
+from detrkit.commands.choices import WEIGHT_FAMILIES, WEIGHT_FORMATS
 
-from align_detr._platform import ENV_VAR, is_upstream
-from detrkit.commands import export_weights
-from detrkit.commands.command_line import errors_in_one_line, take_overrides
-from detrkit.config.load import load_config
-from detrkit.inference.agreement import agreement_table, rounding_table
-from detrkit.inference.export import GRAPHS, WEIGHTS, ExportedFile, check_graph, export, open_graph
-from detrkit.inference.network import Network
-from detrkit.inference.pytorch import PyTorchNetwork
-from detrkit.inference.sources import find_source
-from detrkit.weights import families
+DESCRIPTION = """\
+Write a detector as one file.
+
+Give the folder of a training, an exported file, or a CONFIG with --checkpoint FILE; the latter takes key=value too.
+
+.safetensors  weights (averaged ones if the training kept them), config, names of classes and input size. Nothing in
+              the file is run. `align_detr.Detector`, `align-detr demo` and train.init_checkpoint take it.
+.onnx, .pt2   the whole network, from images to boxes. Input `images` (N, 3, H, W): float32 from 0 to 255. Outputs
+              `boxes` (N, K, 4): left, top, right, bottom in pixels of the images; `scores` and `classes` (N, K).
+              Detections are sorted, best first."""
+MORE = """\
+--check prints the differences between PyTorch and the file, and fails if they matter. It also prints how far both are
+from PyTorch in float64: this separates rounding from a mistake."""
+EXAMPLES = (
+    "align-detr export output/align_detr_tiny --output tiny.safetensors",
+    "align-detr export output/align_detr_tiny --which best --output tiny.onnx --dynamic --check photos",
+)
+GRAPHS = (".onnx", ".pt2")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the options of `align-detr export`."""
+    parser = command_line.CommandParser(DESCRIPTION, EXAMPLES, MORE, prog="align-detr export")
+    command_line.add_config(
+        parser, "the folder of a training, an exported file, or a config", metavar="FOLDER|FILE|CONFIG"
+    )
+    command_line.add_checkpoint(parser, "weights; with SOURCE, in place of its own")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".safetensors, .onnx or .pt2")
+    parser.add_argument(
+        "--format",
+        choices=WEIGHT_FORMATS,
+        metavar="NAME",
+        help=f"write weights alone, under the names of {', '.join(WEIGHT_FAMILIES)}; see `align-detr export-weights`",
+    )
+    parser.add_argument("--batch", type=int, metavar="N", help="images at once (default: 1; any with --dynamic)")
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="pixels that images are resized to, without keeping their aspect ratio (default: the size that the config "
+        "resizes 480 x 640 to; any with --dynamic)",
+    )
+    parser.add_argument("--dynamic", action="store_true", help="leave free what --batch and --size do not set")
+    parser.add_argument("--float64", action="store_true", help="compute in float64: exact and slow; .onnx only")
+    parser.add_argument("--check", type=Path, metavar="FOLDER", help="compare with PyTorch on the images of a folder")
+    command_line.add_overrides(parser)
+    return parser
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Check that options fit together, before anything is imported.
+
+    Raises:
+        ValueError: they do not.
+        FileNotFoundError: config or checkpoint are not there.
+    """
+    command_line.check_exist(args.config, args.checkpoint, "folder, file or config")
+    if not args.config or not (has_config(args.config) or args.checkpoint):
+        raise ValueError("no detector: give the folder of a training, an exported file, or a config and --checkpoint")
+    if has_config(args.config) and args.overrides:
+        raise ValueError(f"{args.config} has a config of its own: to change it, give a config and --checkpoint")
+    if args.check and args.output.suffix == ".safetensors":
+        raise ValueError(f"--check is for {' and '.join(GRAPHS)}: a .safetensors file has no graph")
+    graph_only = [name for name in ("batch", "size", "dynamic", "check", "float64") if getattr(args, name)]
+    if args.format and graph_only:
+        raise ValueError(f"--{graph_only[0]} is for {' and '.join(GRAPHS)}: --format writes weights alone")
+
+
+def has_config(source: str) -> bool:
+    """Whether a source holds config and weights: the folder of a training, or an exported file."""
+    return Path(source).is_dir() or source.endswith(".safetensors")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the file, print a line about it, and check it if asked to.
+    """Write the file, print a line about it, and check it if asked to."""
+    with command_line.errors_in_one_line():
+        check_options(args)
+        try:
+            export(args)
+        except ImportError as error:  # a package that only some files need
+            raise ValueError(str(error)) from error
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write the file that the options ask for.
 
     Raises:
         ValueError: options do not fit, or the file detects something else than PyTorch.
     """
-    if args.source is None and not (args.config_file and args.checkpoint):
-        raise ValueError("give the folder of a training, or --config-file and --checkpoint")
-    if args.source is not None and (args.config_file or args.opts):
-        raise ValueError(f"{args.source} has a config of its own: to change it, give --config-file and --checkpoint")
-    if args.check and args.output.suffix == WEIGHTS:
-        raise ValueError(f"--check is for {' and '.join(GRAPHS)}: a {WEIGHTS} file has no graph")
-    config = load_config(args.config_file, args.opts) if args.config_file else None
+    from align_detr._platform import ENV_VAR, is_upstream
+
+    if args.output.suffix in GRAPHS and is_upstream() and ENV_VAR not in os.environ:
+        # Again on the engine, whose modules can be traced: models and weights are the same.
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, ENV_VAR: "embedded"})
+    from detrkit.config.load import load_config
+    from detrkit.inference import export as library
+
+    source = args.config if has_config(args.config) else None
+    config = None if source else load_config(args.config, args.overrides)
     if args.format:
-        print(export_weights.export(weights_arguments(args, config)))
+        print(export_weights(args, source, config))
         return
-    exported = export(
-        args.source,
+    exported = library.export(
+        source,
         args.output,
         config=config,
         checkpoint=args.checkpoint,
@@ -64,38 +123,29 @@ def run(args: argparse.Namespace) -> None:
         size=args.size,
         dynamic=args.dynamic,
         float64=args.float64,
-        overrides=args.opts,
+        overrides=args.overrides,
+        which=args.which,
     )
+    if Path(args.config).is_dir():
+        print(f"weights: {exported.weights}")
     print(summary(exported))
     if args.check:
         runtime = {".onnx": "ONNX Runtime"}.get(exported.path.suffix, "torch.export")
-        print_check(exported.network, open_graph(exported.path), args.check, runtime)
+        print_check(exported.network, library.open_graph(exported.path), args.check, runtime)
 
 
-def weights_arguments(args: argparse.Namespace, config: DictConfig | None) -> argparse.Namespace:
-    """The arguments of `align-detr export-weights` for a source and --format.
+def export_weights(args: argparse.Namespace, source: str | None, config) -> str:
+    """Write weights alone, as `--format` asks; return the table about them."""
+    from detrkit.inference.sources import find_source
+    from detrkit.inference.weights_file import export_weights
 
-    Raises:
-        ValueError: an option is for graphs.
-    """
-    graph_only = [name for name in ("batch", "size", "dynamic", "check", "float64") if getattr(args, name)]
-    if graph_only:
-        raise ValueError(f"--{graph_only[0]} is for {' and '.join(GRAPHS)}: --format writes weights alone")
-    cfg, weights, _ = find_source(args.source, config, args.checkpoint, args.opts)
-    return argparse.Namespace(
-        checkpoint=Path(weights),
-        output=args.output,
-        format=args.format,
-        ema=bool(cfg.train.model_ema.enabled),
-        half=False,
-        only=None,
-        config_file="",
-        overrides=[],
-    )
+    cfg, weights, _ = find_source(source, config, args.checkpoint, args.overrides, args.which)
+    ema = bool(cfg.train.model_ema.enabled)
+    return export_weights(Path(weights), args.output, format=args.format, ema=ema)
 
 
-def summary(exported: ExportedFile) -> str:
-    """Such as "mine.onnx: 190.1 MB, DINO with 80 classes, 1 image(s) of 480 x 640 pixels"."""
+def summary(exported) -> str:
+    """Return a line such as "mine.onnx: 190.1 MB, DINO with 80 classes, 1 image(s) of 480 x 640 pixels"."""
     network, shape = exported.network, exported.shape
     megabytes, classes = exported.path.stat().st_size / 1e6, len(network.classes.names)
     line = f"{exported.path}: {megabytes:.1f} MB, {type(network.model).__name__} with {classes} classes"
@@ -105,12 +155,21 @@ def summary(exported: ExportedFile) -> str:
     return f"{line}, {shape.batch or 'any number of'} image(s) of {size}"
 
 
-def print_check(reference: PyTorchNetwork, other: Network, folder: Path, runtime: str) -> None:
-    """Print how far a graph's detections are from PyTorch's; raise ValueError if they disagree.
+def print_check(reference, other, folder: Path, runtime: str) -> None:
+    """Print how far a graph's detections are from PyTorch's.
 
     Args:
+        reference: the `PyTorchNetwork`.
+        other: the `Network` of the graph.
+        folder: of images.
         runtime: the name of the graph's runtime, for the tables.
+
+    Raises:
+        ValueError: they disagree.
     """
+    from detrkit.inference.agreement import agreement_table, rounding_table
+    from detrkit.inference.export import check_graph
+
     names = "PyTorch", runtime
     results, rounding = check_graph(reference, other, folder)
     print(agreement_table(results, names))
@@ -120,42 +179,5 @@ def print_check(reference: PyTorchNetwork, other: Network, folder: Path, runtime
         raise ValueError(f"PyTorch and the file disagree on {wrong} of {len(results)} images")
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", nargs="*", metavar="SOURCE", help="the folder of a training, or an exported file")
-    parser.add_argument("--config-file", metavar="CONFIG", help="instead of SOURCE, with --checkpoint")
-    parser.add_argument("--checkpoint", metavar="FILE", help="weights; with SOURCE, in place of its own")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".safetensors, .onnx or .pt2")
-    parser.add_argument("--format", choices=families(), metavar="NAME", help="weights alone, in these names")
-    parser.add_argument("--batch", type=int, metavar="N", help="images at once (default: 1; any with --dynamic)")
-    parser.add_argument(
-        "--size",
-        type=int,
-        nargs=2,
-        metavar=("H", "W"),
-        help="pixels that pictures are resized to, whatever their aspect (default: what the config makes of 480 x 640; "
-        "with --dynamic, what it makes of each)",
-    )
-    parser.add_argument("--dynamic", action="store_true", help="leave free what --batch and --size do not say")
-    parser.add_argument("--float64", action="store_true", help="exact and slow, to tell rounding from a mistake")
-    parser.add_argument("--check", type=Path, metavar="FOLDER", help="compare with PyTorch on these pictures")
-    args = parser.parse_intermixed_args(argv)
-    args.opts = []
-    take_overrides(args.words, args.opts)
-    if len(args.words) > 1:
-        parser.error(f"one source, please, not {' and '.join(args.words)}")
-    args.source = args.words[0] if args.words else None
-    return args
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parse(argv)
-    if args.output.suffix in GRAPHS and is_upstream() and ENV_VAR not in os.environ:
-        # Again on the engine, whose modules can be traced: models and weights are the same.
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, ENV_VAR: "embedded"})
-    with errors_in_one_line():
-        try:
-            run(args)
-        except ImportError as error:  # a package that only some files need
-            raise ValueError(str(error)) from error
-
+    run(command_line.parse(parser(), argv))

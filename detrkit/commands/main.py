@@ -1,52 +1,52 @@
 """`align-detr COMMAND ...`, also as `python -m align_detr COMMAND ...`.
 
-A command's module is imported when it is called, so that help and completion need not wait for PyTorch.
+Each command is a module with `parser()`, `run(args)` and `main(words)`, which does both. A command's module is imported
+when it is called, and imports PyTorch once its options are understood.
 """
 
+import argparse
 import os
 import sys
 from difflib import get_close_matches
 from importlib import import_module
+from types import ModuleType
 from typing import NamedTuple
 
 from align_detr import __version__
+from detrkit.commands.command_line import interrupts_end
 
 
 class Command(NamedTuple):
-    """What the word behind `align-detr` stands for.
+    """A command.
 
     Attributes:
         summary: for the list of commands.
-        takes_config: whether a first word that is no option is the config.
-        module: of `detrkit.commands`; by default of the command's name.
-        options: given in front of those of the command line.
+        module: of `detrkit.commands`; "" for the command's name.
     """
 
     summary: str
-    takes_config: bool = False
     module: str = ""
-    options: tuple[str, ...] = ()
 
 
 COMMANDS = {
-    "train": Command("train a detector", True),
-    "eval": Command("evaluate a checkpoint", True, "train", ("--eval-only",)),
-    "demo": Command("detect objects in images, and draw them", True),
+    "train": Command("train a detector"),
+    "eval": Command("evaluate a detector", "evaluate"),
+    "demo": Command("detect objects in images, and draw them"),
     "configs": Command("list the configs, which every command takes by name or by path"),
-    "analyze": Command("measure how well a detector's scores agree with its boxes", True),
-    "model": Command("count a detector's parameters, multiply-adds and activations", True),
-    "benchmark": Command("time criterion, attention, training step, inference and data loading", True),
-    "gpu-report": Command("measure on a GPU what only a GPU can tell, and write it as one page", True, "gpu_report"),
-    "ablate": Command("train with a grid of settings, several seeds each", True),
+    "analyze": Command("measure how well a detector's scores agree with its boxes"),
+    "model": Command("count a detector's parameters, multiply-adds and activations"),
+    "benchmark": Command("time criterion, attention, training step, inference and data loading"),
+    "gpu-report": Command("measure speed and memory on a GPU, and write one page"),
+    "ablate": Command("train with a grid of settings, several seeds each"),
     "compare": Command("train detectors with Align-DETR's supervision and with their own"),
-    "export": Command("write a detector as one file to use: .safetensors, ONNX, torch.export"),
+    "export": Command("write a detector as one file: .safetensors, ONNX, torch.export"),
     "export-weights": Command("write a checkpoint's weights alone"),
-    "weights": Command("tell what a file of weights is, of this or another code base"),
-    "convert": Command("convert a Pascal VOC or YOLO dataset to COCO's format, and tell what is wrong with it"),
+    "weights": Command("show what a file of weights holds, of this or another code base"),
+    "convert": Command("convert a dataset to COCO's format, and list its mistakes"),
     "make-data": Command("write a small dataset: drawn shapes, or a part of COCO"),
     "visualize-results": Command("draw predictions beside ground truth"),
-    "visualize-attention": Command("show where the branches of SD-DETR's decoder attend", True),
-    "completion": Command("print what makes a shell complete commands, options and configs"),
+    "visualize-attention": Command("show where the branches of SD-DETR's decoder attend"),
+    "completion": Command("print the shell code that completes commands, options, configs and their keys"),
 }
 
 
@@ -55,15 +55,48 @@ def usage() -> str:
     return (
         "usage: align-detr COMMAND ...\n\n"
         f"{commands}\n\n"
-        "align-detr COMMAND --help tells more. Such as:\n\n"
+        "`align-detr COMMAND --help` explains a command. Examples:\n\n"
         "  align-detr make-data --synthetic\n"
         "  align-detr train align_detr_tiny train.max_iter=100\n"
         "  align-detr train --data FOLDER\n"
-        "  align-detr eval align_detr_tiny train.init_checkpoint=output/align_detr_tiny/model_final.pth"
+        "  align-detr eval output/align_detr_tiny"
     )
 
 
+def module_of(name: str) -> ModuleType:
+    """Import the module of a command."""
+    return import_module(f"detrkit.commands.{COMMANDS[name].module or name.replace('-', '_')}")
+
+
+def complete() -> None:
+    """Answer a shell that asks argcomplete's questions, and exit. Without argcomplete there is no answer."""
+    try:
+        import argcomplete
+    except ImportError:
+        sys.exit(1)
+    words = os.environ.get("COMP_LINE", "").split()
+    files = argcomplete.FilesCompleter()
+    parser = tree(words[1] if len(words) > 1 else "")
+    argcomplete.autocomplete(parser, always_complete_options=False, default_completer=files)
+
+
+def tree(name: str) -> argparse.ArgumentParser:
+    """Return a parser of all commands, of which one has its options.
+
+    Args:
+        name: of this command.
+    """
+    root = argparse.ArgumentParser(prog="align-detr")
+    commands = root.add_subparsers()
+    for command, about in COMMANDS.items():
+        parents = [module_of(command).parser()] if command == name else []
+        commands.add_parser(command, help=about.summary, parents=parents, add_help=not parents)
+    return root
+
+
 def main() -> None:
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks what may follow
+        complete()
     name, *words = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         print(usage())
@@ -71,20 +104,16 @@ def main() -> None:
     if name == "--version":
         print(f"align-detr {__version__}")
         return
-    command = COMMANDS.get(name)
-    if command is None:
+    if name not in COMMANDS:
         near = get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}"
         print(f"error: there is no command {name}: {hint}", file=sys.stderr)
         sys.exit(2)
-    if command.takes_config and words and not words[0].startswith("-") and "=" not in words[0]:
-        words.insert(0, "--config-file")
-    sys.argv = [f"align-detr {name}", *command.options, *words]
-    module = command.module or name.replace("-", "_")
+    sys.argv = [f"align-detr {name}", *words]
     try:
-        import_module(f"detrkit.commands.{module}").main()
+        with interrupts_end():
+            module_of(name).main(words)
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-

@@ -1,211 +1,67 @@
-"""Counts a detector's parameters, multiply-adds and activations, module by module, for one image of a given size.
-
-    align-detr model --config-file CONFIG [--size 1280 800] [--tasks parameter flop] [key=value ...]
-
-One FLOP is one multiply-add, as in the papers' tables, of inference on one image without padding:
-
-    convolution, linear layer, matrix product    one per weight and output position
-    attention                                    Lq·Lk·(width of keys + width of values), over heads and batch
-    deformable attention                         5·Lq·heads·levels·points·width of a head: bilinear interpolation of
-                                                 four cells and one weight (Deformable DETR, arXiv 2010.04159, A.1)
-    batch norm; group and layer norm             2; 5 per value, which is fvcore's count
-
-Other elementwise arithmetic, softmax and sorting are not counted. Activations are the values that the operators of the
-first two lines put out. Everything runs on the CPU, with random weights.
-"""
+"""`align-detr model`: count a detector's parameters, multiply-adds and activations."""
 
 from __future__ import annotations
 
 import argparse
-import warnings
-from collections import Counter
-from collections.abc import Callable, Sequence
-from math import prod
-from typing import Any
+from collections.abc import Sequence
 
-import torch
-from fvcore.nn import FlopCountAnalysis
-from fvcore.nn.jit_handles import (
-    addmm_flop_jit,
-    bmm_flop_jit,
-    conv_flop_jit,
-    einsum_flop_jit,
-    get_shape,
-    linear_flop_jit,
-    matmul_flop_jit,
+from detrkit.commands import command_line
+
+DESCRIPTION = """\
+Count a detector's parameters, multiply-adds and activations, module by module, for one image of a given size.
+
+It runs on the CPU, with random weights. One FLOP is one multiply-add, as in the tables of papers."""
+EXAMPLES = (
+    "align-detr model align_detr_tiny --size 128 128",
+    "align-detr model dino_tiny --tasks parameter --depth 1 model.num_queries=50",
 )
-from tabulate import tabulate
-from torch import Tensor, nn
-
-from detrkit.commands.command_line import errors_in_one_line
-from detrkit.config.load import load_config
-from detrkit.training.loading import load_detector
-
 TASKS = ("parameter", "flop", "activation", "structure")
-ACTIVATIONS = "activations"  # among the names of operators in fvcore's counters
-DEFORMABLE = "deformable attention"
-PER_SAMPLE = 5  # multiply-adds of a value that deformable attention reads: four cells, and the attention weight
-Values = list[Any]  # of a traced graph
 
 
-class Inference(nn.Module):
-    """Inference on one image (3, H, W), as a function of tensors that can be traced."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        height, width = map(int, image.shape[-2:])
-        found = self.model([{"image": image, "height": height, "width": width}])[0]["instances"]
-        return found.pred_boxes.tensor, found.scores, found.pred_classes
-
-
-def attention_flops(inputs: Values, outputs: Values) -> int:
-    """Of `scaled_dot_product_attention`, query (…, Lq, D), key (…, Lk, D), value (…, Lk, D')."""
-    query, key, value = (get_shape(tensor) for tensor in inputs[:3])
-    return prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
-
-
-def deformable_attention_flops(inputs: Values, outputs: Values) -> int:
-    """Of an operator of value (B, S, H, D), …, attention weights (B, Lq, H, L, P): the last input with 5 dimensions."""
-    shapes = [shape for tensor in inputs if (shape := get_shape(tensor))]
-    channels = shapes[0][-1]
-    weights = [shape for shape in shapes if len(shape) == 5][-1]
-    return PER_SAMPLE * prod(weights) * channels
-
-
-def sampling_flops(inputs: Values, outputs: Values) -> int:
-    """Of `grid_sample`, by which deformable attention in plain PyTorch reads its values."""
-    return PER_SAMPLE * prod(get_shape(outputs[0]))
-
-
-OPERATORS: dict[str, tuple[str, Callable[[Values, Values], int | Counter]]] = {
-    "aten::_convolution": ("conv", conv_flop_jit),
-    "aten::linear": ("linear", linear_flop_jit),
-    "aten::addmm": ("linear", addmm_flop_jit),
-    "aten::matmul": ("matmul", matmul_flop_jit),
-    "aten::mm": ("matmul", matmul_flop_jit),
-    "aten::bmm": ("matmul", bmm_flop_jit),
-    "aten::einsum": ("matmul", einsum_flop_jit),
-    "aten::scaled_dot_product_attention": ("attention", attention_flops),
-    "aten::grid_sampler": (DEFORMABLE, sampling_flops),
-    "detrex::deform_attn": (DEFORMABLE, deformable_attention_flops),
-    "prim::PythonOp._DeformAttn": (DEFORMABLE, deformable_attention_flops),
-}
-
-
-def handle(name: str, flops: Callable[[Values, Values], int | Counter]) -> Callable[[Values, Values], Counter]:
-    """Counts an operator's FLOPs under `name`, and its activations."""
-
-    def count(inputs: Values, outputs: Values) -> Counter:
-        counted = flops(inputs, outputs)
-        counts = Counter({name: sum(counted.values()) if isinstance(counted, Counter) else counted})
-        if name != DEFORMABLE:  # its sampled values are there or not, as it is implemented
-            counts[ACTIVATIONS] = prod(get_shape(outputs[0]))
-        return counts
-
-    return count
-
-
-def count_operators(model: nn.Module, size: tuple[int, int]) -> tuple[dict[str, Counter], Counter]:
-    """Run `model` on an image of `size` (width, height).
-
-    Returns:
-        By the names of the model's modules, "" for all of it: FLOPs by operator, and `ACTIVATIONS`. And the operators
-        without a count, with how often they ran.
-    """
-    width, height = size
-    analysis = FlopCountAnalysis(Inference(model), (torch.zeros(3, height, width),))
-    analysis.set_op_handle(**{op: handle(*counted) for op, counted in OPERATORS.items()})
-    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        by_module = analysis.by_module_and_operator()
-    inner = {name.removeprefix("model").removeprefix("."): counts for name, counts in by_module.items() if name}
-    return inner, analysis.unsupported_ops()
-
-
-def module_table(model: nn.Module, counts: dict[str, Counter], tasks: Sequence[str], depth: int) -> str:
-    """What each module has and does, down to `depth` names; those that neither have nor do anything are left out."""
-    all_flops = flops_of(counts.get("", Counter()))
-    rows = []
-    for name, module in model.named_modules():
-        level = len(name.split(".")) if name else 0
-        parameters = sum(parameter.numel() for parameter in module.parameters())
-        counted = counts.get(name, Counter())
-        if level > depth or not (parameters or counted):
-            continue
-        row = [name or type(model).__name__]
-        if "parameter" in tasks:
-            trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-            row += [f"{parameters / 1e6:.3f} M", f"{trained / 1e6:.3f} M"]
-        if "flop" in tasks:
-            flops = flops_of(counted)
-            row += [f"{flops / 1e9:.3f} G", f"{flops / all_flops:.1%}"]
-        if "activation" in tasks:
-            row += [f"{counted[ACTIVATIONS] / 1e6:.3f} M"]
-        rows.append(row)
-    headers = ["module"]
-    headers += ["parameters", "trained"] * ("parameter" in tasks)
-    headers += ["FLOPs", "share"] * ("flop" in tasks)
-    headers += ["activations"] * ("activation" in tasks)
-    align = ("left", *["right"] * (len(headers) - 1))
-    return tabulate(rows, headers, colalign=align, disable_numparse=True)
-
-
-def flops_of(counts: Counter) -> int:
-    return counts.total() - counts[ACTIVATIONS]
-
-
-def operator_table(counts: Counter, uncounted: Counter) -> str:
-    """FLOPs by operator, most first, and what has none."""
-    rows = [[name, f"{flops / 1e9:.3f} G"] for name, flops in counts.most_common() if name != ACTIVATIONS]
-    rows.append(["all", f"{flops_of(counts) / 1e9:.3f} G"])
-    names = ", ".join(name.partition("::")[2] or name for name, _ in uncounted.most_common())
-    table = tabulate(rows, ["operator", "FLOPs"], colalign=("left", "right"), disable_numparse=True)
-    return f"{table}\nnot counted: {names}"
-
-
-def analyze(args: argparse.Namespace) -> str:
-    """The tables that were asked for."""
-    if min(args.size) < 1 or args.depth < 0:
-        raise ValueError(f"--size {args.size[0]} {args.size[1]} --depth {args.depth}: at least 1, 1 and 0, please")
-    cfg = load_config(args.config_file, args.overrides)
-    if "train" in cfg:
-        cfg.train.device = "cpu"
-    model = load_detector(cfg, "")
-    parts = [str(model)] if "structure" in args.tasks else []
-    counts: dict[str, Counter] = {}
-    if {"flop", "activation"} & set(args.tasks):
-        counts, uncounted = count_operators(model, tuple(args.size))
-        parts.append(f"{args.config_file}, one image of {args.size[0]}×{args.size[1]}")
-    if set(args.tasks) - {"structure"}:
-        parts.append(module_table(model, counts, args.tasks, args.depth))
-    if "flop" in args.tasks:
-        parts.append(operator_table(counts[""], uncounted))
-    return "\n\n".join(parts)
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+def parser() -> argparse.ArgumentParser:
+    """Return the options of `align-detr model`."""
+    parser = command_line.CommandParser(DESCRIPTION, EXAMPLES, prog="align-detr model")
+    command_line.add_config(parser)
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        default=[1280, 800],
+        metavar=("WIDTH", "HEIGHT"),
+        help="of the image, in pixels (default: 1280 800)",
     )
-    parser.add_argument("--config-file", required=True, default=argparse.SUPPRESS, help="the config, a .py file")
-    parser.add_argument("--size", type=int, nargs=2, default=[1280, 800], metavar=("WIDTH", "HEIGHT"), help="in pixels")
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS[:3]), metavar="TASK", help=f"of {', '.join(TASKS)}")
-    parser.add_argument("--depth", type=int, default=2, help="of the modules in the table")
-    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="changes to the config")
-    args = parser.parse_args(argv)
-    # Overrides right behind --tasks were taken for some of them.
-    args.overrides = [task for task in args.tasks if "=" in task] + args.overrides
-    args.tasks = [task for task in args.tasks if "=" not in task]
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        default=list(TASKS[:3]),
+        metavar="TASK",
+        help=f"of {', '.join(TASKS)} (default: the first three)",
+    ).completer = lambda **_: list(TASKS)
+    parser.add_argument("--depth", type=int, default=2, metavar="N", help="levels of modules in the table (default: 2)")
+    command_line.add_overrides(parser)
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the tables."""
     if unknown := set(args.tasks) - set(TASKS):
-        parser.error(f"--tasks: there is no {min(unknown)}; there are {', '.join(TASKS)}")
-    return args
+        parser().error(f"--tasks: there is no {min(unknown)}; there are {', '.join(TASKS)}")
+    with command_line.errors_in_one_line():
+        if not args.config:
+            raise ValueError("no config: `align-detr configs` lists them")
+        if min(args.size) < 1 or args.depth < 0:
+            raise ValueError(f"--size {args.size[0]} {args.size[1]} --depth {args.depth}: at least 1, 1 and 0")
+        command_line.check_exist(args.config, None)
+        from detrkit.analysis.complexity import tables
+        from detrkit.config.load import load_config
+        from detrkit.training.loading import load_detector
+
+        cfg = load_config(args.config, args.overrides)
+        if "train" in cfg:
+            cfg.train.device = "cpu"
+        model = load_detector(cfg, "")
+        print(tables(model, args.config, size=tuple(args.size), tasks=args.tasks, depth=args.depth))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parse(argv)
-    with errors_in_one_line():
-        print(analyze(args))
+    run(command_line.parse(parser(), argv))

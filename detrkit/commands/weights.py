@@ -1,41 +1,42 @@
-"""Weights of this and other code bases.
-
-    align-detr weights inspect FILE
-
-`inspect` prints the format of a file, the settings that belong to its weights, and the name of every tensor here. It
-reads the header alone, and nothing in the file is executed.
-"""
+"""`align-detr weights`: show what a file of weights holds."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
-from detrkit.commands.command_line import errors_in_one_line
-from detrkit.weights import Report, convert, look_at
+from detrkit.commands import command_line
 
+DESCRIPTION = """\
+Show what a file of weights holds, of this or another code base.
 
-def inspect(args: argparse.Namespace) -> None:
-    """Print what is known of a file of weights.
-
-    Raises:
-        ValueError: the file cannot be read, or not be used here.
-    """
-    conversion = convert(look_at(args.file))
-    print("\n".join(Report(conversion.recognised, conversion.trace).lines()))
+`inspect` prints the format of the file, the settings that belong to its weights, and the name of every tensor here. It
+reads the header alone, and executes nothing in the file."""
+EXAMPLES = (
+    "align-detr weights inspect dino-4scale_r50_8xb2-12e_coco.pth",
+    "align-detr weights inspect output/align_detr_tiny/model_final.pth",
+)
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's options; each subcommand sets `run`, which takes them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command = commands.add_parser("inspect", help="print what a file of weights is, and how it converts")
-    command.add_argument("file", metavar="FILE", help=".pth, .bin or .safetensors")
-    command.set_defaults(run=inspect)
+    """Return the options of `align-detr weights`."""
+    parser = command_line.CommandParser(DESCRIPTION, EXAMPLES, prog="align-detr weights")
+    parser.add_argument("action", choices=("inspect",), metavar="inspect", help="the only action")
+    parser.add_argument("file", metavar="FILE", help=".pth, .bin or .safetensors")
     return parser
 
 
+def run(args: argparse.Namespace) -> None:
+    """Print a report on the file."""
+    with command_line.errors_in_one_line():
+        if not Path(args.file).exists():
+            raise FileNotFoundError(f"no such file: {args.file}")
+        from detrkit.weights import Report, convert, look_at
+
+        conversion = convert(look_at(args.file))
+        print("\n".join(Report(conversion.recognised, conversion.trace).lines()))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parser().parse_args(argv)
-    with errors_in_one_line():
-        args.run(args)
+    run(command_line.parse(parser(), argv))

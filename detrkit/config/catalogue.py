@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import align_detr
 from align_detr._platform import EMBEDDED_ROOT
+from detrkit.config.projects import PROJECT_NAMES
 
 # A wheel has the projects side by side, and this folder inside `align_detr`; a checkout has it beside `projects/`.
 PROJECTS = Path(align_detr.__file__).resolve().parents[1]
-PROJECT_NAMES = ("align_detr", "co_detr", "sd_detr")
 CONFIGS = EMBEDDED_ROOT.parent / "configs"
 
 

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from detrkit.config.projects import PROJECT_NAMES
 from detrkit.config.safe_yaml import parse_yaml
 from detrkit.datasets.classes import Classes
 from detrkit.runtime.files import atomic_write
@@ -28,7 +29,7 @@ from detrkit.runtime.files import atomic_write
 CONFIG, CLASSES, INPUT = "align_detr.config", "align_detr.classes", "align_detr.input"
 MODEL_PACKAGES = (
     "align_detr.modeling",
-    "co_detr",
+    *(name for name in PROJECT_NAMES if name != "align_detr"),
     "detectron2.data.transforms",
     "detectron2.layers",
     "detectron2.modeling",
@@ -36,7 +37,6 @@ MODEL_PACKAGES = (
     "detrex.modeling",
     "fvcore.transforms",
     "projects",
-    "sd_detr",
     "torch.nn",
 )
 

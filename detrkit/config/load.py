@@ -173,7 +173,7 @@ def load_config_file(path: str) -> DictConfig:
             raise ValueError(f"{path} has weights alone, no config: give the config of their model")
         return exported.cfg
     if Path(path).suffix != ".py":
-        raise ValueError(f"{path} is no config: those are .py and .yaml files, and what tools/export_model.py writes")
+        raise ValueError(f"{path} is no config: those are .py and .yaml files, and what `align-detr export` writes")
     try:
         return LazyConfig.load(path)
     except (ValueError, OSError, OmegaConfBaseException, HydraException):

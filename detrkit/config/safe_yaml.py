@@ -16,8 +16,11 @@ import yaml
 from hydra.utils import get_object
 from omegaconf import DictConfig
 
+from detrkit.config.projects import PROJECT_NAMES
+
 PACKAGES = (
-    *("align_detr", "co_detr", "detrkit", "sd_detr"),
+    *PROJECT_NAMES,
+    "detrkit",
     *("detectron2", "detrex", "fvcore", "projects", "torch.nn", "torch.optim"),
 )
 MAX_BYTES = 4_000_000

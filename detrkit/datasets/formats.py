@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .coco import COCO
 from .cvat import CVAT
-from .files import DatasetFiles
+from .files import DatasetFiles, image_files
 from .kitti import KITTI
 from .labelme import LABELME
 from .open_images import OPEN_IMAGES
@@ -56,6 +56,12 @@ def recognise(source: Path, problems: Problems, name: str | None = None) -> tupl
         seen = " and ".join(f"{layout.title} ({place})" for layout, place in found)
         raise ValueError(f"{source} looks like {seen}: say --format")
     if not found:
+        images = 0 if source.is_file() else sum(1 for _ in image_files(source))
+        if images:
+            raise ValueError(
+                f"{source} has {images} images and no annotations: put files of annotations beside them, in one of the "
+                f"layouts {', '.join(layout.title for layout in layouts)}"
+            )
         wanted = "; ".join(f"{layout.title}: {layout.content}" for layout in layouts)
         raise ValueError(f"{source} is in no known layout. {wanted}")
     layout, place = found[0]

@@ -298,7 +298,7 @@ def submit(client: Client, run: Run) -> Future:
     run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / BEGUN).write_text(run.fingerprint, encoding="utf-8")
     config = ["--config-file", str(run.setting.config)]
-    commands = [[*TRAIN, *config, "--resume", *run.overrides]]
+    commands = [[*TRAIN, *config, "--resume=auto", *run.overrides]]
     if run.analyze:
         seen = ["--checkpoint", str(run.folder / "model_final.pth"), "--output", str(run.folder / "alignment")]
         commands.append([*ANALYZE, *config, *seen, *run.overrides])

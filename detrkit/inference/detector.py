@@ -34,9 +34,11 @@ class Detector:
             print(found.labels, found.scores, found.boxes)
 
     Args:
-        source: the folder of a training, or a file that `tools/export_model.py` has written. Of a folder, `config.yaml`
+        source: the folder of a training, or a file that `align-detr export` has written. Of a folder, `config.yaml`
             and `model_final.pth` are taken, else `model_best.pth`, else the newest checkpoint. Nothing in them is run.
             An ONNX file goes to ONNX Runtime.
+        which: the "best" or the "final" checkpoint of the folder. The log and the attribute `weights` say which was
+            taken.
         config: instead, a config: a `.py` file (which is run), a `.yaml` file, or a config as LazyConfig loads it.
         weights: a checkpoint (`.pth`) or weights alone (`.pth`, `.safetensors`); beside `source`, in place of its
             own. They must cover the whole model. Averaged weights are used where the config has them.
@@ -55,6 +57,7 @@ class Detector:
         self,
         source: str | os.PathLike | None = None,
         *,
+        which: str | None = None,
         config: str | os.PathLike | DictConfig | None = None,
         weights: str | os.PathLike | None = None,
         device: str = "auto",
@@ -64,14 +67,27 @@ class Detector:
         named = Classes.named(class_names) if class_names else None
         self._network: Network
         if source is not None and Path(source).suffix == ".onnx":
-            if config is not None or weights is not None or str(dtype).removeprefix("torch.") != "float32":
+            is_float32 = str(dtype).removeprefix("torch.") == "float32"
+            if any(value is not None for value in (config, weights, which)) or not is_float32:
                 raise ValueError(f"{source} has config, weights and types of numbers in it: give none of them")
             self._network = OnnxNetwork(source, device)
+            self._weights = os.fspath(source)
             if named:
                 self._network.classes = named.for_outputs(len(self._network.classes.names))
         else:
-            cfg, weights, known = find_source(source, config, weights)
+            cfg, weights, known = find_source(source, config, weights, which=which)
+            self._weights = weights
             self._network = PyTorchNetwork(cfg, weights, named or known, device, dtype)
+
+    @property
+    def classes(self) -> Classes:
+        """The classes of the model's outputs."""
+        return self._network.classes
+
+    @property
+    def weights(self) -> str:
+        """The file of weights that was loaded."""
+        return self._weights
 
     @property
     def class_names(self) -> list[str]:

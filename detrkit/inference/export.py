@@ -30,11 +30,13 @@ class ExportedFile(NamedTuple):
     Attributes:
         network: the detector in PyTorch that it was made from.
         shape: batch and size of a graph's input; None for weights.
+        weights: the file that the weights came from.
     """
 
     path: Path
     network: PyTorchNetwork
     shape: Shape | None
+    weights: str = ""
 
 
 def export(
@@ -48,6 +50,7 @@ def export(
     dynamic: bool = False,
     float64: bool = False,
     overrides: Sequence[str] = (),
+    which: str | None = None,
 ) -> ExportedFile:
     """Write a detector as one file.
 
@@ -63,6 +66,7 @@ def export(
         dynamic: leave free what `batch` and `size` do not say.
         float64: compute in float64 (.onnx only), to tell rounding from a mistake.
         overrides: `key=value` that `config` was changed by; settings that belong to the weights do not replace them.
+        which: "best" or "final" checkpoint, if `source` is the folder of a training.
 
     Raises:
         ValueError: options do not fit the kind of file, or the source cannot be used.
@@ -79,21 +83,21 @@ def export(
         raise ValueError("--float64 is for .onnx")
     if any(number is not None and number < 1 for number in (batch, *(size or []))):
         raise ValueError("--batch and --size are at least 1")
-    cfg, weights, classes = find_source(source, config, checkpoint, overrides)
+    cfg, weights, classes = find_source(source, config, checkpoint, overrides, which)
     if path.resolve() == Path(weights).resolve():
         raise ValueError(f"--output {path} is where the weights come from: give another name")
     network = PyTorchNetwork(cfg, weights, classes, "cpu", "float32")
     network = network.in_float64() if float64 else network
     if path.suffix == WEIGHTS:
         write_exported(path, network.model.state_dict(), cfg, network.classes)
-        return ExportedFile(path, network, None)
+        return ExportedFile(path, network, None, weights)
     resized = input_size(cfg)
     example = resized.shape(*LANDSCAPE)
     shape = Shape(batch or (None if dynamic else 1), tuple(size) if size else None if dynamic else example)
     metadata = metadata_of(network.classes, resized, shape, cfg.dataloader.test.mapper.get("img_format", "RGB"))
     write = write_onnx if path.suffix == ".onnx" else write_program
     write(network.model, path, metadata, shape, example)
-    return ExportedFile(path, network, shape)
+    return ExportedFile(path, network, shape, weights)
 
 
 def open_graph(path: Path) -> Network:

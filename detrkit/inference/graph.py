@@ -115,7 +115,7 @@ class DetectorGraph(nn.Module):
         if is_upstream():
             raise ValueError(
                 "detrex's own modules cannot be exported; the engine's are the same model: set "
-                "ALIGN_DETR_PLATFORM=embedded, as tools/export_model.py does"
+                "ALIGN_DETR_PLATFORM=embedded, as `align-detr export` does"
             )
         self.model = copy.deepcopy(model).eval()
         shapes: list[tuple[int, int]] = []

@@ -29,7 +29,7 @@ class PyTorchNetwork:
     """A config's model with its weights; see `Network`.
 
     Args:
-        cfg: as for `tools/train_net.py`; left as it is.
+        cfg: as for `align-detr train`; left as it is.
         weights: see `load_detector`.
         classes: None: numbered.
         device: see `Detector`.

@@ -102,7 +102,7 @@ class OnnxNetwork(GraphNetwork):
         metadata = self._session.get_modelmeta().custom_metadata_map
         inputs, outputs = self._session.get_inputs(), [output.name for output in self._session.get_outputs()]
         if CLASSES not in metadata or INPUT not in metadata or len(inputs) != 1 or outputs != list(OUTPUTS):
-            raise ValueError(f"{path} was not written by tools/export_model.py: its input and output are not known")
+            raise ValueError(f"{path} was not written by `align-detr export`: its input and output are not known")
         self._input = inputs[0].name
         super().__init__(path, metadata, inputs[0].shape[0] if isinstance(inputs[0].shape[0], int) else None)
 

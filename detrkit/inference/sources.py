@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,10 @@ from detrkit.config.load import load_config_file
 from detrkit.datasets.classes import Classes, classes_in_checkpoint, classes_of_dataset
 from detrkit.weights import classes_of_weights, is_of_other_code_base, look_at, prepare_config
 
-WEIGHTS = ("model_final.pth", "model_best.pth")
+logger = logging.getLogger(__name__)
+
+# Files of weights in the folder of a training, by the names that users give them.
+CHECKPOINTS = {"final": "model_final.pth", "best": "model_best.pth"}
 LAST = "last_checkpoint"
 
 
@@ -32,10 +36,13 @@ def find_source(
     config: str | os.PathLike | DictConfig | None = None,
     weights: str | os.PathLike | None = None,
     overrides: Sequence[str] = (),
+    which: str | None = None,
 ) -> Source:
-    """What `Detector` was given. Its config has the settings that belong to the weights.
+    """Find the detector that `Detector` was given. Its config has the settings that belong to the weights.
 
     Args:
+        which: "best" or "final" checkpoint of a training's folder; None for the final one, else the best, else the
+            newest.
         overrides: `key=value` that the config was changed by, which are not replaced by these settings.
 
     Raises:
@@ -44,6 +51,8 @@ def find_source(
     """
     if source is not None and config is not None:
         raise ValueError(f"{source} has a config of its own: give either, not both")
+    if which is not None and (source is None or not Path(source).is_dir()):
+        raise ValueError(f"which={which!r} chooses a checkpoint of a training's folder, but none is given")
     if source is not None and Path(source).suffix == ".safetensors":
         exported = read_exported(source)
         if exported is None:
@@ -52,7 +61,7 @@ def find_source(
         return Source(exported.cfg, os.fspath(weights or source), known or exported.classes)
     if source is not None:
         folder = _run_folder(Path(source))
-        config, weights = folder / "config.yaml", weights or _weights_of_run(folder)
+        config, weights = folder / "config.yaml", weights or weights_of_run(folder, which)
     if config is None or weights is None:
         raise ValueError("a detector needs the folder of a training, an exported file, or both config and weights")
     cfg = copy.deepcopy(config) if isinstance(config, DictConfig) else load_config_file(os.fspath(config))
@@ -82,11 +91,70 @@ def _run_folder(path: Path) -> Path:
     return path
 
 
-def _weights_of_run(folder: Path) -> Path:
-    """The weights that a training is judged by: its last, else its best, else those that it has got to."""
+def weights_of_run(folder: Path, which: str | None = None) -> Path:
+    """Return the file of weights in the folder of a training, and log its name.
+
+    Args:
+        which: "best" or "final"; None for the final one, else the best, else the newest.
+
+    Raises:
+        FileNotFoundError: the folder has no such file.
+        ValueError: `which` is another word.
+    """
+    if which is not None and which not in CHECKPOINTS:
+        raise ValueError(f"which={which!r} is not one of {', '.join(CHECKPOINTS)}")
     last = folder / LAST
     named = Path(last.read_text(encoding="utf-8", errors="replace").strip()).name if last.is_file() else ""
-    for name in (*WEIGHTS, *([named] if named else [])):
+    names = [CHECKPOINTS[which]] if which else [*CHECKPOINTS.values(), *([named] if named else [])]
+    for name in names:
         if (folder / name).is_file():
+            logger.info("Weights: %s%s", folder / name, _others(folder, name))
             return folder / name
-    raise FileNotFoundError(f"{folder} has no weights as yet: neither {' nor '.join(WEIGHTS)} nor a checkpoint")
+    there = [word for word, name in CHECKPOINTS.items() if (folder / name).is_file()]
+    if which:
+        advice = f"choose {there[0]}" if there else f"leave out the choice for {named}" if named else "train it first"
+        raise FileNotFoundError(f"{folder} has no {CHECKPOINTS[which]}: {advice}")
+    raise FileNotFoundError(f"{folder} has no weights yet: no {', no '.join(CHECKPOINTS.values())}, and no checkpoint")
+
+
+def _others(folder: Path, taken: str) -> str:
+    others = [word for word, name in CHECKPOINTS.items() if name != taken and (folder / name).is_file()]
+    return f" (there is {CHECKPOINTS[others[0]]} too: choose it by which={others[0]!r})" if others else ""
+
+
+class Named(NamedTuple):
+    """What a command line names.
+
+    Attributes:
+        config: name or path of a config, which may be an exported file.
+        weights: a file or a URL; "" if none is named.
+        folder: the folder of a training, if one was named.
+    """
+
+    config: str
+    weights: str
+    folder: Path | None = None
+
+
+def find_named(source: str, checkpoint: str | None = None, which: str | None = None) -> Named:
+    """Find config and weights of what a user names on a command line.
+
+    Args:
+        source: a config, the folder of a training, or an exported file; "" if there is only `checkpoint`.
+        checkpoint: weights; alone, it may be what `source` may be.
+        which: as in `weights_of_run`.
+
+    Raises:
+        FileNotFoundError: a folder or file is not there.
+        ValueError: no weights can be chosen by `which`.
+    """
+    if checkpoint and Path(checkpoint).is_dir():
+        folder = _run_folder(Path(checkpoint))
+        return Named(source or str(folder / "config.yaml"), str(weights_of_run(folder, which)), folder)
+    if source and Path(source).is_dir():
+        folder = _run_folder(Path(source))
+        return Named(str(folder / "config.yaml"), checkpoint or str(weights_of_run(folder, which)), folder)
+    if which is not None:
+        raise ValueError(f"--which {which} chooses a checkpoint of a training's folder, but none is given")
+    is_file = Path(source or checkpoint or "").suffix in (".safetensors", ".onnx")
+    return Named(source or checkpoint or "", checkpoint or (source if is_file else ""))

@@ -109,7 +109,9 @@ def analyze(
 
 def default_names(candidates: Sequence[Candidate]) -> list[str]:
     """The shortest of these that tell the models apart: config, output folder, checkpoint; else numbered."""
-    configs = [Path(c.config).stem for c in candidates]
+    # A training's folder has its config as config.yaml or config.py.
+    paths = [Path(c.config) for c in candidates]
+    configs = [path.parent.name if path.stem == "config" else path.stem for path in paths]
     folders = [Path(c.checkpoint).parent.name if c.checkpoint else f"{Path(c.config).stem}, random" for c in candidates]
     files = [str(Path(c.checkpoint).with_suffix("")) if c.checkpoint else "random" for c in candidates]
     for names in (configs, folders, files):

@@ -21,6 +21,7 @@ from detrkit.datasets.registration import own_prefix
 from detrkit.runtime.device import best_device
 
 from .output_folder import claim_output_folder
+from .session import check_exists
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def write_folder_config(
     format: str | None = None,
     keep_classes: Sequence[str] | None = None,
     epochs: int | None = None,
-    resume: bool = False,
+    resume: bool | str = False,
     overwrite: bool = False,
 ) -> FolderConfig:
     """Convert a folder to COCO's format, and write the config of a training on it.
@@ -83,7 +84,7 @@ def write_folder_config(
         format: the layout; None to recognise it.
         keep_classes: train on these classes alone.
         epochs: passes over the images with objects, if `train.max_iter` is not overridden.
-        resume: refuse data that changed since the training began.
+        resume: refuse data that changed since the training began, and a folder without a checkpoint unless "auto".
         overwrite: the output folder may hold a training, whose data are replaced.
 
     Raises:
@@ -97,10 +98,12 @@ def write_folder_config(
     name = _name(folder)
     output = Path(cfg.train.output_dir if "train.output_dir" in overridden else f"output/{name}")
     file = output / "config.py"
+    if not resume:
+        check_exists(cfg.train.init_checkpoint)
     claim_output_folder(output, resume=resume, overwrite=overwrite)
     conversion = None
     if comm.is_main_process():
-        conversion = _convert(folder, output / "data", format, keep_classes, resume)
+        conversion = _convert(folder, output / "data", format, keep_classes, bool(resume))
         prefix = own_prefix(name)
         if resume and file.is_file() and f"'{prefix}_train'" not in file.read_text(encoding="utf-8"):
             prefix = name  # as earlier versions called it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from detrkit.weights import prepare_config
 
 from .checkpoints import SafeCheckpointer
 from .training_parts import drop_training_parts, is_training_part
+
+CLASS_HEADS = re.compile(r"(^|\.)class_embed(\.\d+)?\.(weight|bias)$")  # one row for each class
 
 
 class WholeModelCheckpointer(SafeCheckpointer):
@@ -38,8 +41,7 @@ class WholeModelCheckpointer(SafeCheckpointer):
         return rest
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
-        super()._log_incompatible_keys(incompatible)
-        self._refuse_shapes(incompatible.incorrect_shapes)
+        self._refuse_shapes(incompatible.incorrect_shapes)  # first: its line should stand alone, without a table
         ours = self.model.state_dict()
         absent = set(incompatible.missing_keys)
         loaded = {tensor.data_ptr() for name, tensor in ours.items() if name not in absent}
@@ -53,9 +55,15 @@ class WholeModelCheckpointer(SafeCheckpointer):
             raise ValueError(
                 f"{self._source} lacks {len(missing)} of the model's tensors: {', '.join(missing[:3])}{more}"
             )
+        super()._log_incompatible_keys(incompatible)
 
     def _refuse_shapes(self, shapes: Sequence[tuple[str, Sequence[int], Sequence[int]]]) -> None:
         for name, there, here in shapes:
+            if CLASS_HEADS.search(name) and there[1:] == here[1:]:
+                raise ValueError(
+                    f"{self._source} has {there[0]} classes, the config's model has {here[0]} ({name}): set "
+                    f"model.num_classes={there[0]}"
+                )
             raise ValueError(
                 f"{self._source} is of another model: {name} is {_size(there)} there, {_size(here)} in the config's "
                 "model (another number of classes or queries?)"
@@ -84,7 +92,7 @@ def load_detector(
         ValueError: it is not one of this model; the config has no model; the device is not there.
     """
     if "model" not in cfg or "train" not in cfg:
-        raise ValueError("the config needs model and train, as those for tools/train_net.py have them")
+        raise ValueError("the config needs model and train, as those for `align-detr train` have them")
     if checkpoint and "://" not in checkpoint and not Path(checkpoint).is_file():
         raise FileNotFoundError(f"no such checkpoint: {checkpoint}")
     cfg.train.device = resolve_device(cfg.train.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from detectron2.config import instantiate
 from detectron2.engine import HookBase, hooks
@@ -27,7 +27,7 @@ from .evaluation import Evaluations, build_evaluation
 from .hooks import MetricsWriter, best_checkpointer, periodic_checkpointer, saves_at
 from .live_line import LiveLine
 from .output_folder import claim_output_folder
-from .preflight import known_classes, match_training
+from .preflight import check_data, known_classes, match_training
 from .run_state import RunState, cut_metrics
 from .session import check_exists, check_unchanged, join_torchrun, log_results, logs_closed_on_exit, prepare
 from .stopping import StopEarly
@@ -51,7 +51,7 @@ class Report(Protocol):
 def train(
     cfg: DictConfig,
     *,
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
     allow_changes: bool = False,
     overwrite: bool = False,
     config_file: str = "",
@@ -64,7 +64,7 @@ def train(
 
     Args:
         cfg: a config as `load_config` returns it; it is completed in place.
-        resume: go on from the newest checkpoint of the output folder, if there is one.
+        resume: go on from the newest checkpoint of the output folder; "auto" begins anew if there is none.
         allow_changes: resume even if the training began with another config.
         overwrite: delete the files of an earlier training in the output folder.
         config_file: where the config came from, for the log.
@@ -89,6 +89,7 @@ def train(
         if not resume:
             check_exists(cfg.train.init_checkpoint)
         claim_output_folder(cfg.train.output_dir, resume=resume, overwrite=overwrite)
+        check_data(cfg, ("train", "test"))
         checkpoint = str(Path(cfg.train.output_dir, point.name)) if point else cfg.train.init_checkpoint
         weights = prepare(cfg, checkpoint, config_file=config_file, overrides=overrides, training=True)
         if point and point.remark:
@@ -101,7 +102,7 @@ def train(
             "max_iter": cfg.train.max_iter,
             SETTINGS: weights.kept_settings() if weights else {},
         }
-        evaluations = run_iterations(cfg, point, resume, facts, build_report(cfg))
+        evaluations = run_iterations(cfg, point, bool(resume), facts, build_report(cfg))
         if comm.is_main_process():
             log_results(cfg, evaluations.results)
         evaluations.raise_failures(cfg.train.output_dir)

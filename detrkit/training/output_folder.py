@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from contextlib import suppress
 from pathlib import Path
-
-from detectron2.utils import comm
 
 CHECKPOINTS = ("model_*.pth", "last_checkpoint")
 WRITTEN = (
@@ -21,17 +21,23 @@ WRITTEN = (
 """Patterns of the files that a training writes."""
 
 
-def claim_output_folder(folder: str | os.PathLike, *, resume: bool, overwrite: bool) -> None:
-    """Make sure that a training may write to a folder. Every process of a run calls it.
+def check_output_folder(folder: str | os.PathLike, *, resume: bool | str, overwrite: bool) -> None:
+    """Check that a training may write to a folder. Nothing is changed there.
 
     Args:
-        resume: the training goes on with the one in the folder.
-        overwrite: delete the files that an earlier training wrote there; others stay.
+        resume: the training goes on with the one in the folder, which must have a checkpoint unless this is "auto".
+        overwrite: the files of an earlier training may be deleted.
 
     Raises:
-        ValueError: the folder holds a training, and neither was asked for.
+        ValueError: the folder holds a training and neither was asked for, or no training to resume.
+        OSError: the folder cannot be written to.
     """
     path = Path(folder)
+    if resume and resume != "auto" and not any(path.glob("*.pth")) and not (path / "last_checkpoint").is_file():
+        raise ValueError(
+            f"{path} has no checkpoint to resume from: leave out --resume to begin a training, give the "
+            "train.output_dir of an earlier one, or begin anew in such a case by --resume=auto"
+        )
     files = [file for pattern in (*CHECKPOINTS, "metrics.json") for file in sorted(path.glob(pattern))]
     found = [file.name for file in files if file.stat().st_size]
     if found and not (resume or overwrite):
@@ -39,6 +45,44 @@ def claim_output_folder(folder: str | os.PathLike, *, resume: bool, overwrite: b
             f"{path} holds a training already ({found[0]}): --resume goes on with it, --overwrite deletes its files, "
             "train.output_dir=FOLDER trains elsewhere"
         )
+    check_writable(path)
+
+
+def check_writable(folder: Path) -> None:
+    """Create and delete a file in a folder, and the folder too if there is none.
+
+    Raises:
+        OSError: this is not possible.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        for path in reversed(missing):
+            path.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise OSError(f"cannot write to train.output_dir={folder}: {reason}; choose another folder") from error
+    finally:
+        for path in missing:
+            with suppress(OSError):  # it was not created, or another process uses it
+                path.rmdir()
+
+
+def claim_output_folder(folder: str | os.PathLike, *, resume: bool | str, overwrite: bool) -> None:
+    """Make sure that a training may write to a folder. Every process of a run calls it.
+
+    Args:
+        resume: the training goes on with the one in the folder.
+        overwrite: delete the files that an earlier training wrote there; others stay.
+
+    Raises:
+        ValueError, OSError: as `check_output_folder`.
+    """
+    from detectron2.utils import comm  # imports PyTorch, which the check above need not wait for
+
+    path = Path(folder)
+    check_output_folder(path, resume=resume, overwrite=overwrite)
     comm.synchronize()  # no process may see what another one has deleted
     if overwrite and not resume and comm.is_main_process():
         for pattern in WRITTEN:

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from detectron2.utils import comm
@@ -23,7 +24,7 @@ from detrkit.datasets.classes import (
     match_classes,
 )
 from detrkit.datasets.images import to_rgb
-from detrkit.datasets.registration import annotation_file_of
+from detrkit.datasets.registration import annotation_file_of, registration_of
 from detrkit.weights import classes_of_weights, local_file
 
 from .checkpoints import ResumePoint
@@ -34,6 +35,27 @@ logger = logging.getLogger("detectron2.preflight")
 ORIENTATION = 0x0112  # EXIF; from 5 on, width and height change places
 NAMED = 3  # images that an error names
 SECONDS_WITHOUT_PROGRESS = 3
+
+
+def check_data(cfg: DictConfig, splits: Sequence[str]) -> None:
+    """Check that the annotation files of a config's datasets are there, before anything is built.
+
+    Args:
+        splits: "train", "test"; the latter counts only if the config has an evaluator.
+
+    Raises:
+        FileNotFoundError: one is not; the message says how to get it.
+    """
+    used = [split for split in splits if split != "test" or "evaluator" in cfg.dataloader]
+    for name in dict.fromkeys(name for split in used for name in dataset_names(cfg, split)):
+        registration = registration_of(name)
+        if registration is None or "://" in registration.source or Path(registration.source).is_file():
+            continue
+        variable = registration.metadata.get("root_env")
+        advice = f"set the environment variable {variable} to its folder" if variable else "correct it in the config"
+        if name.startswith("tiny_coco_"):
+            advice = f"`align-detr make-data --synthetic` draws this dataset; to use another place, {advice}"
+        raise FileNotFoundError(f"dataset {name}: {registration.source} is not there: {advice}")
 
 
 def match_training(cfg: DictConfig, point: ResumePoint | None) -> Classes | None:

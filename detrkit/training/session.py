@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +25,7 @@ from detrkit.datasets.classes import dataset_names
 from detrkit.datasets.registration import saved_registrations
 from detrkit.runtime.device import device_name, resolve_device
 from detrkit.runtime.logs import LOGGERS, log_traceback
+from detrkit.runtime.weight_files import weights_problem
 from detrkit.weights import Prepared, prepare_config
 
 from .builders import AMP_TYPES, amp_name, amp_type
@@ -87,7 +88,8 @@ def prepare(
         cfg.datasets = datasets
 
     weights = prepare_config(cfg, checkpoint, overrides=list(overrides), for_training=training)
-    default_setup(cfg, SimpleNamespace(config_file=config_file, eval_only=False))
+    with nullcontext() if training else _config_kept(Path(cfg.train.output_dir)):
+        default_setup(cfg, SimpleNamespace(config_file=config_file, eval_only=False))
     for name in LOGGERS:
         if name not in ("detectron2", "fvcore"):  # which default_setup has set up
             setup_logger(cfg.train.output_dir, comm.get_rank(), name=name)
@@ -99,6 +101,17 @@ def prepare(
     if weights:
         weights.log()
     return weights
+
+
+@contextmanager
+def _config_kept(folder: Path) -> Iterator[None]:
+    """Restore the config.yaml of a training's folder on exit: it belongs to the checkpoints there."""
+    config = folder / "config.yaml"
+    is_of_training = config.is_file() and any(folder.glob("model_*.pth"))
+    before = config.read_bytes() if is_of_training else b""
+    yield
+    if is_of_training and comm.is_main_process():
+        config.write_bytes(before)
 
 
 @contextmanager
@@ -142,9 +155,18 @@ def check_unchanged(point: ResumePoint, config: Mapping[str, str]) -> None:
 
 
 def check_exists(checkpoint: str) -> None:
-    """Raise FileNotFoundError for a file that is not there. URLs are checked on loading."""
-    if checkpoint and "://" not in checkpoint and not Path(checkpoint).is_file():
+    """Check that a file of weights is there and complete. URLs are checked on loading.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it is incomplete, or no file of weights.
+    """
+    if not checkpoint or "://" in checkpoint:
+        return
+    if not Path(checkpoint).is_file():
         raise FileNotFoundError(f"train.init_checkpoint={checkpoint}: no such file")
+    if problem := weights_problem(checkpoint):
+        raise ValueError(f"train.init_checkpoint: {problem}")
 
 
 def log_results(cfg: DictConfig, results: Mapping[str, Any]) -> None:

@@ -99,7 +99,9 @@ class StopEarly(HookBase):
             trainer.iter -= 1  # the last whole iteration
             self._save()
         if self._stopped:
-            options = [argument for argument in sys.argv[1:] if argument != "--resume"]
+            words = list(zip(sys.argv, sys.argv[1:], strict=False))
+            options = [word for before, word in words if (before, word) != ("--resume", "auto")]
+            options = [word for word in options if not word.startswith("--resume")]
             command = shlex.join([*program(), "--resume", *options])
             done = f"{self.trainer.iter + 1} of {self.trainer.max_iter}"
             logger.info("Stopped after %s iterations; add --resume to go on: %s", done, command)

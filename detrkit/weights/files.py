@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.serialization import MAGIC_NUMBER
 
+from detrkit.runtime.weight_files import weights_problem
+
 from .pickles import RefusedError, StoredNumbers, StoredTensor, load
 
 STATES = ("model", "state_dict")
@@ -59,6 +61,8 @@ def read(path: str | os.PathLike, data: bool = True) -> WeightsFile:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such checkpoint: {path}")
+    if problem := weights_problem(path):
+        raise ValueError(problem)
     with path.open("rb") as file:
         head = file.read(9)
     if head.startswith(b"PK\x03\x04"):

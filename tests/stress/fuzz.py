@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Feeds the tools mutated annotation files, configs, override strings and images, and counts what becomes of them.
 
-    python tests/tools/fuzz.py --cases 10000 [--seed 0] [--only annotations]
+    python tests/stress/fuzz.py --cases 10000 [--seed 0] [--only annotations]
 
 Each case either works or ends in one line of error. Anything else (a traceback, more than 20 seconds) is told with its
 kind and number, and makes the exit status 1. Linux only.

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Kills trainings at random moments, resumes them, and compares the end with that of one that was left alone.
 
-    python tests/tools/kills.py --kills 100 --processes 2 --output FOLDER [key=value ...]
+    python tests/stress/kills.py --kills 100 --processes 2 --output FOLDER [key=value ...]
 
 Half of the kills wait for a checkpoint that is being written. After each one every checkpoint in the folder has to be
 readable. Every other run has data workers, the uninterrupted one has none. Prints a line for each run and the counts;
@@ -29,12 +29,14 @@ OF_THE_RUN = (*TIMES, "train.output_dir", "dataloader.train.num_workers", "datal
 
 
 class Run:
-    """A training of tools/train_net.py, which goes on where there is something to go on from. Its processes are forks
-    of this one, as importing everything takes longer than the training."""
+    """A training by `align-detr train --resume=auto`.
+
+    Its processes are forks of this one, as importing everything takes longer than the training.
+    """
 
     def __init__(self, config: str, folder: Path, processes: int, overrides: list[str]):
-        words = ["--config-file", config, "--resume", f"train.output_dir={folder}", *overrides]
-        args = train_net.parse_arguments(train_net.argument_parser(), words)
+        words = ["--config-file", config, "--resume=auto", f"train.output_dir={folder}", *overrides]
+        args = train_net.parse(train_net.parser(), words)
         port = str(free_port())
         self._left = set()
         self._failed = False
@@ -51,7 +53,7 @@ class Run:
                 os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
             status = 1
             try:
-                train_net.launch(train_net.run, 1, args=(args,))
+                train_net.work(args)
                 status = 0
             except BaseException:
                 traceback.print_exc()

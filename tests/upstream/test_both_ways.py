@@ -60,8 +60,9 @@ def precision(out):
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     root = tmp_path_factory.mktemp("drawn")
-    command = [sys.executable, ROOT / "tools/make_tiny_coco.py", "--synthetic", "--output", root / "data"]
-    subprocess.run(list(map(str, command)), check=True, capture_output=True)
+    command = [sys.executable, "-m", "align_detr", "make-data", "--synthetic", "--output", root / "data"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "projects")}
+    subprocess.run(list(map(str, command)), env=environment, check=True, capture_output=True)
     os.environ["TINY_COCO_ROOT"] = str(root / "data")
     return root
 

@@ -11,6 +11,7 @@ from detectron2.structures import Boxes, Instances
 from detrex.layers import MultiScaleDeformableAttention
 from torch import nn
 
+from detrkit.analysis import complexity
 from detrkit.commands import model as tool
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -50,7 +51,7 @@ class Small(nn.Module):
 
 def test_every_operator_is_counted_by_its_formula():
     """32×64 pixels: 8·16 cells and 4·8 cells are 160 tokens, of which 10 are queries."""
-    counts, uncounted = tool.count_operators(Small().eval(), (64, 32))
+    counts, uncounted = complexity.count_operators(Small().eval(), (64, 32))
     tokens, queries = 160, 10
     assert counts[""]["conv"] == counts["conv"]["conv"] == 8 * 16 * C * 3 * 4 * 4
     offsets_and_weights = queries * C * H * 2 * P * 3
@@ -58,7 +59,7 @@ def test_every_operator_is_counted_by_its_formula():
     assert counts["deformable"]["deformable attention"] == 5 * queries * 2 * P * C
     assert counts["attention"]["linear"] == queries * C * C
     assert counts[""]["attention"] == queries * tokens * (C + C)
-    assert counts["conv"][tool.ACTIVATIONS] == 8 * 16 * C
+    assert counts["conv"][complexity.ACTIVATIONS] == 8 * 16 * C
     assert not [name for name in uncounted if "deform" in name or "attention" in name or "conv" in name]
 
 
@@ -107,7 +108,7 @@ def test_larger_images_cost_more(capsys):
 
 def test_parameters_and_structure_need_no_inference(capsys, monkeypatch):
     """Of the largest model they come at once."""
-    monkeypatch.setattr(tool, "count_operators", None)
+    monkeypatch.setattr(complexity, "count_operators", None)
     output = run(
         capsys, "--config-file", CONFIGS / "align_detr_r50_4scale_12ep.py", "--tasks", "parameter", "structure"
     )

@@ -49,7 +49,7 @@ def run(root, tmp_path, monkeypatch):
     def run(*arguments, folder="out", config=CONFIG):
         options = [argument for argument in arguments if argument.startswith("--")]
         overrides = [f"train.output_dir={tmp_path / folder}", *(a for a in arguments if not a.startswith("--"))]
-        train.run(train.argument_parser().parse_args(["--config-file", str(config), *options, *overrides]))
+        train.train_net(["--config-file", str(config), *options, *overrides])
         return tmp_path / folder
 
     return run

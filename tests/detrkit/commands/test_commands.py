@@ -1,6 +1,7 @@
 """`align-detr`: what it dispatches to, that help and lists are fast, configs by name, completion."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,13 +9,20 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
+from safetensors.torch import save
 
+from align_detr.modeling.losses import CLASSIFICATION_LOSSES
+from detrkit.commands import choices, command_line
 from detrkit.commands.configs import table
-from detrkit.commands.main import COMMANDS
+from detrkit.commands.main import COMMANDS, module_of
 from detrkit.config.catalogue import ENTRIES, NOTE, config_files, find_config
+from detrkit.datasets.formats import FORMATS
+from detrkit.datasets.voc import DIFFICULT
+from detrkit.weights import families
 
 ROOT = Path(__file__).resolve().parents[3]
 ITERATIONS_PER_EPOCH = 7500  # of 16 images
+OTHERS = {"ablate", "benchmark", "compare", "gpu-report"}  # whose help has its examples in the description
 
 
 def align_detr(*words, cwd, python=("-m", "align_detr")):
@@ -23,14 +31,104 @@ def align_detr(*words, cwd, python=("-m", "align_detr")):
     return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.parametrize("words", [[], ["--help"], ["configs"], ["completion", "bash"], ["make-data", "--help"]])
-def test_help_and_lists_do_not_wait_for_pytorch(tmp_path, words):
-    """An import of torch takes seconds; here it fails."""
-    script = "import sys; sys.modules['torch'] = None; import align_detr; "
+def without_torch(*words, cwd):
+    """Run the command line in a process where importing torch or numpy is an error."""
+    script = "import sys; sys.modules['torch'] = sys.modules['numpy'] = None; import align_detr, detrkit; "
     script += "from detrkit.commands.main import main; main()"
-    result = align_detr(*words, cwd=tmp_path, python=("-c", script))
+    return align_detr(*words, cwd=cwd, python=("-c", script))
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["configs"], ["completion", "bash"]], ids=" ".join)
+def test_lists_do_not_wait_for_pytorch(tmp_path, words):
+    """An import of torch takes seconds; here it fails."""
+    result = without_torch(*words, cwd=tmp_path)
     assert result.returncode == 0 and not result.stderr
     assert result.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_does_not_wait_for_pytorch(tmp_path, name):
+    """Each command has its own help: usage, what it does, options."""
+    result = without_torch(name, "--help", cwd=tmp_path)
+    assert result.returncode == 0 and not result.stderr
+    assert result.stdout.startswith(f"usage: align-detr {name} ") and "\noptions:" in result.stdout
+
+
+@pytest.mark.parametrize("name", set(COMMANDS) - OTHERS)
+def test_help_ends_with_examples_that_are_understood(name, monkeypatch, capsys):
+    """Protects who copies them from an option or a config that is no longer there."""
+    module = module_of(name)
+    monkeypatch.setattr(module, "run", lambda args: print("understood"))
+    parser = module.parser()
+    assert len(parser.examples) >= 2 and parser.format_help().rstrip().endswith(parser.examples[-1])
+    for example in parser.examples:
+        words = shlex.split(example.removeprefix('eval "$(').removesuffix(')"'))
+        assert words[:2] == ["align-detr", name]
+        module.main(words[2:])
+        assert capsys.readouterr().out == "understood\n"
+
+
+@pytest.mark.parametrize("name", ["train", "eval", "demo", "analyze", "model", "export", "visualize-attention"])
+def test_the_config_is_the_first_word_or_an_option(name):
+    """The main form of the README is in the usage, and the former spelling goes on working."""
+    parser = module_of(name).parser()
+    assert "CONFIG" in parser.format_usage().partition("[key=value")[0].rpartition("]")[0].rsplit("\n", 1)[-1]
+    required = {"demo": ["--input", "x"], "export": ["--output", "x"], "visualize-attention": ["--input", "x"]}
+    rest = required.get(name, [])
+    for words in (["dino_tiny", "a.b=1"], ["a.b=1", "dino_tiny"], ["--config-file", "dino_tiny", "a.b=1"]):
+        for line in ([*words, *rest], [*rest, *words] if name == "export" else [*words, *rest]):
+            args = command_line.parse(parser, line)
+            assert args.config == "dino_tiny" and args.overrides == ["a.b=1"]
+
+
+MISTAKES = [
+    ("train --data mine --epohcs 3", 2, "there is no option --epohcs: did you mean --epochs?"),
+    ("train dino_tiny dab_detr_tiny", 2, "dab_detr_tiny is not a change as key=value, and dino_tiny is given already"),
+    ("train --num-gpus two dino_tiny", 2, "invalid int value: 'two'"),
+    ("train", 1, "no config: give its name (`align-detr configs` lists them)"),
+    ("train dino_tinny", 1, "no such config: dino_tinny; did you mean dino_tiny"),
+    ("train dino_tiny --epochs 3", 1, "--epochs is for a folder of images: give it by --data"),
+    ("train dino_tiny train.init_checkpoint=nowhere.pth", 1, "train.init_checkpoint=nowhere.pth: no such file"),
+    ("train dino_tiny train.init_checkpoint=cut.pth", 1, "cut.pth is incomplete: it was cut off while it was written"),
+    ("train dino_tiny train.init_checkpoint=cut.safetensors", 1, "cut.safetensors is incomplete, "),
+    ("train dino_tiny train.init_checkpoint=empty.pth", 1, "empty.pth is empty"),
+    ("train dino_tiny train.init_checkpoint=net.onnx", 1, "net.onnx is an ONNX file, which holds a graph"),
+    ("train dino_tiny train.output_dir=done", 1, "done holds a training already (model_final.pth): --resume goes on"),
+    ("train dino_tiny train.output_dir=net.onnx/x", 1, "cannot write to train.output_dir=net.onnx/x: Not a directory;"),
+    ("train dino_tiny --resume train.output_dir=new", 1, "new has no checkpoint to resume from: leave out --resume"),
+    ("train --data nowhere", 1, "no such folder: nowhere"),
+    ("eval", 1, "nothing to evaluate: give the folder of a training, or a config and --checkpoint"),
+    ("eval done", 1, "done is not the folder of a training: it has no config.yaml"),
+    ("eval dino_tiny --checkpoint net.onnx", 1, "net.onnx: an ONNX file cannot be evaluated"),
+    ("demo --input x", 1, "no detector: give the folder of a training, an exported file, or a config and --checkpoint"),
+    ("demo outputs --input x", 1, "no such folder, file or config: outputs"),
+    ("demo dino_tiny --checkpoint nowhere.pth --input x", 1, "no such checkpoint: nowhere.pth"),
+    ("analyze dino_tiny --batch-size 0", 1, "--batch-size and --num-images are at least 1"),
+    ("model dino_tinny", 1, "no such config: dino_tinny"),
+    ("export --output x.onnx", 1, "no detector: give the folder of a training"),
+    ("export-weights --checkpoint cut.pth --output x.pth", 1, "cut.pth is incomplete"),
+    ("convert nowhere --output x", 1, "no such dataset: nowhere"),
+    ("make-data", 2, "one of the arguments --synthetic --from is required"),
+    ("weights inspect nowhere.pth", 1, "no such file: nowhere.pth"),
+    ("visualize-results --input nowhere.json --output x.png", 1, "no such file: nowhere.json"),
+]
+
+
+@pytest.mark.parametrize("line, status, message", MISTAKES, ids=[line for line, *_ in MISTAKES])
+def test_mistakes_do_not_wait_for_pytorch(tmp_path, line, status, message):
+    """In one line that says what to do, whatever else is wrong later: data, for instance, are not there at all."""
+    (tmp_path / "done").mkdir()
+    torch.save({"model": {"a": torch.ones(1000)}}, tmp_path / "done/model_final.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "done/model_final.pth").read_bytes()[:1500])
+    whole = save({"a": torch.ones(4)})
+    (tmp_path / "cut.safetensors").write_bytes(whole[:-10])
+    (tmp_path / "empty.pth").touch()
+    (tmp_path / "net.onnx").write_bytes(b"\x08\x08\x12\x07pytorch")
+    before = set(tmp_path.rglob("*"))
+    result = without_torch(*line.split(), cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (status, "")
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1 and message in result.stderr
+    assert set(tmp_path.rglob("*")) == before
 
 
 def test_a_wrong_platform_is_told_in_one_line(tmp_path, monkeypatch):
@@ -47,12 +145,11 @@ def test_unknown_commands_are_told_with_the_nearest(tmp_path):
     assert result.stderr == "error: there is no command trian: did you mean train?\n"
 
 
-def test_every_command_is_there_and_names_itself(tmp_path):
-    """The module of each; and one line of help names the command, not a file."""
-    for name, command in COMMANDS.items():
-        module = command.module or name.replace("-", "_")
-        assert (ROOT / f"detrkit/commands/{module}.py").is_file()
-    assert align_detr("eval", "--help", cwd=tmp_path).stdout.startswith("usage: align-detr eval ")
+def test_choices_are_the_librarys():
+    """Options have them as constants, since the library's modules import PyTorch."""
+    assert choices.LAYOUTS == tuple(FORMATS)
+    assert choices.DIFFICULT == DIFFICULT
+    assert list(choices.WEIGHT_FORMATS) == families()
 
 
 def test_configs_are_found_by_name_and_by_path(tmp_path, monkeypatch):
@@ -103,20 +200,74 @@ def test_the_list_can_be_narrowed():
         table(["yolo"])
 
 
+def completions(line, folder):
+    """What Tab offers behind a line, by argcomplete's protocol for bash."""
+    answer = folder.with_suffix(".answer")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT / "projects"),
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_COMP_WORDBREAKS": " \t\n\"'><=;|&(:",
+        "_ARGCOMPLETE_IFS": "\n",
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(answer),
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+        "COMP_TYPE": "9",
+    }
+    command = [sys.executable, "-m", "align_detr"]
+    subprocess.run(command, env=environment, cwd=folder, capture_output=True, timeout=300)
+    return [word.strip() for word in answer.read_text().split("\n") if word]
+
+
 @pytest.mark.parametrize(
     "line, found",
     [
-        ("mak", "make-data"),
-        ("train align_detr_t", "align_detr_tiny"),
-        ("eval --num", "--num-gpus --num-machines"),
-        ("demo --lay", "--layer"),
+        ("align-detr mak", ["make-data"]),
+        ("align-detr train align_detr_t", ["align_detr_tiny"]),
+        ("align-detr train --d", ["--data", "--dist-url"]),
+        ("align-detr eval --num", ["--num-gpus", "--num-machines"]),
+        ("align-detr eval output --which ", ["best", "final"]),
+        ("align-detr convert --format tens", ["tensorflow-csv"]),
+        ("align-detr convert --format ", list(choices.LAYOUTS)),
+        ("align-detr demo dino_tiny --inp", ["--input"]),
+        ("align-detr demo dino_tiny --input ", ["photos/"]),
+        ("align-detr eval phot", ["photos/"]),
+        ("align-detr completion ", ["bash", "zsh", "fish"]),
     ],
 )
-def test_bash_completes(tmp_path, line, found):
-    script = align_detr("completion", "bash", cwd=tmp_path).stdout
-    words = f"align-detr {line}"
-    script += f'COMP_WORDS=({words}); COMP_CWORD={len(words.split()) - 1}; _align_detr; echo "${{COMPREPLY[@]}}"'
-    assert subprocess.run(["bash", "-c", script], capture_output=True, text=True).stdout.strip() == found
+def test_tab_completes_options_choices_and_configs(tmp_path, line, found):
+    """Configs only where a config stands; files where files stand."""
+    (tmp_path / "photos").mkdir()
+    assert completions(line, tmp_path) == found
+
+
+@pytest.mark.parametrize(
+    "line, found",
+    [
+        ("align-detr train align_detr_tiny model.criterion.al", ["model.criterion.alpha="]),
+        ("align-detr train align_detr_tiny train.amp.enabled=", ["True", "False"]),
+        ("align-detr train align_detr_tiny model.criterion.loss_class_type=", [*CLASSIFICATION_LOSSES]),
+        ("align-detr train --config-file dino_tiny optimizer.l", ["optimizer.lr="]),
+        ("align-detr model dino_tiny model.num_cl", ["model.num_classes="]),
+    ],
+)
+def test_tab_completes_keys_and_values_of_the_config(tmp_path, line, found):
+    """Of the config on the line."""
+    assert completions(line, tmp_path) == found
+
+
+@pytest.mark.parametrize("shell, call", [("bash", "complete "), ("zsh", "compdef "), ("fish", "complete --command")])
+def test_the_code_for_each_shell(tmp_path, shell, call):
+    result = align_detr("completion", shell, cwd=tmp_path)
+    assert result.returncode == 0 and call in result.stdout and "align-detr" in result.stdout
+
+
+def test_completion_without_argcomplete(tmp_path):
+    """One line that names the package."""
+    script = "import sys; sys.modules['argcomplete'] = None; import align_detr; "
+    script += "from detrkit.commands.main import main; main()"
+    result = align_detr("completion", "bash", cwd=tmp_path, python=("-c", script))
+    assert result.returncode == 1 and result.stderr == "error: completion needs a package: pip install argcomplete\n"
 
 
 def test_a_closed_pipe_is_no_error(tmp_path):

@@ -20,7 +20,6 @@ from detrkit.commands import convert as tool
 from detrkit.commands import train
 from detrkit.config.load import load_config
 from detrkit.training import folder as training_folder
-from detrkit.training.folder import write_folder_config
 
 ROOT = Path(__file__).resolve().parents[3]
 CLASSES = ("square", "bar")
@@ -174,17 +173,16 @@ def test_configs_of_earlier_versions_go_on_working(tmp_path, monkeypatch):
 
 def folder_config(folder, *words):
     """What `align-detr train --data` makes of a folder, before it trains."""
-    args = train.argument_parser().parse_args(["--data", str(folder), *map(str, words)])
+    args = train.parse(train.parser(), ["--data", str(folder), *map(str, words)])
     train.check_options(args)
-    options = dict(format=args.format, keep_classes=args.classes, epochs=args.epochs, resume=args.resume)
-    return load_config(str(write_folder_config(args.data, args.config_file, args.opts, **options).file))
+    return load_config(train.write_config(args))
 
 
 def test_the_config_of_a_folder(tmp_path, monkeypatch):
     """Protects the defaults: the paper's first row, a length of 50 passes over the pictures with objects, ten
     evaluations; what is given on the command line stands, with the folder as it was at a resumed training."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "default_config", lambda: training_folder.BASE_CONFIG)
+    monkeypatch.setattr(training_folder, "default_config", lambda: training_folder.BASE_CONFIG)
     make_voc(tmp_path / "mine")
     cfg = folder_config("mine")
     assert cfg.model.num_queries == 900 and cfg.model.num_classes == 2  # of R50

@@ -10,6 +10,7 @@ from PIL import Image
 
 from align_detr._platform import EMBEDDED_ROOT
 from detrkit.config.load import get_config
+from detrkit.inference import demo
 
 TOOLS = EMBEDDED_ROOT.parent / "tools"
 CONFIG = str(EMBEDDED_ROOT.parent / "configs/baselines/dino_tiny.py")
@@ -112,10 +113,10 @@ def test_pixels(tool, odd_images):
         "half.png": np.where(np.arange(72)[:, None] < 36, gradient(), 255),
     }
     for name, pixels in expected.items():
-        found = tool.read_image(odd_images / name)
+        found = demo.read_image(odd_images / name)
         assert found.dtype == np.uint8 and found.shape == pixels.shape, name
         assert np.abs(found.astype(int) - pixels).mean() < 6, name  # palettes and JPEG are not exact
-    assert set(np.unique(tool.read_image(odd_images / "bits.png"))) == {0, 255}
+    assert set(np.unique(demo.read_image(odd_images / "bits.png"))) == {0, 255}
 
 
 def test_every_kind_of_image(run, odd_images):
@@ -188,16 +189,16 @@ def test_names_of_pictures_and_images(tool, tmp_path):
     """Equal names do not overwrite each other, nor an input; COCO's numbers are the ids where all have one."""
     a, b, c = tmp_path / "a" / "1.png", tmp_path / "b" / "1.jpg", tmp_path / "b" / "000000000022.jpg"
     out = tmp_path / "out"
-    assert tool.output_paths([a, b, c], out) == {
+    assert demo.output_paths([a, b, c], out) == {
         a: out / "1.png",
         b: out / "1_2.png",
         c: out / "000000000022.png",
     }
     with pytest.raises(ValueError, match="would be overwritten"):
-        tool.output_paths([a], tmp_path / "a")
-    assert tool.image_ids([b, c]) == {b: 1, c: 22}
-    assert tool.image_ids([a, b, c]) == {a: 1, b: 2, c: 3}
-    assert tool.image_ids([c, tmp_path / "x.png"]) == {c: 1, tmp_path / "x.png": 2}
+        demo.output_paths([a], tmp_path / "a")
+    assert demo.image_ids([b, c]) == {b: 1, c: 22}
+    assert demo.image_ids([a, b, c]) == {a: 1, b: 2, c: 3}
+    assert demo.image_ids([c, tmp_path / "x.png"]) == {c: 1, tmp_path / "x.png": 2}
 
 
 def test_mistakes(run, odd_images, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""`tools/export_model.py`: one file from a training, and what takes it."""
+"""`align-detr export`: one file from a training, and what takes it."""
 
 import importlib.util
 import json
@@ -38,7 +38,7 @@ def export(capsys):
 
 def test_an_exported_file_and_the_demo(export, run_folder, tmp_path, capsys):
     """The demo takes the file alone, with its names of classes, and finds what `Detector` finds."""
-    import demo
+    from detrkit.commands import demo
 
     output = tmp_path / "model.safetensors"
     assert export(run_folder, "--output", output).endswith("DINO with 3 classes")
@@ -74,10 +74,10 @@ def test_mistakes(export, run_folder, tmp_path, capsys):
 
     output = ["--output", tmp_path / "x.safetensors"]
     assert "a name that ends in" in error(run_folder, "--output", tmp_path / "x.bin")
-    assert "give the folder of a training, or" in error(*output)
+    assert "no detector: give the folder of a training" in error(*output)
     assert "has a config of its own" in error(run_folder, *output, "model.num_queries=3")
-    assert "no such folder or file" in error(tmp_path / "nowhere", *output)
-    assert "one source, please" in error(run_folder, run_folder, *output)
+    assert "no such folder, file or config" in error(tmp_path / "nowhere", *output)
+    assert "is not a change as key=value" in error(run_folder, run_folder, *output)
     export(run_folder, *output)
     assert "is where the weights come from" in error(tmp_path / "x.safetensors", *output)
     assert "--dynamic is for .onnx and .pt2" in error(run_folder, *output, "--dynamic")
@@ -87,7 +87,8 @@ def test_mistakes(export, run_folder, tmp_path, capsys):
 def run_tool(*words):
     """In a process of its own, as it has to choose the platform before anything is imported."""
     environment = {name: value for name, value in os.environ.items() if name != "ALIGN_DETR_PLATFORM"}
-    command = [sys.executable, HERE.parents[2] / "tools/export_model.py", *words]
+    environment["PYTHONPATH"] = str(HERE.parents[2] / "projects")
+    command = [sys.executable, "-m", "align_detr", "export", *words]
     return subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
 
 
@@ -125,7 +126,7 @@ def changed(folder, key, by):
     return PyTorchNetwork(*find_source(folder), "cpu", "float32")
 
 
-@pytest.mark.engine("`tools/export_model.py` starts itself on the engine, whose modules compute in float64 too")
+@pytest.mark.engine("`align-detr export` starts itself on the engine, whose modules compute in float64 too")
 @pytest.mark.parametrize(
     "reference, other, beside",
     [

@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from scipy.ndimage import binary_fill_holes, label
 
 from detrkit.commands import make_data as tool
-from detrkit.datasets import shapes
+from detrkit.datasets import shapes, small
 
 SPLITS = ("train2017", "val2017")
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' decoder
@@ -79,7 +79,7 @@ def test_content_is_a_mix(drawn):
     assert 1 <= sum(image["id"] not in per_image for image in content["images"]) <= 6
     assert 3 <= sum(a["iscrowd"] for a in content["annotations"]) <= 10
     objects = [a for a in content["annotations"] if not a["iscrowd"]]
-    sizes = Counter(tool.size_name(a["area"]) for a in objects)
+    sizes = Counter(small.size_name(a["area"]) for a in objects)
     assert sizes["small"] > 20 and sizes["medium"] > 40 and sizes["large"] >= 1
     classes = Counter(a["category_id"] for a in objects)
     assert len(classes) == len(content["categories"]) and min(classes.values()) > len(objects) / 5
@@ -200,8 +200,8 @@ def refusal(capsys, *argv):
     """The one-line message that the tool ends with."""
     with pytest.raises(SystemExit) as end:
         tool.main([str(item) for item in argv])
-    message = str(end.value.code)
-    assert message.startswith("error: ") and "\n" not in message
+    message = capsys.readouterr().err.rstrip("\n")
+    assert end.value.code == 1 and message.startswith("error: ") and "\n" not in message
     return message
 
 
@@ -254,4 +254,4 @@ def test_default_output(monkeypatch, tmp_path):
     tool.main(["--synthetic", "--train", "1", "--val", "1", "--size", "64"])
     assert (tmp_path / "by_variable" / "annotations" / "instances_val2017.json").is_file()
     monkeypatch.delenv("TINY_COCO_ROOT")
-    assert tool.parse(["--synthetic"]).output == Path("datasets/tiny_coco")
+    assert tool.default_output() == Path("datasets/tiny_coco")

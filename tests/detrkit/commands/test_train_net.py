@@ -40,8 +40,7 @@ def run(tool, tmp_path):
     def run(*arguments, config=CONFIG):
         options = [argument for argument in arguments if argument.startswith("--")]
         overrides = [f"train.output_dir={tmp_path}", *(a for a in arguments if not a.startswith("--"))]
-        parser = tool.argument_parser()
-        tool.run(parser.parse_args(["--config-file", config, *options, *overrides]))
+        tool.train_net(["--config-file", config, *options, *overrides])
 
     return run
 
@@ -187,7 +186,6 @@ def test_weights_and_biases_gets_the_scalars(run, monkeypatch):
         (["train.amp=True"], "train.amp.enabled"),
         (["train.max_iter=many"], "train.max_iter is a number, not many"),
         (["train.amp.enabled=3"], "train.amp.enabled is true or false, not 3"),
-        (["nonsense"], "nonsense"),
         (["train.device=cuda:99"], "this machine has"),
         (["train.device=gpu"], "this machine has"),
         (["train.amp.enabled=True", "train.amp.dtype=float8"], "float16, bfloat16"),
@@ -213,14 +211,38 @@ def test_mistakes_are_told_in_one_line(fails, monkeypatch, arguments, said):
 )
 def test_options_and_overrides_come_in_any_order(tool, words):
     """The words that a person adds to a command of yesterday come last."""
-    args = tool.parse_arguments(tool.argument_parser(), words)
-    assert (args.config_file, args.resume, args.num_gpus) == ("c.py", True, 2)
-    assert args.opts == ["a.b=1", "~c", "d=-1"]
+    args = tool.parse(tool.parser(), words)
+    assert (args.config, args.resume, args.num_gpus) == ("c.py", "required", 2)
+    assert args.overrides == ["a.b=1", "~c", "d=-1"]
+
+
+def test_a_stray_word_is_named(run, capsys):
+    """Neither a config, which is given, nor an override."""
+    with pytest.raises(SystemExit) as stop:
+        run("nonsense")
+    assert stop.value.code == 2 and "error: nonsense is not a change as key=value" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--resume"], ["--resume", "auto"], ["--resume=auto"], []])
+def test_resume_with_nothing_to_resume(tool, tmp_path, capsys, words):
+    """A mistyped folder does not begin another training of days; schedulers ask for that by `auto`."""
+    overrides = [f"train.output_dir={tmp_path}/new", "train.max_iter=1", "train.eval_period=0"]
+    if words == ["--resume"]:
+        with pytest.raises(SystemExit) as stop:
+            tool.main([CONFIG, *words, *overrides])
+        (line,) = capsys.readouterr().err.splitlines()
+        assert stop.value.code == 1 and f"{tmp_path}/new has no checkpoint to resume from" in line
+        assert not (tmp_path / "new").exists()
+        words = ["--resume"]
+        tool.train_net(["--config-file", CONFIG, *words, *overrides])  # as detectron2 does it
+    else:
+        tool.main([CONFIG, *words, *overrides])
+    assert (tmp_path / "new/model_final.pth").is_file()
 
 
 def test_an_unknown_option_behind_an_override_is_named(tool, capsys):
     with pytest.raises(SystemExit) as stop:
-        tool.parse_arguments(tool.argument_parser(), ["a=1", "--resum3", "b=2"])
+        tool.parse(tool.parser(), ["a=1", "--resum3", "b=2"])
     assert stop.value.code == 2 and "--resum3" in capsys.readouterr().err
 
 
@@ -252,7 +274,7 @@ def test_arguments_that_pass_through_kwargs_are_known(tool):
 
 def test_a_wrong_config_path_suggests_a_right_one(fails):
     assert CONFIG in fails(config=CONFIG.replace("toy_config", "toy_confg"))
-    assert "--config-file" in fails(config="")
+    assert "align-detr configs" in fails(config="")
     assert "has no model" in fails(config=str(TOOLS.parent / "configs/common/train.py"))
 
 

@@ -46,8 +46,7 @@ def train(tools, tmp_path):
 
     def train(*overrides, folder="toy"):
         overrides = [f"train.output_dir={tmp_path / folder}", "train.report.enabled=True", *overrides]
-        parser = tools.train_net.argument_parser()
-        tools.train_net.run(parser.parse_args(["--config-file", TOY, *overrides]))
+        tools.train_net.main(["--config-file", TOY, *overrides])
         return tmp_path / folder
 
     return train

@@ -2,6 +2,7 @@
 
 import html
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -143,14 +144,15 @@ def test_names_in_a_dataset_stay_names(tmp_path, monkeypatch):
     config = ["--config-file", str(HERE / "mixed_config.py")]
 
     def tool(name, *arguments):
-        command = [sys.executable, str(HERE.parents[2] / f"tools/{name}.py"), *arguments]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        command = [sys.executable, "-m", "align_detr", name, *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(HERE.parents[2] / "projects")}
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert result.returncode == 0, result.stderr
 
     short = ["train.max_iter=2", "train.eval_period=2", "train.report.enabled=True", f"train.output_dir={run}"]
-    tool("train_net", *config, *short)
+    tool("train", *config, *short)
     results = ["--input", f"{run}/coco_instances_results.json", "--output", f"{run}/sheet.png"]
-    tool("visualize_results", *config, "--dataset", "mixed_val", "--score-threshold", "0", *results)
+    tool("visualize-results", *config, "--dataset", "mixed_val", "--score-threshold", "0", *results)
     pictures = sorted((tmp_path / "data").glob("*val.png"))
     weights = ["--checkpoint", f"{run}/model_final.pth", "--output", f"{run}/demo"]
     tool("demo", *config, *weights, "--score-threshold", "0", "--input", *map(str, pictures))

@@ -266,7 +266,7 @@ def test_onnx_files_of_others(networks, pictures, tmp_path, monkeypatch):
         refused(said)
     del graph.metadata_props[:]
     onnx.save(graph, tmp_path / "other.onnx")
-    refused("was not written by tools/export_model.py")
+    refused("was not written by `align-detr export`")
     (tmp_path / "other.onnx").write_bytes(b"hello")
     refused("is no ONNX file that can be run")
     refused("no such file", tmp_path / "nowhere.onnx", FileNotFoundError)

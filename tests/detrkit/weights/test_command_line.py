@@ -48,7 +48,7 @@ def command(data, monkeypatch, tmp_path):
         small += ["dataloader.train.total_batch_size=2", "dataloader.test.num_workers=0"]
         small += [f"train.output_dir={tmp_path / output}", *SHAPE.get(name, [])]
         config = config_name(name)
-        train.run(train.argument_parser().parse_args(["--config-file", config, *options, *small, *overrides]))
+        train.main(["--config-file", config, *options, *small, *overrides])
         return tmp_path / output / "model_final.pth"
 
     return run
@@ -165,7 +165,7 @@ def test_inspect_prints_what_a_file_is(tmp_path, capsys):
     assert "model.query_position_embeddings.weight" in out and "query_embed.weight" in out
     with pytest.raises(SystemExit):
         weights.main(["inspect", str(tmp_path / "none")])
-    assert "no such checkpoint" in capsys.readouterr().err
+    assert "no such file" in capsys.readouterr().err
 
 
 def test_a_file_for_another_detector_is_refused_in_one_line(command, tmp_path, capsys):

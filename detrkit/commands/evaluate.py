@@ -1,0 +1,78 @@
+"""`align-detr eval`: evaluate a detector."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from detrkit.commands import command_line
+from detrkit.commands.train import add_processes, launch_processes
+
+DESCRIPTION = """\
+Evaluate a detector on the test data of its config, by COCO's metrics.
+
+Give the folder of a training; or a CONFIG with --checkpoint, a checkpoint (.pth) or an exported file (.safetensors)."""
+EXAMPLES = (
+    "align-detr eval output/align_detr_tiny --which best",
+    "align-detr eval align_detr_tiny --checkpoint output/align_detr_tiny/model_final.pth",
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the options of `align-detr eval`."""
+    parser = command_line.CommandParser(DESCRIPTION, EXAMPLES, prog="align-detr eval")
+    command_line.add_config(parser, "name or path of a config, or the folder of a training", metavar="CONFIG|FOLDER")
+    command_line.add_checkpoint(parser, "weights (default: train.init_checkpoint of the config)")
+    # Former spellings, of the time when `align-detr eval` was `align-detr train --eval-only`.
+    parser.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--eval-only", action="store_true", help=argparse.SUPPRESS)
+    add_processes(parser)
+    command_line.add_overrides(parser)
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Evaluate, in as many processes as the options ask for."""
+    with command_line.errors_in_one_line():
+        if not args.config and not args.checkpoint:
+            raise ValueError("nothing to evaluate: give the folder of a training, or a config and --checkpoint")
+        for file in (args.config, args.checkpoint or ""):
+            if file.endswith(".onnx"):
+                raise ValueError(f"{file}: an ONNX file cannot be evaluated; `align-detr export --check` compares it")
+        command_line.check_exist(args.config, args.checkpoint, "folder or config")
+        config, args.checkpoint, folder = command_line.find_named(args)
+        if config.endswith(".safetensors"):
+            raise ValueError(
+                f"{config} has no test data: give a config that has, as `align-detr eval CONFIG --checkpoint {config}`"
+            )
+        # The results of a training's folder belong there, also after it was moved.
+        is_first = folder is not None and folder.samefile(args.config or args.checkpoint)
+        args.folder = folder if is_first else None
+        args.config = config
+    launch_processes(work, args)
+
+
+def work(args: argparse.Namespace) -> None:
+    """Evaluate in each process of a run."""
+    with command_line.errors_in_one_line():
+        from detrkit.api import evaluate
+        from detrkit.config.catalogue import find_config
+        from detrkit.config.load import load_config
+        from detrkit.runtime.allocation import keep_freed_memory
+        from detrkit.training.checkpoints import newest_checkpoint
+        from detrkit.training.session import join_torchrun
+
+        join_torchrun()
+        cfg = load_config(args.config, args.overrides)
+        if args.folder and not any(text.startswith("train.output_dir=") for text in args.overrides):
+            cfg.train.output_dir = str(args.folder)
+            if "output_dir" in cfg.dataloader.get("evaluator", {}):
+                cfg.dataloader.evaluator.output_dir = str(args.folder)
+        keep_freed_memory()
+        point = newest_checkpoint(cfg.train.output_dir) if args.resume else None
+        checkpoint = f"{cfg.train.output_dir}/{point.name}" if point else args.checkpoint
+        evaluate(cfg, checkpoint, config_file=str(find_config(args.config)), overrides=args.overrides)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    run(command_line.parse(parser(), argv))
