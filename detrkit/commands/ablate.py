@@ -27,9 +27,10 @@ GRID = "alpha, k, tau, gamma, loss_class_type"  # names in detrkit.experiments.a
 def parser() -> argparse.ArgumentParser:
     """The options of `align-detr ablate`."""
     from detrkit.commands.experiment_options import add_options
+    from detrkit.commands.words import add_config
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", default="align_detr_tiny", metavar="CONFIG", help="(default: %(default)s)")
+    add_config(parser, "align_detr_tiny")
     parser.add_argument("--baseline", default="dino_tiny", metavar="CONFIG", help="(default: %(default)s)")
     parser.add_argument("--no-baseline", action="store_true", help="train no baseline")
     parser.add_argument(
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    from detrkit.commands.experiment_options import parse_words
+    from detrkit.commands.words import parse_words
 
     args = parse_words(parser(), argv)
     finish(lambda: run(args), "the same command goes on from here")

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    from detrkit.commands.experiment_options import parse_words
+    from detrkit.commands.words import parse_words
 
     args = parse_words(parser(), argv)
     finish(lambda: run(args), "the same command goes on from here")

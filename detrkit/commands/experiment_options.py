@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,18 +24,11 @@ def add_options(parser: argparse.ArgumentParser, seeds: Sequence[int], output: s
     parser.add_argument("opts", nargs="*", metavar="key=value", help="changes to the configs")
 
 
-def parse_words(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse options and `key=value` in any order; `args.words` holds the words as they were given."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    return parser.parse_intermixed_args(words, argparse.Namespace(words=words))
-
-
 def options_of(args: argparse.Namespace) -> Options:
     """The options of `args` as the library takes them."""
     from detrkit.experiments.experiment import Options
     from detrkit.runtime.program import program
 
-    words = getattr(args, "words", sys.argv[1:])
     return Options(
         output=args.output,
         seeds=args.seeds,
@@ -45,5 +37,5 @@ def options_of(args: argparse.Namespace) -> Options:
         cluster=args.cluster,
         dry_run=args.dry_run,
         overrides=args.opts,
-        command=shlex.join([*program(), *words]),
+        command=shlex.join([*program(), *args.words]),
     )

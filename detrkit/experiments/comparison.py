@@ -41,9 +41,7 @@ def run_comparison(pairs: Sequence[str], options: Options) -> bool:
         families = summarize(runs, paths)
         return {"families": families}, make_table(families, len(options.seeds))
 
-    report = Report(
-        summary_and_table, lambda: draw(summarize(runs, paths)), "comparison.png", {"device": str(device)}
-    )
+    report = Report(summary_and_table, lambda: draw(summarize(runs, paths)), "comparison.png", {"device": str(device)})
     return run_experiment(runs, report, options, f"{len(runs)} runs")
 
 
