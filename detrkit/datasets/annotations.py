@@ -238,7 +238,8 @@ def _annotations(
         image_id = image_id_of(required_id(entry, "image_id", at))
         category_id = category_id_of(required_id(entry, "category_id", at))
         if category_id is None:
-            raise ValueError(f"{at} has category_id {shortened_repr(entry['category_id'])}, which its categories do not list")
+            unknown = shortened_repr(entry["category_id"])
+            raise ValueError(f"{at} has category_id {unknown}, which its categories do not list")
         if image_id is None:
             changes["annotations of images that are not listed left out"] += 1
             continue
@@ -282,7 +283,7 @@ def same_classes(names: Sequence[str], others: Sequence[str]) -> bool:
 
 
 def _keys(entries: list, part: str) -> Callable[[int | float | str], int | str]:
-    """A function that makes forms of one id equal (1, 1.0, "1", "0001"), unless different entries would become equal."""
+    """A function that makes forms of one id equal (1, 1.0, "1", "0001"), unless two entries would become one."""
     ids = [required_id(entry, "id", f"{part}[{number}]") for number, entry in enumerate(entries)]
     return loose_key if len({*map(loose_key, ids)}) == len({*map(exact_key, ids)}) else exact_key
 
