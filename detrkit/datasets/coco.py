@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .annotations import box_of_segmentation, is_number
+from .annotation_values import box_of_segmentation, is_number
 from .files import DatasetFiles, beginning, is_file, split_named, split_of_folders
 from .pictures import Box, Corners, Picture, Problems, add_box, look_at_all, relative, to_upright
 from .reading import Dataset, Format, ReadOptions

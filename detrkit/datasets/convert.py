@@ -16,7 +16,7 @@ from tabulate import tabulate
 
 from .formats import recognise
 from .pictures import Picture, Problems
-from .reading import ReadOptions
+from .reading import Dataset, ReadOptions
 from .registration import own_prefix
 from .voc import DIFFICULT
 
@@ -110,50 +110,69 @@ def convert_dataset(
         ValueError: the folder has no known layout, or nothing in it can be used, or `only` names a class that is not
             there.
     """
-    source, output = Path(source), Path(output)
+    source, output, problems = Path(source), Path(output), Problems()
+    options = ReadOptions(list(dict.fromkeys(classes)) if classes else None, difficult, zero_based, decode)
+    dataset, names = _read_dataset(source, format, options, only, problems)
+    pictures = _usable_splits(dataset.pictures, names, source, problems)
+    if two_parts:
+        pictures = train_and_val(pictures)
+    files = {split: output / f"{split}.json" for split in pictures}
+    if not force and (taken := [file for file in files.values() if file.exists()]):
+        raise FileExistsError(f"{taken[0]} is there already: name another output, or replace it by --force")
+    output.mkdir(parents=True, exist_ok=True)
+    root = dataset.image_root
+    file_names = _file_names({p.path for found in pictures.values() for p in found}, root)
+    if copy_images:
+        root = output / "images"
+        file_names = _copy_images(file_names, root)
+    contents = {split: to_coco(found, names, file_names) for split, found in pictures.items()}
+    for split, content in contents.items():
+        unfinished = files[split].with_suffix(".part")
+        unfinished.write_text(json.dumps(content))
+        unfinished.replace(files[split])
+    return Conversion(files, contents, root, problems)
+
+
+def _read_dataset(
+    source: Path, format: str | None, options: ReadOptions, only: Sequence[str] | None, problems: Problems
+) -> tuple[Dataset, list[str]]:
+    """Read a dataset, and drop the objects of other classes; returns it and the names of the classes that are left."""
     if not source.exists():
         raise FileNotFoundError(f"no such folder: {source}")
-    if difficult not in DIFFICULT:
-        raise ValueError(f"difficult={difficult!r}: choose one of {', '.join(DIFFICULT)}")
-    classes = list(dict.fromkeys(classes)) if classes else None
-    problems = Problems()
+    if options.difficult not in DIFFICULT:
+        raise ValueError(f"difficult={options.difficult!r}: choose one of {', '.join(DIFFICULT)}")
     layout, files, place = recognise(source, problems, format)
-    dataset = layout.read(files, place, problems, ReadOptions(classes, difficult, zero_based, decode))
-    pictures, images = dataset.pictures, dataset.image_root
-    names = list(dict.fromkeys(classes or dataset.classes))
-    _drop_others(pictures, names, "unknown class", problems)
+    dataset = layout.read(files, place, problems, options)
+    names = list(dict.fromkeys(options.classes or dataset.classes))
+    _drop_others(dataset.pictures, names, "unknown class", problems)
     if only:
         if strange := [name for name in only if name not in names]:
             raise ValueError(f"{source} has no class {strange[0]}; it has {', '.join(names)}")
         names = list(dict.fromkeys(only))
-        _drop_others(pictures, names, "other class", problems)
+        _drop_others(dataset.pictures, names, "other class", problems)
+    return dataset, names
+
+
+def _usable_splits(
+    pictures: dict[str, list[Picture]], names: list[str], source: Path, problems: Problems
+) -> dict[str, list[Picture]]:
+    """The splits that have images; ValueError if there is no object in any of them."""
     _check_splits(pictures, names, problems)
     pictures = {split: found for split, found in pictures.items() if found}
     if not any(p.boxes for found in pictures.values() for p in found):
         kind, count = next(iter(problems.counts.items()), ("", 0))
         what = f"no objects in {source}" if pictures else f"no images with annotations in {source}"
         raise ValueError(f"{what} that could be used" + (f"; {problems.report()[0]} ({kind}: {count})" if kind else ""))
-    if two_parts:
-        pictures = train_and_val(pictures)
+    return pictures
 
-    files = {split: output / f"{split}.json" for split in pictures}
-    if taken := [file for file in files.values() if file.exists()]:
-        if not force:
-            raise FileExistsError(f"{taken[0]} is there already: name another output, or replace it by --force")
-    output.mkdir(parents=True, exist_ok=True)
-    file_names = _file_names({p.path for found in pictures.values() for p in found}, images)
-    if copy_images:
-        images = output / "images"
-        file_names = {path: _below(name) for path, name in file_names.items()}
-        for path, name in file_names.items():
-            (images / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, images / name)
-    contents = {split: to_coco(found, names, file_names) for split, found in pictures.items()}
-    for split, content in contents.items():
-        unfinished = files[split].with_suffix(".part")
-        unfinished.write_text(json.dumps(content))
-        unfinished.replace(files[split])
-    return Conversion(files, contents, images, problems)
+
+def _copy_images(file_names: Mapping[Path, str], folder: Path) -> dict[Path, str]:
+    """Copy images to `folder`, and return their names below it."""
+    names = {path: _below(name) for path, name in file_names.items()}
+    for path, name in names.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / name)
+    return names
 
 
 def train_and_val(pictures: Mapping[str, list[Picture]]) -> dict[str, list[Picture]]:

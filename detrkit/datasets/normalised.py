@@ -20,7 +20,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .annotations import ORIGINAL_ID, is_id, normalise, read_annotations
+from .annotation_values import is_id
+from .annotations import ORIGINAL_ID, normalise, read_annotations
 
 logger = logging.getLogger(__name__)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from detrkit.runtime.files import UNFINISHED, atomic_write
+from detrkit.runtime.logs import terminal_quiet
 from detrkit.weights import load_state
 
 logger = logging.getLogger(__name__)
@@ -203,7 +204,15 @@ def _whole_content(path: Path) -> dict[str, Any] | None:
 
 
 class BestCheckpointer(hooks.BestCheckpointer):
-    """detectron2's, with the best metric so far in the checkpoints."""
+    """detectron2's `BestCheckpointer`, with the best metric so far in the checkpoints; it logs to the file only."""
+
+    def after_step(self) -> None:
+        with terminal_quiet():
+            super().after_step()
+
+    def after_train(self) -> None:
+        with terminal_quiet():
+            super().after_train()
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self.best_metric is None else {"best": float(self.best_metric), "iteration": self.best_iter}

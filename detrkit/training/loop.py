@@ -24,7 +24,7 @@ from .checkpoints import ResumePoint, SafeCheckpointer, newest_checkpoint
 from .class_heads import class_heads_matched
 from .data_workers import sigchld_restored
 from .evaluation import Evaluations, build_evaluation
-from .hooks import MetricsWriter, best_checkpointer, periodic_checkpointer, saves_at
+from .hooks import EvaluationLine, MetricsWriter, best_checkpointer, periodic_checkpointer, saves_at
 from .live_line import LiveLine
 from .output_folder import claim_output_folder
 from .preflight import check_data, known_classes, match_training
@@ -141,6 +141,7 @@ def run_iterations(
     facts = {**facts, "classes": classes.plain() if classes else None}
     state = RunState(loader, lambda iteration: saves_at(cfg, iteration), facts)
     stop = StopEarly(checkpointer, state, loader)
+    best = best_checkpointer(cfg, checkpointer) if is_main else None
     trainer.register_hooks(
         [
             hooks.IterationTimer(),  # seconds of each iteration
@@ -152,7 +153,8 @@ def run_iterations(
             report.hook if report and is_main else None,  # refresh the page, and record its metrics
             MetricsWriter(cfg) if is_main else None,  # write what the hooks above have recorded
             state,  # collect again: evaluation has drawn random numbers
-            best_checkpointer(cfg, checkpointer) if is_main else None,  # save the model if it is the best so far
+            best,  # save the model if it is the best so far
+            EvaluationLine(evaluations, best) if is_main else None,  # log one line for each evaluation
             stop,  # on a signal: save and stop
             LiveLine() if is_main else None,  # progress on the terminal
         ]
