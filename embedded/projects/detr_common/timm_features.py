@@ -39,7 +39,7 @@ def timm_indices(model_name: str, strides: Sequence[int] = STRIDES) -> list[int]
 
 
 def timm_feature_names(model_name: str, strides: Sequence[int] = STRIDES) -> list[str]:
-    """Names of these feature maps in `TimmBackbone`, for `ChannelMapper(in_features=…)`. Arguments of `timm_indices`."""
+    """Names of these feature maps, for `ChannelMapper(in_features=…)`. Arguments of `timm_indices`."""
     return [f"p{index}" for index in timm_indices(model_name, strides)]
 
 
