@@ -18,6 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from small_backbones import ROWS, small
 
 ROOT = Path(__file__).resolve().parents[2]
+FAST = {"align_detr_swin_tiny_224_4scale_12ep", "align_detr_vitdet_base_4scale_12ep"}
+CASES = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in ROWS]
 NAMES = Classes(("red", "green", "blue"), (4, 5, 6))
 
 
@@ -30,7 +32,7 @@ def drawn(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", CASES)
 def test_a_small_version_trains_resumes_and_evaluates(name, drawn, tmp_path, monkeypatch):
     """Two iterations, a third one on from there, and an evaluation that gives what the training ended with."""
     monkeypatch.setenv("TINY_COCO_ROOT", str(drawn))
@@ -51,7 +53,7 @@ def test_a_small_version_trains_resumes_and_evaluates(name, drawn, tmp_path, mon
 
 
 @pytest.mark.engine("detrex's own modules keep numbers of one image's size: the engine's are exported")
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", CASES)
 def test_a_small_version_agrees_as_onnx(name, tmp_path):
     """A graph for any size, traced at one: ONNX Runtime finds what PyTorch finds at others, odd ones too."""
     pytest.importorskip("onnx")

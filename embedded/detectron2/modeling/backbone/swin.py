@@ -95,7 +95,8 @@ class PatchMerging(nn.Module):
         """(B, H, W, dim) to (B, ⌈H/2⌉, ⌈W/2⌉, 2·dim); an odd row or column has zeros beside it."""
         height, width = x.shape[1:3]
         x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
-        x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (B, ⌈H/2⌉, 2, ⌈W/2⌉, 2, dim)
+        # By sizes, as the ONNX exporter takes those that `unflatten` finds out for constants.
+        x = x.reshape(x.shape[0], (height + 1) // 2, 2, (width + 1) // 2, 2, x.shape[3])
         x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)  # upper left, lower left, upper right, lower right
         return self.reduction(self.norm(x))
 
