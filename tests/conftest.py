@@ -91,7 +91,8 @@ def timm():
 def _needs_timm(item: pytest.Item) -> bool:
     """Whether a parameter of the test is a config on a backbone of timm."""
     parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
-    return any("lite0" in str(getattr(value, "name", value)) for value in parameters if isinstance(value, str | Path))
+    names = [str(getattr(value, "name", value)) for value in parameters if isinstance(value, str | Path)]
+    return any("lite0" in name or "_timm_" in name for name in names)
 
 
 def _nest(flat: dict) -> dict | list:

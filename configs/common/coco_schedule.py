@@ -37,3 +37,7 @@ lr_multiplier_36ep = epochs(36, drop=30)
 lr_multiplier_50ep = epochs(50, drop=40)
 
 lr_multiplier_12ep_warmup = epochs(12, drop=11, warmup=1e-3)
+
+# 12 and 50 epochs of detrex's DINO on ViT-L, which needs the warmup.
+lr_multiplier_12ep_vit_large = step_schedule([72000, 90000], warmup=250)
+lr_multiplier_50ep_vit_large = step_schedule([300000, 375000], warmup=250)

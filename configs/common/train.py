@@ -23,6 +23,9 @@ train = dict(
     hang_seconds=900,
     # Below 0: a random one.
     seed=-1,
+    # Keep only the inputs of the layers of backbone, encoder and decoder for the backward pass, which runs each layer
+    # again: less memory, the same losses and gradients.
+    activation_checkpointing=False,
     # Backbone, encoder and decoder by torch.compile; that takes minutes at first, and again for other image sizes.
     compile=False,
     # A few iterations with everything in them, to see whether a config works.

@@ -21,6 +21,7 @@ HARMLESS = (
     "model.device",
     "model.select_box_nums_for_evaluation",
     "train.checkpointer.*",
+    "train.activation_checkpointing",
     "train.compile",
     "train.ddp.*",
     "train.device",

@@ -20,6 +20,7 @@ from detrkit.datasets.annotations import annotations_explained
 from detrkit.datasets.mapper import with_rgb_images
 from detrkit.runtime.precision import autocast_is_faster
 
+from .activation_checkpointing import checkpoint_activations
 from .data_workers import protect_workers
 from .preflight import check_images
 from .stream import resumable_loader
@@ -52,6 +53,9 @@ def build_model(cfg: DictConfig) -> nn.Module:
     """The model on its device, with an empty moving average if the config has one."""
     model = instantiate(cfg.model).to(cfg.train.device)
     ema.may_build_model_ema(cfg, model)
+    if cfg.train.get("activation_checkpointing", False):
+        count = checkpoint_activations(model)
+        logger.info("Activation checkpointing of %d layers: less memory, more time", count)
     if cfg.train.get("compile", False):
         compile_parts(model)
     size = sum(p.numel() for p in model.parameters())

@@ -79,7 +79,9 @@ def look_at(path: str | os.PathLike, data: bool = False) -> Recognised:
     if known.refusal:
         raise ValueError(f"{file.path} cannot be used: {known.refusal}")
     settings = known.settings(file)
-    rows = settings[NUM_CLASSES]
+    rows = settings.get(NUM_CLASSES)
+    if rows is None:  # a backbone alone
+        return Recognised(file, known, None, False, settings)
     names = named_classes(file, rows)
     return Recognised(file, known, names or assumed_classes(rows), names is None, settings)
 

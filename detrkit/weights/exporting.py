@@ -22,7 +22,7 @@ SUFFIXES = (".pth", ".bin", ".safetensors")
 
 def families() -> list[str]:
     """What `find_format` takes: detrex, code bases, and single formats by name."""
-    known = [found for found in all_formats().values() if not found.refusal]
+    known = [found for found in all_formats().values() if found.detector and not found.refusal]
     return [DETREX, *sorted({found.family for found in known}), *sorted(found.name for found in known)]
 
 

@@ -46,12 +46,13 @@ class Format:
         name: identifier, such as "mmdet_dino".
         title: for people.
         family: what `export-weights --format` calls the code base.
-        detector: key of `DETECTORS`.
+        detector: key of `DETECTORS`; "" for a backbone alone.
         recognises: whether a state dict with these names is of this format.
         requirements: of a file of this format.
         steps: the tables, in the order that they are applied on the way here.
         wrap: puts a converted state dict into what the other code base saves.
         refusal: why a recognised file cannot be converted; empty if it can.
+        backbone: class that a backbone alone is of; "" for a whole detector.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Format:
     steps: tuple[Step, ...]
     wrap: Callable[[State, Mapping[str, Any]], dict[str, Any]] = lambda state, facts: {"model": state}
     refusal: str = ""
+    backbone: str = ""
 
     def settings(self, file: WeightsFile) -> dict[str, Any]:
         """Config keys and the values that the weights were trained with."""

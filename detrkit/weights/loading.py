@@ -97,7 +97,8 @@ def prepare_config(
         return None  # for whoever loads it to say what is wrong with it
     must_be = {}
     if recognised.format is not None:
-        check_detector(cfg, recognised.format, recognised.source)
+        if recognised.format.detector:
+            check_detector(cfg, recognised.format, recognised.source)
         must_be = recognised.format.requirements(recognised.file).must_be
     changes = apply_settings(
         cfg,

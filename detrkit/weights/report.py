@@ -44,7 +44,7 @@ class Report:
         known = recognised.format
         yield f"format     {known.title if known else 'not one of another code base'}"
         if known:
-            yield f"detector   {known.detector}"
+            yield f"detector   {known.detector}" if known.detector else f"backbone   {known.backbone}"
         yield f"tensors    {len(recognised.file.state)}"
         if recognised.classes:
             classes = as_classes(recognised.classes)

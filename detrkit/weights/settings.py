@@ -55,7 +55,7 @@ def apply_settings(
     ignored = set(OmegaConf.select(cfg, IGNORED) or ())
     given = {override.lstrip("+").partition("=")[0] for override in overrides}
     for key, value in (must_be or {}).items():
-        found = OmegaConf.select(cfg, key)
+        found = _value(cfg, key)
         if key not in ignored and found != value:
             raise ValueError(f"{source} is of another model than the config's: {key} is {value} there, {found} here")
     changes = []
@@ -97,6 +97,16 @@ def _current(cfg: DictConfig, key: str, value: Any, source: str) -> Any:
         f"{source} was trained with {key}={value}, which {owner} has no option for: to accept results that differ, add "
         f"+{IGNORED}=[{key}]"
     )
+
+
+def _value(cfg: DictConfig, key: str) -> Any:
+    """The value of a key, from the config or as the constructor's default; None if there is neither."""
+    path, _, name = key.rpartition(".")
+    parent = OmegaConf.select(cfg, path)
+    if not isinstance(parent, DictConfig) or name in parent:
+        return OmegaConf.select(cfg, key)
+    target = _target(parent)
+    return _default(target, name) if target is not None else None
 
 
 def _target(node: Any) -> Any:

@@ -16,6 +16,7 @@ CONFIGS = ROOT / "projects/align_detr/configs"
 CONTRACT = Path(__file__).parents[1] / "contract"
 ROWS = sorted(path.stem for path in CONFIGS.glob("*.py"))
 PUBLISHED = [row for row in ROWS if row.endswith("ep")]  # at full size, with a schedule in epochs of COCO
+RESNETS = [row for row in PUBLISHED if "_r50_" in row or "_r101_" in row]
 MODELS = {  # config: recorded state dict
     "align_detr_r50_4scale_12ep": "align_detr_r50_4scale",
     "align_detr_r101_4scale_24ep": "align_detr_r101_4scale",
@@ -56,14 +57,14 @@ def test_every_row_takes_the_papers_options_as_overrides(name):
         "model.criterion.gamma=1.5",
         "model.criterion.loss_class_type=align_loss",
     )
-    if name in PUBLISHED:
+    if name in RESNETS:
         cfg.model.backbone.stages.depth = 101
     with torch.device("meta"):
         model = instantiate(cfg.model)
     criterion = model.criterion
     assert (criterion.alpha, criterion.k, criterion.tau, criterion.gamma) == (0.5, 3, 3, 1.5)
     assert criterion.classification_loss.matched.__name__ == "align_loss"
-    if name in PUBLISHED:
+    if name in RESNETS:
         assert len(model.backbone.res4) == 23
 
 
@@ -106,6 +107,14 @@ def test_published_settings():
         ("align_detr_tiny", "baselines/dino_tiny.py", (8e-4, 8e-4)),
         ("align_h_deformable_detr_tiny", "baselines/h_deformable_detr_tiny.py", (8e-4, 4e-4)),
         ("align_dab_detr_tiny", "baselines/dab_detr_tiny.py", (4e-4, 4e-4)),
+        *(
+            (f"align_detr_{row}", f"baselines/dino_{row}.py", (1e-4, 1e-4))
+            for row in ("swin_large_384_5scale_36ep", "vitdet_large_4scale_50ep", "timm_4scale_12ep")
+        ),
+        *(
+            (f"align_{row}", f"baselines/{row}.py", (2e-4, 2e-4))
+            for row in ("h_deformable_detr_swin_tiny_two_stage_12ep", "h_deformable_detr_swin_large_two_stage_36ep")
+        ),
         ("align_detr_bccd", "baselines/dino_bccd.py", (1.6e-3, 1.6e-3)),
         ("align_detr_lite0_4scale", "baselines/dino_lite0_4scale.py", (4e-4, 4e-4)),
         ("align_detr_lite0_bccd", "baselines/dino_lite0_bccd.py", (4e-4, 4e-4)),

@@ -8,7 +8,9 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.structures import Boxes, Instances
 
 CONFIGS = Path(__file__).resolve().parents[2] / "projects/align_detr/configs"
-ROWS = sorted(path.stem for path in CONFIGS.glob("*ep.py"))
+RESNETS = [path.stem for path in CONFIGS.glob("*ep.py") if "_r50_" in path.stem or "_r101_" in path.stem]
+# Of the larger backbones one each: they differ in size alone, and their small versions are tested in test_backbones.py.
+ROWS = sorted([*RESNETS, "align_detr_swin_tiny_224_4scale_12ep", "align_detr_vitdet_base_4scale_12ep"])
 
 
 def two_images():

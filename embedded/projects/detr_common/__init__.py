@@ -12,8 +12,10 @@
 | `deformable` | encoder, decoder and transformer on multi-scale deformable attention |
 | `heads` | class and box heads, prediction dictionaries |
 | `criterion` | losses of two-stage detectors, `loss_weights` for configs |
+| `norms` | `layer_norm` for configs |
 | `optim` | `lr_factors` for configs |
 | `queries` | `all_queries` for configs |
+| `timm_features` | feature maps and published weights of timm's models, for configs |
 """
 
 from .backbones import freeze_timm, timm_pixel_mean, timm_pixel_std
@@ -30,6 +32,7 @@ from .deformable import (
 from .dense import ConditionalDecoder, DenseEncoder, DenseTransformer, Masks
 from .detector import Detector
 from .heads import box_head, class_head, predict_layers, prediction_dict
+from .norms import layer_norm
 from .optim import lr_factors
 from .pyramid import (
     TokenPyramid,
@@ -43,6 +46,7 @@ from .pyramid import (
 )
 from .queries import all_queries
 from .single_scale import SingleScaleDetector
+from .timm_features import timm_feature_names, timm_feature_shapes, timm_indices
 
 __all__ = [
     "ConditionalDecoder",
@@ -68,6 +72,7 @@ __all__ = [
     "flatten_pyramid",
     "freeze_timm",
     "gather_tokens",
+    "layer_norm",
     "loss_weights",
     "lr_factors",
     "padding_mask",
@@ -76,6 +81,9 @@ __all__ = [
     "reference_points",
     "resize_mask",
     "targets_from_instances",
+    "timm_feature_names",
+    "timm_feature_shapes",
+    "timm_indices",
     "timm_pixel_mean",
     "timm_pixel_std",
     "token_centers",

@@ -19,12 +19,7 @@ FILES = sorted(CONTRACT.glob("state_dict_foreign_*.json"))
 NAMES = [path.stem.removeprefix("state_dict_foreign_") for path in FILES]
 
 # Their backbones are not here yet. The change that brings one takes its names out.
-WITHOUT_BACKBONE = {
-    "mmdet_co_dino_5scale_swin_l",
-    "mmdet_dino_5scale_swin_l",
-    "sensex_co_dino_5scale_swin_l",
-    "sensex_co_dino_5scale_vit_l",
-}
+WITHOUT_BACKBONE = {"sensex_co_dino_5scale_vit_l"}
 REFUSED = {"hf_deformable_detr_r50"}  # one stage
 
 
@@ -48,8 +43,11 @@ def five_levels(cfg):
 
 
 def config_of(name, detector):
+    backbone = "swin_large" if name.endswith("swin_l") else "r50"
     if "co_dino" in name:
-        return LazyConfig.load(str(ROOT / "projects" / "co_detr" / "configs" / "co_dino_r50_5scale_12ep.py"))
+        return LazyConfig.load(str(ROOT / f"projects/co_detr/configs/co_dino_{backbone}_5scale_12ep.py"))
+    if backbone == "swin_large":
+        return get_config("baselines/dino_swin_large_384_5scale_12ep.py")
     paths = {
         "DINO": "baselines/dino_r50_4scale_12ep.py",
         "HDeformableDETR": "baselines/h_deformable_detr_r50_two_stage_12ep.py",

@@ -187,7 +187,7 @@ def test_every_format_says_what_it_needs():
     for known in all_formats().values():
         if known.refusal:
             continue
-        assert known.title and known.family and known.detector
+        assert known.title and known.family and bool(known.detector) != bool(known.backbone)
     file = WeightsFile("x", random_state(SHAPES["mmdet_dino"]), {})
     assert {"model.position_embedding.temperature", "model.position_embedding.offset", "model.num_classes"} <= set(
         all_formats()["mmdet_dino"].settings(file)

@@ -1,0 +1,7 @@
+from .dino_r50 import model
+from .swin import shapes_of_tiny as _shapes
+from .swin import swin_tiny_224 as _backbone
+
+model.backbone = _backbone
+model.neck.input_shapes = _shapes
+model.neck.in_features = ["p1", "p2", "p3"]

@@ -1,0 +1,16 @@
+from detrkit.config.load import get_config
+
+from .models.align_dino import criterion as _criterion
+
+_baseline = get_config("baselines/dino_swin_large_384_5scale_36ep.py")
+
+dataloader = _baseline.dataloader
+lr_multiplier = _baseline.lr_multiplier
+model = _baseline.model
+optimizer = _baseline.optimizer
+train = _baseline.train
+
+_criterion.weight_dict = model.criterion.weight_dict
+model.criterion = _criterion
+
+train.output_dir = "./output/align_detr_swin_large_384_5scale_36ep"
