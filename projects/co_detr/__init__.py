@@ -1,7 +1,6 @@
-"""Co-DETR, collaborative hybrid assignments (arXiv 2211.12860), on DINO: auxiliary heads and positive queries that only
-training has, with the losses of Align-DETR's criterion to choose from.
+"""Co-DETR (arXiv 2211.12860) on DINO: auxiliary heads and positive queries in training; any loss of Align-DETR.
 
-Importing this package makes `detectron2`, `detrex` and `projects.*` importable, as `align_detr` does.
+Importing this package makes `detectron2`, `detrex` and `projects.*` importable, as importing `align_detr` does.
 """
 
 import align_detr as _align_detr  # noqa: F401

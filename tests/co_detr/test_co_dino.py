@@ -54,8 +54,8 @@ def images(*sizes, objects=3):
         corner = torch.rand(objects, 2, generator=generator) * 20
         boxes = torch.cat([corner, corner + 8 + 10 * torch.rand(objects, 2, generator=generator)], dim=1)
         instances = Instances((height, width), gt_boxes=Boxes(boxes), gt_classes=torch.arange(objects) % 3)
-        picture = torch.rand(3, height, width, generator=generator) * 255
-        batch.append({"image": picture, "instances": instances, "height": height, "width": width})
+        image = torch.rand(3, height, width, generator=generator) * 255
+        batch.append({"image": image, "instances": instances, "height": height, "width": width})
     return batch
 
 
@@ -65,8 +65,7 @@ def losses_of(model, batch=None, seed=1):
 
 
 def test_at_inference_it_is_dino():
-    """With the same weights the same detections, and of the parameters none that DINO has not, whether the heads are
-    still there or have been taken off."""
+    """With the same weights Co-DINO detects as DINO and uses no other parameters, with or without its heads."""
     model = tiny()
     dino = build(get_config("baselines/dino_tiny.py"))
     weights = without_training_parts(model.state_dict())
@@ -75,14 +74,14 @@ def test_at_inference_it_is_dino():
     with torch.no_grad():
         expected = dino.eval()(images((48, 64)))[0]["instances"]
         for ours in (model.eval(), drop_training_parts(copy.deepcopy(model))):
-            found = ours(images((48, 64)))[0]["instances"]
-            assert torch.equal(found.scores, expected.scores)
-            assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
+            detections = ours(images((48, 64)))[0]["instances"]
+            assert torch.equal(detections.scores, expected.scores)
+            assert torch.equal(detections.pred_boxes.tensor, expected.pred_boxes.tensor)
     assert list(drop_training_parts(model).state_dict()) == list(dino.state_dict())
 
 
-def test_what_dino_learns_is_left_as_it_is():
-    """The heads add losses and change none: with DINO's supervision those of DINO itself, from equal random numbers."""
+def test_losses_of_dino_are_unchanged():
+    """The heads add losses and leave DINO's losses unchanged (same supervision, same random numbers)."""
     model = tiny()
     plain = tiny("model.collaboration=null")
     plain.load_state_dict(without_training_parts(model.state_dict()))
@@ -93,7 +92,7 @@ def test_what_dino_learns_is_left_as_it_is():
 
 
 def test_everything_learns():
-    """Every loss is there at every layer, each parameter takes part, and the heads alone teach encoder and backbone."""
+    """All losses exist at all layers, each parameter gets a gradient, the heads alone train encoder and backbone."""
     model = tiny()
     losses = losses_of(model)
     for suffix in ("atss", "atss_0", "faster_rcnn", "faster_rcnn_0"):
@@ -115,7 +114,7 @@ def test_everything_learns():
 
 @pytest.mark.parametrize("objects", [0, 40])
 def test_no_parameter_is_left_out(objects):
-    """A parameter without a gradient would make DDP wait for ever: with objects, without, with more than queries."""
+    """Each parameter gets a gradient, else DDP hangs: with objects, without, and with more objects than queries."""
     model = tiny()
     losses = losses_of(model, images(objects=objects))
     sum(losses.values()).backward()
@@ -135,7 +134,7 @@ def test_no_parameter_is_left_out(objects):
     ],
 )
 def test_switches(override, on, queries):
-    """Each head off, K, and no positive queries, one override each; what is off has no parameters and no losses."""
+    """One override each: a head off, K, no positive queries. Disabled parts have no parameters and no losses."""
     model = tiny(override)
     losses = losses_of(model)
     assert {name for name in ("atss", "faster_rcnn") if f"loss_{name}_giou" in losses} == on
@@ -149,7 +148,7 @@ def test_switches(override, on, queries):
 
 
 def test_lambdas_are_factors():
-    """λ₂ of the heads' losses, once for each decoder layer, and λ₁ of the positive queries'."""
+    """Head losses scale with λ₂ and the number of decoder layers, losses of positive queries with λ₁."""
     model, other = tiny(), tiny("model.collaboration.lambda_heads=1", "model.collaboration.lambda_queries=0.5")
     assert model.collaboration.head_weight == 2 * 2
     other.load_state_dict(model.state_dict())
@@ -161,8 +160,10 @@ def test_lambdas_are_factors():
 
 @pytest.mark.parametrize("kind, power", [("quality_focal_loss", 2), ("ia_bce_loss", 0), ("align_loss", 2)])
 def test_positive_losses_are_the_loops(kind, power):
-    """The switch reaches the positive queries: each keeps its object; negatives are background, what is ignored counts
-    for nothing; divided by the positives."""
+    """`loss_class_type` applies to positive queries.
+
+    Each keeps its object, negatives are background, ignored queries have no loss. Sums are divided by the positives.
+    """
     criterion = instantiate(load("co_dino_tiny", f"model.criterion.loss_class_type={kind}").model).criterion
     torch.manual_seed(0)
     logits, boxes = torch.randn(2, 4, 3), torch.rand(2, 4, 4) * 0.3 + 0.3
@@ -198,7 +199,7 @@ def test_positive_losses_are_the_loops(kind, power):
 
 
 def test_heads_queries_do_not_see_each_other():
-    """Decoded side by side they are what each head's would be alone."""
+    """Decoding all heads' queries together gives the same outputs as decoding each head's alone."""
     model = tiny().train()
     seen = []
     criterion, kept = model.criterion.positive_losses, {}
@@ -227,7 +228,7 @@ def test_bfloat16_autocast_trains():
 
 
 def test_the_reports_see_dino():
-    """Layers are predicted as at inference, without a run of the heads, and the model is left as it was."""
+    """Predictions by layer equal inference, the heads do not run, and the model stays unchanged."""
     model = tiny()
     heads = model.collaboration
     heads.forward = None  # would raise
@@ -237,8 +238,7 @@ def test_the_reports_see_dino():
 
 
 def test_one_option_makes_it_co_align_detr():
-    """Align-DETR's losses bring its matching along; published, and with any other loss, it is one-to-one; k says
-    otherwise."""
+    """Align-DETR's losses imply its matching (k = 2), other losses one-to-one; an explicit k overrides both."""
     for options, k in (
         ((), 1),
         (("loss_class_type=ia_bce_loss",), 2),
@@ -255,29 +255,29 @@ def test_one_option_makes_it_co_align_detr():
 
 
 @pytest.mark.parametrize(
-    "override, said",
+    "override, message",
     [
         (f"{HEADS}number=3", r"heads.number=3: 2 heads are on \(atss, faster_rcnn\)"),
-        ("model.collaboration.min_queries=0", "min_queries=0: at least 1"),
+        ("model.collaboration.min_queries=0", "min_queries=0: both must be at least 1"),
         ("model.collaboration.lambda_heads=-1", "lambda_heads=-1"),
         ("model.criterion.loss_class_type=quality_focal", "loss_class_type='quality_focal': choose one of"),
     ],
 )
-def test_mistakes_are_told(override, said):
-    """What is wrong, by the option's name."""
-    with pytest.raises(ValueError, match=said):
+def test_invalid_options_are_reported(override, message):
+    """The message names the option."""
+    with pytest.raises(ValueError, match=message):
         tiny(override)
 
 
 def test_levels_and_strides_must_agree():
-    """Told with both numbers at the first step."""
+    """The first step raises an error with both numbers."""
     model = tiny("model.collaboration.strides=[8,16,32]")
-    with pytest.raises(ValueError, match="strides.* are of 3 levels, but the encoder has 3"):
+    with pytest.raises(ValueError, match="strides=.* has 3 levels: expected 4, the encoder's 3 levels"):
         losses_of(model)
 
 
 def test_published_settings():
-    """The facts of the published model, in the config that stands for it."""
+    """The config has the settings of the published model."""
     cfg = load("co_dino_r50_5scale_12ep")
     with torch.device("meta"):
         cfg.model.device = "meta"
@@ -307,7 +307,7 @@ def test_published_settings():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["co_dino_r50_5scale_12ep", "co_dino_r50_4scale_12ep"])
 def test_full_size_step(name):
-    """The rows that nobody can train in a test build, step once on a small photograph and detect."""
+    """Full-size configs build, train one step on a small photograph and detect."""
     torch.manual_seed(0)
     model = instantiate(load(name).model)
     batch = images((256, 320))
@@ -316,5 +316,5 @@ def test_full_size_step(name):
     assert all(loss.isfinite() for loss in losses.values())
     assert not [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None]
     with torch.no_grad():
-        found = model.eval()(batch)[0]["instances"]
-    assert len(found) == 300 and found.scores.isfinite().all()
+        detections = model.eval()(batch)[0]["instances"]
+    assert len(detections) == 300 and detections.scores.isfinite().all()

@@ -1,4 +1,4 @@
-"""Co-DINO through the tools: trained, resumed, exported, evaluated with and without its heads, analysed."""
+"""Co-DINO on the command line: train, resume, export, evaluate with and without heads, analyse."""
 
 import json
 
@@ -24,8 +24,8 @@ def precisions(output):
 
 @pytest.mark.slow
 def test_the_tools_take_it(run_tool, tmp_path):
-    """A training stopped halfway goes on to its end, heads included; the exported weights hold none of them, are whole
-    for DINO's config and for its own, and detect the same in both; the report takes them."""
+    """A stopped training resumes with its heads. Exported weights have no heads, load completely into DINO's config and
+    Co-DINO's, and detect the same in both. The analysis accepts them."""
     config, folder = ["--config-file", CONFIG], tmp_path / "out"
     run_tool("train_net.py", *config, f"train.output_dir={folder}", *SMALL, "train.max_iter=2")
     half = torch.load(folder / "model_final.pth", weights_only=True)["model"]
@@ -35,8 +35,8 @@ def test_the_tools_take_it(run_tool, tmp_path):
     heads = [name for name in content if name.startswith("collaboration.")]
     assert heads and any(not torch.equal(content[name], half[name]) for name in heads)
 
-    told = run_tool("export_weights.py", "--checkpoint", checkpoint, "--output", weights, "--config-file", DINO)
-    assert "collaboration" not in told
+    output = run_tool("export_weights.py", "--checkpoint", checkpoint, "--output", weights, "--config-file", DINO)
+    assert "collaboration" not in output
     run_tool("export_weights.py", "--checkpoint", checkpoint, "--output", tmp_path / "own.pth", *config)
     for i, other in enumerate((CONFIG, DINO)):
         options = [f"train.output_dir={tmp_path / str(i)}", *SMALL, f"train.init_checkpoint={weights}"]
@@ -53,6 +53,6 @@ def test_the_tools_take_it(run_tool, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_train(run_tool, tmp_path):
-    """Every parameter takes part in every step, or the processes would wait for each other for ever."""
+    """Every parameter takes part in every step, else the processes would hang."""
     run_tool("train_net.py", "--config-file", CONFIG, "--num-gpus", 2, f"train.output_dir={tmp_path / 'two'}", *SMALL)
     assert (tmp_path / "two/model_final.pth").exists()

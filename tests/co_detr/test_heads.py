@@ -1,4 +1,4 @@
-"""The auxiliary heads: their losses against loops over anchors, what they train, and images that are hard on them."""
+"""Auxiliary heads: losses against loops over anchors, gradients, and difficult images."""
 
 import pytest
 import torch
@@ -53,7 +53,7 @@ def giou_of(one, other):
 
 @torch.no_grad()
 def test_atss_losses_are_the_loops():
-    """Focal, GIoU by centerness, and centerness, anchor by anchor and class by class."""
+    """Focal loss, GIoU weighted by centerness, and centerness loss equal a loop over anchors and classes."""
     head, objects = head_of("atss"), SOME
     for pred in (head.class_pred, head.box_pred, head.centerness_pred):
         torch.nn.init.normal_(pred.weight, std=0.05)
@@ -87,14 +87,14 @@ def test_atss_losses_are_the_loops():
 
 
 def test_proposal_losses_are_the_loops():
-    """BCE over the drawn anchors, L1 of the positives' deltas."""
+    """BCE over the sampled anchors, L1 over the deltas of the positives."""
     network, objects = head_of("faster_rcnn").proposals, SOME
     torch.manual_seed(0)
     anchors = torch.tensor([[0.0, 0, 30, 30], [10, 10, 50, 50], [20, 0, 40, 40], [4, 4, 60, 40], [0, 10, 30, 60]])
     logits, deltas = torch.randn(2, 5), torch.randn(2, 5, 4)
     assigned = torch.tensor([[0, 1, BACKGROUND, IGNORED, BACKGROUND], [BACKGROUND, IGNORED, IGNORED, IGNORED, 0]])
-    drawn = torch.tensor([[1, 0, 4], [4, 0, -1]])
-    losses = network.losses(logits, deltas, anchors, assigned, drawn, objects)
+    sampled = torch.tensor([[1, 0, 4], [4, 0, -1]])
+    losses = network.losses(logits, deltas, anchors, assigned, sampled, objects)
     bce, distance = 0.0, 0.0
     for i, a in ((0, 1), (0, 0), (0, 4), (1, 4), (1, 0)):
         index = int(assigned[i, a])
@@ -119,25 +119,25 @@ def test_second_stages_losses_are_the_loops():
         label = int(objects.labels[i, index]) if index >= 0 else 3
         entropy -= logits[i, place].log_softmax(0)[label]
         if index >= 0:
-            found = apply_deltas(boxes[i, place], deltas[i, place, label], DELTAS)
-            giou += 1 - giou_of(found.tolist(), objects.boxes[i, index].tolist())
+            refined = apply_deltas(boxes[i, place], deltas[i, place, label], DELTAS)
+            giou += 1 - giou_of(refined.tolist(), objects.boxes[i, index].tolist())
     assert float(losses["class"]) == pytest.approx(float(entropy) / 5, rel=1e-5)
     assert float(losses["giou"]) == pytest.approx(10 * giou / 5, rel=1e-4)
 
 
 def test_proposals_are_inside_their_image_and_apart():
-    """Boxes of the image itself, best first, no two of a level overlapping by more than 0.7."""
+    """Proposals lie inside the image, best first; within a level no IoU is above 0.7."""
     head = head_of("faster_rcnn")
-    _, proposals, there = head.proposals(pyramid(), SOME)
-    assert there.any(1).all()
-    for boxes, keep, extent in zip(proposals, there, EXTENT, strict=True):
+    _, proposals, valid = head.proposals(pyramid(), SOME)
+    assert valid.any(1).all()
+    for boxes, keep, extent in zip(proposals, valid, EXTENT, strict=True):
         assert (boxes >= 0).all() and (boxes[:, 2:] <= extent).all()
         assert (boxes[keep, 2:] > boxes[keep, :2]).all()
         assert not boxes[~keep].any()
 
 
 def test_objects_are_among_the_proposals():
-    """The second stage learns also while the first one finds nothing."""
+    """The second stage gets positives even if the first finds none."""
     head = head_of("faster_rcnn")
     boxes, assigned = head.sample(torch.zeros(2, 5, 4), torch.zeros(2, 5, dtype=torch.bool), SOME)
     assert (assigned >= 0).sum(1).tolist() == [3, 1]
@@ -159,8 +159,7 @@ SITUATIONS = {
 @pytest.mark.parametrize("situation", SITUATIONS)
 @pytest.mark.parametrize("kind", ["atss", "faster_rcnn"])
 def test_hard_images(kind, situation):
-    """Finite losses, and a gradient for every parameter and every map, or processes would wait for each other; nine
-    positive queries at least, inside the image."""
+    """Losses are finite, every parameter and map gets a gradient, at least nine positive queries lie in the image."""
     head, features, objects = head_of(kind), pyramid(), SITUATIONS[situation]
     losses, candidates = head(features, objects)
     assert all(loss.isfinite() and loss.dtype == torch.float32 for loss in losses.values())
@@ -171,14 +170,14 @@ def test_hard_images(kind, situation):
     queries = draw_queries(candidates, EXTENT, most=20, least=9)
     assert 9 <= queries.boxes.shape[1] <= 20 and queries.boxes.isfinite().all()
     assert ((queries.boxes >= 0) & (queries.boxes <= 1)).all()
-    wanted = (candidates.assigned >= 0).sum(1).clamp(max=20)
-    assert torch.equal((queries.assigned >= 0).sum(1), wanted)
-    assert situation != "no objects" or not wanted.any()
+    target = (candidates.assigned >= 0).sum(1).clamp(max=20)
+    assert torch.equal((queries.assigned >= 0).sum(1), target)
+    assert situation != "no objects" or not target.any()
 
 
 @pytest.mark.parametrize("kind", ["atss", "faster_rcnn"])
 def test_half_precision(kind):
-    """Autocast: float32 losses near those of float32, finite gradients."""
+    """Under autocast: losses are float32 and close to the float32 run, gradients are finite."""
     features = pyramid()
     torch.manual_seed(0)
     expected, _ = head_of(kind)(features, SOME)
@@ -193,8 +192,7 @@ def test_half_precision(kind):
 
 
 def test_positive_queries_are_drawn():
-    """At random if there are too many; filled up with negatives to the fullest image, and with what is ignored only
-    where there is nothing else."""
+    """Too many positives are sampled at random; negatives fill up, and ignored boxes only when negatives run out."""
     boxes = torch.rand(2, 40, 4).cumsum(-1)
     assigned = torch.full((2, 40), IGNORED)
     assigned[0, :12], assigned[0, 12:20] = 1, BACKGROUND
@@ -210,19 +208,19 @@ def test_positive_queries_are_drawn():
 
 
 def test_centerness():
-    """1 in the middle, 0 at a border, and what FCOS says between."""
+    """1 at the centre, 0 at a border, FCOS's formula in between."""
     boxes = torch.tensor([[0.0, 0, 10, 10]] * 3)
     points = torch.tensor([[5.0, 5.0], [10.0, 5.0], [2.0, 5.0]])
     torch.testing.assert_close(centerness_of(points, boxes), torch.tensor([1.0, 0.0, 0.5]))
 
 
 def test_proposals_overlap_little():
-    """Suppression works level by level: what is left of one level overlaps by 0.7 at most."""
+    """Suppression runs within each level: no two proposals of a level have an IoU above 0.7."""
     network = head_of("faster_rcnn").proposals
     torch.manual_seed(0)
     corner = torch.rand(60, 2) * 20
     level = torch.cat([corner, corner + 20], dim=1)
-    proposals, there = network.proposals(torch.randn(1, 60), torch.zeros(1, 60, 4), [level], EXTENT[:1])
-    kept = proposals[0][there[0]]
+    proposals, valid = network.proposals(torch.randn(1, 60), torch.zeros(1, 60, 4), [level], EXTENT[:1])
+    kept = proposals[0][valid[0]]
     iou = pairwise_iou(kept, kept).fill_diagonal_(0)
     assert 1 < len(kept) < 40 and iou.max() <= 0.7

@@ -23,7 +23,7 @@ from co_detr.ops.nms import suppress
 
 
 def objects_of(case):
-    """One image's objects, padded to at least one, and beside an image that has none."""
+    """Return the padded objects of two images; the second has none."""
     boxes = case.input["gt_boxes"]
     padded = torch.zeros(2, max(1, len(boxes)), 4)
     present = torch.zeros(padded.shape[:2], dtype=torch.bool)
@@ -33,7 +33,7 @@ def objects_of(case):
 
 @pytest.mark.parametrize("number", range(4))
 def test_atss_assignment_is_the_recorded_one(golden, number):
-    """0, 1, 5 and 40 objects; an image without any beside them stays background."""
+    """0, 1, 5 and 40 objects; the other image has no objects and stays background."""
     case = golden(f"atss_assignment_{number}")
     anchors = make_anchors(case.config["sizes"], case.config["strides"], [case.config["octave_base_scale"]], [1.0])
     if "anchors" in case.input:
@@ -46,7 +46,7 @@ def test_atss_assignment_is_the_recorded_one(golden, number):
 
 @pytest.mark.parametrize("number", range(4))
 def test_rpn_assignment_is_the_recorded_one(golden, number):
-    """Best anchors of an object count from 0.3 on; anchors, positives, their objects, and those ignored."""
+    """The best anchor of an object is positive from IoU 0.3; positives, their objects and ignored anchors agree."""
     case = golden(f"rpn_assignment_{number}")
     config = case.config
     octave = [2 ** (i / config["scales_per_octave"]) for i in range(config["scales_per_octave"])]
@@ -66,7 +66,7 @@ def test_rpn_assignment_is_the_recorded_one(golden, number):
 
 @pytest.mark.parametrize("number", range(4))
 def test_rcnn_assignment_is_the_recorded_one(golden, number):
-    """Proposals from IoU 0.5 on, and no favour to an object's best one; what is no proposal is ignored."""
+    """Positive from IoU 0.5, also for the best proposal of an object; invalid proposals are ignored."""
     case = golden(f"rcnn_assignment_{number}")
     proposals = case.input["proposals"].expand(2, -1, -1)
     usable = torch.ones(proposals.shape[:2], dtype=torch.bool)
@@ -78,7 +78,7 @@ def test_rcnn_assignment_is_the_recorded_one(golden, number):
 
 @pytest.mark.parametrize("name", ["roi_align_s0", "roi_align_s2"])
 def test_roi_align_is_the_recorded_one(golden, name):
-    """Forward and gradient, boxes outside the image and empty ones among them."""
+    """Output and gradient, including boxes outside the image and empty boxes."""
     case = golden(name)
     features = case.input["feature"].clone().requires_grad_()
     rois, config = case.input["rois"], case.config
@@ -90,7 +90,7 @@ def test_roi_align_is_the_recorded_one(golden, name):
 
 
 def test_nms_is_the_recorded_one(golden):
-    """Plain and by level, and the first so many of them."""
+    """Without groups, by level, and with a limit."""
     case = golden("nms")
     boxes, scores, levels = (case.input[name] for name in ("boxes", "scores", "levels"))
     threshold = case.config["iou_threshold"]
@@ -101,7 +101,7 @@ def test_nms_is_the_recorded_one(golden):
 
 
 def test_nms_of_chains_is_the_loops():
-    """Boxes that are suppressed do not suppress: dense ones, over many chunks, against one box at a time."""
+    """A suppressed box suppresses nothing: dense boxes over many chunks equal a loop over single boxes."""
     torch.manual_seed(0)
     corner = torch.rand(700, 2) * 60
     boxes = torch.cat([corner, corner + 20 + torch.rand(700, 2) * 5], dim=1)
@@ -115,7 +115,7 @@ def test_nms_of_chains_is_the_loops():
 
 @pytest.mark.parametrize("name", ["box_deltas_1", "box_deltas_10"])
 def test_box_deltas_are_the_recorded_ones(golden, name):
-    """There and half the way back."""
+    """`box_deltas` and `apply_deltas` with half of the deltas equal the recorded values."""
     case = golden(name)
     weights, source = case.config["weights"], case.input["source"]
     deltas = box_deltas(source, case.input["target"], weights)
@@ -126,7 +126,7 @@ def test_box_deltas_are_the_recorded_ones(golden, name):
 
 
 def test_padding_is_assigned_nothing():
-    """Anchors of an image's padding take part in nothing, also in the statistics of ATSS."""
+    """Anchors in padding are ignored, also in the statistics of ATSS."""
     anchors = make_anchors([(8, 8), (4, 4)], [8, 16], [4.0], [1.0])
     boxes = torch.cat(anchors)
     objects, present = torch.tensor([[[4.0, 4.0, 30.0, 30.0]]]), torch.ones(1, 1, dtype=torch.bool)
@@ -142,22 +142,22 @@ def test_padding_is_assigned_nothing():
 
 
 def test_samples_are_positives_first_and_never_twice():
-    """At most so many positives, all background otherwise, -1 where there are not enough; nothing that is ignored."""
+    """At most `positives` positives, then background, -1 when boxes run out; never an ignored box."""
     torch.manual_seed(0)
     assigned = torch.full((3, 50), BACKGROUND)
     assigned[0, :30], assigned[1, ::5], assigned[2] = 2, 0, IGNORED
     assigned[2, 7:10] = BACKGROUND
-    drawn = sample(assigned, 20, 5)
+    sampled = sample(assigned, 20, 5)
     for i, (positives, negatives) in enumerate([(5, 15), (5, 15), (0, 3)]):
-        chosen = drawn[i][drawn[i] >= 0]
+        chosen = sampled[i][sampled[i] >= 0]
         assert len(chosen) == len(chosen.unique()) == positives + negatives
         assert (assigned[i, chosen] >= 0).tolist() == [True] * positives + [False] * negatives
         assert not (assigned[i, chosen] == IGNORED).any()
-    assert not torch.equal(sample(assigned, 20, 5), drawn)
+    assert not torch.equal(sample(assigned, 20, 5), sampled)
 
 
 def test_large_boxes_are_read_on_coarse_levels():
-    """On the first level below twice 14 of its cells, then with every doubling one further; images do not mix."""
+    """Sides below 28 cells use the first level, each doubling moves one level up; images do not mix."""
     maps = [torch.full((2, 3, 64 // 2**i, 64 // 2**i), float(i)) for i in range(3)]
     for level in maps:
         level[1] += 10
@@ -172,7 +172,7 @@ def test_large_boxes_are_read_on_coarse_levels():
 
 
 def test_roi_align_in_half_precision_and_without_boxes():
-    """Features of autocast are read in float32; no boxes at all keep the gradient's path."""
+    """Half-precision features are read in float32; an empty list of boxes keeps the gradient path."""
     features = torch.randn(1, 4, 8, 8, dtype=torch.bfloat16, requires_grad=True)
     pooled = roi_align(features, torch.tensor([[0.0, 0.0, 40.0, 30.0]]), torch.tensor([0]), 7, 1 / 8)
     assert pooled.dtype == torch.float32
@@ -183,7 +183,7 @@ def test_roi_align_in_half_precision_and_without_boxes():
 
 
 def test_anchors_have_one_area_for_all_ratios():
-    """Of the size that their scale says; a ratio is height over width."""
+    """Anchors of one scale have one area; a ratio is height over width."""
     (level,) = make_anchors([(1, 2)], [16], [4.0, 8.0], [0.5, 2.0])
     width, height = (level[:, 2:] - level[:, :2]).unbind(-1)
     torch.testing.assert_close((width * height).sqrt(), torch.tensor([64.0, 128.0] * 4))

@@ -17,7 +17,7 @@ model.criterion = _criterion
 model._target_ = CoDINO
 model.collaboration = _collaboration
 
-# Anchors for images of a third of the usual size, and heads as small as the rest.
+# The images have a third of the usual size: smaller anchors, and smaller heads to suit the small model.
 model.collaboration.heads.atss.anchor_scale = 4.0
 model.collaboration.heads.faster_rcnn.hidden_dim = 256
 model.collaboration.heads.faster_rcnn.num_samples = 128

@@ -17,7 +17,7 @@ model.criterion = _criterion
 model._target_ = CoDINO
 model.collaboration = _collaboration
 
-# Anchors as large as those of stride 4 at full size, and heads as small as the rest.
+# Small images and a small model: anchors as large as those of stride 4 at full size, and smaller heads.
 model.collaboration.strides = [8, 16, 32, 64]
 model.collaboration.heads.atss.anchor_scale = 4.0
 model.collaboration.heads.faster_rcnn.hidden_dim = 128

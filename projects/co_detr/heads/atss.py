@@ -17,15 +17,15 @@ FOCAL_GAMMA = 2.0
 
 
 class ATSSHead(AuxiliaryHead):
-    """One square anchor a cell, assigned by statistics of the IoUs; each anchor has logits, a box, and a centerness.
+    """ATSS with one square anchor per cell; predicts class logits, box deltas and centerness of each anchor.
 
     Args:
         embed_dim: channels of the pyramid, a multiple of 32.
-        num_classes: of objects.
-        strides: of the pyramid's levels, each of which has a factor for its box deltas.
+        num_classes: number of object classes.
+        strides: of the pyramid's levels; each level has a learned factor for its box deltas.
         anchor_scale: side of an anchor, in strides.
-        num_candidates: of each level and object.
-        class_weight, giou_weight, centerness_weight: of the losses.
+        num_candidates: candidate anchors per level and ground truth.
+        class_weight, giou_weight, centerness_weight: loss weights.
         delta_weights: see `ops.box_deltas`.
     """
 
@@ -55,10 +55,10 @@ class ATSSHead(AuxiliaryHead):
                 nn.init.normal_(module.weight, std=0.01)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        nn.init.constant_(self.class_pred.bias, -math.log(99))  # a score of 0.01 to begin with
+        nn.init.constant_(self.class_pred.bias, -math.log(99))  # an initial score of 0.01
 
     def forward(self, pyramid: Pyramid, objects: PaddedGroundTruth) -> tuple[dict[str, Tensor], Candidates]:
-        """Losses `class` (focal), `giou` and `centerness`; candidates are the anchors."""
+        """Return the losses `class` (focal), `giou` and `centerness`; the candidates are the anchors."""
         logits, deltas, centerness = self.predict(pyramid.maps)
         levels = make_anchors(pyramid.sizes, pyramid.strides, [self.anchor_scale], [1.0], logits.device)
         anchors = torch.cat(levels)
@@ -68,13 +68,13 @@ class ATSSHead(AuxiliaryHead):
         return losses, Candidates(anchors, assigned)
 
     def predict(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (B, A, C), deltas (B, A, 4) and centerness logits (B, A) of the anchors of all levels."""
+        """Predict logits (B, A, C), deltas (B, A, 4) and centerness logits (B, A) for the anchors of all levels."""
         classes, boxes, centers = [], [], []
         for level, scale in zip(maps, self.level_scales, strict=True):
             classes.append(self.class_pred(self.class_branch(level)))
-            about_box = self.box_branch(level)
-            boxes.append(self.box_pred(about_box) * scale)
-            centers.append(self.centerness_pred(about_box))
+            box_features = self.box_branch(level)
+            boxes.append(self.box_pred(box_features) * scale)
+            centers.append(self.centerness_pred(box_features))
         return as_rows(classes, self.num_classes), as_rows(boxes, 4), as_rows(centers, 1).squeeze(-1)
 
     def losses(
@@ -87,9 +87,11 @@ class ATSSHead(AuxiliaryHead):
         usable: Tensor,
         objects: PaddedGroundTruth,
     ) -> dict[str, Tensor]:
-        """Of predictions as `predict` gives them, for anchors (A, 4) and their `assigned` (B, A); sums over the anchors
-        of all images, divided by the number of positives or, for boxes, by the sum of their centerness (means over the
-        processes, at least 1)."""
+        """Losses of the predictions of `predict` for anchors (A, 4), with assigned ground truths (B, A).
+
+        Sums over the anchors of all images. Class and centerness losses are divided by the number of positives, the box
+        loss by the sum of their centerness: means over the processes, at least 1.
+        """
         image, anchor = (assigned >= 0).nonzero(as_tuple=True)
         index = assigned[image, anchor]
         labels, targets = objects.labels[image, index], objects.boxes[image, index]
@@ -101,20 +103,19 @@ class ATSSHead(AuxiliaryHead):
         hits = focal_loss(matched, torch.ones_like(matched), FOCAL_GAMMA)
 
         chosen = anchors[anchor]
-        ideal = centerness_of((chosen[:, :2] + chosen[:, 2:]) / 2, targets)
+        target_centerness = centerness_of((chosen[:, :2] + chosen[:, 2:]) / 2, targets)
         boxes = apply_deltas(chosen, deltas[image, anchor], self.delta_weights)
-        amount = average_over_processes(ideal.sum(), logits.device)
-        centers = F.binary_cross_entropy_with_logits(centerness[image, anchor], ideal, reduction="sum")
+        total_centerness = average_over_processes(target_centerness.sum(), logits.device)
+        centers = F.binary_cross_entropy_with_logits(centerness[image, anchor], target_centerness, reduction="sum")
         return {
             "class": self.class_weight * ((1 - FOCAL_ALPHA) * unmatched.sum() + hits.sum()) / number,
-            "giou": self.giou_weight * (ideal * (1 - giou(boxes, targets))).sum() / amount,
+            "giou": self.giou_weight * (target_centerness * (1 - giou(boxes, targets))).sum() / total_centerness,
             "centerness": self.centerness_weight * centers / number,
         }
 
 
 def centerness_of(points: Tensor, boxes: Tensor) -> Tensor:
-    """(P,) 1 in the middle of a box and 0 at its border (FCOS, arXiv 1904.01355, equation 3), of points (P, 2) inside
-    boxes (P, 4)."""
+    """Centerness (P,) of points (P, 2) in boxes (P, 4): 1 at the centre, 0 at the border (FCOS, arXiv 1904.01355)."""
     before, after = points - boxes[:, :2], boxes[:, 2:] - points
     ratio = torch.minimum(before, after) / torch.maximum(before, after)
     return ratio.prod(-1).clamp(min=0).sqrt()

@@ -1,4 +1,4 @@
-"""What an auxiliary head gets and gives; another kind is one more file beside this one, and its line in a config."""
+"""Interface of auxiliary heads: inputs, outputs, and functions that the heads share."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -19,7 +19,7 @@ class Pyramid(NamedTuple):
     Attributes:
         maps: (B, D, H_l, W_l).
         strides: pixels between the cells of each level.
-        extent: (B, 2) width and height of each image in pixels; what is beyond them in a map is padding.
+        extent: (B, 2) width and height of each image in pixels; the rest of a map is padding.
     """
 
     maps: Sequence[Tensor]
@@ -33,12 +33,12 @@ class Pyramid(NamedTuple):
 
 
 class PaddedGroundTruth(NamedTuple):
-    """The ground truths of B images, padded to equal numbers G, at least 1.
+    """The ground truths of B images, padded to the largest number G (at least 1).
 
     Attributes:
         boxes: (B, G, 4) float32, xyxy in pixels.
         labels: (B, G) int64.
-        present: (B, G) bool; the others are padding.
+        present: (B, G) bool, false in padding.
     """
 
     boxes: Tensor
@@ -47,7 +47,7 @@ class PaddedGroundTruth(NamedTuple):
 
     @classmethod
     def from_targets(cls, targets: Sequence[Mapping[str, Tensor]], extent: Tensor) -> "PaddedGroundTruth":
-        """From detrex's targets: per image `labels` (G,) and `boxes` (G, 4), cxcywh in [0, 1] of `extent` (B, 2)."""
+        """Pad detrex's targets: per image `labels` (G,) and `boxes` (G, 4), cxcywh in [0, 1] of `extent` (B, 2)."""
 
         def pad(name: str) -> Tensor:
             return pad_sequence([target[name] for target in targets], batch_first=True)
@@ -61,12 +61,11 @@ class PaddedGroundTruth(NamedTuple):
 
 
 class Candidates(NamedTuple):
-    """The boxes that a head was trained on, of which the positive queries are made.
+    """The training samples of a head; positive queries are sampled from them.
 
     Attributes:
-        boxes: (B, A, 4), xyxy in pixels; or (A, 4), if they are the same in all images.
-        assigned: (B, A) int64, the object that each was assigned, `ops.BACKGROUND`, or `ops.IGNORED` for what is not to
-            be used.
+        boxes: (B, A, 4), xyxy in pixels; or (A, 4) if all images have the same boxes.
+        assigned: (B, A) int64, index of the assigned ground truth, `ops.BACKGROUND` or `ops.IGNORED`.
     """
 
     boxes: Tensor
@@ -74,34 +73,36 @@ class Candidates(NamedTuple):
 
 
 class AuxiliaryHead(nn.Module):
-    """A head on the encoder's features that is there in training alone.
+    """Base class of heads on the encoder's features, used in training only.
 
-    Subclasses read `pyramid.maps[first_level:]` as they like. Every parameter has to take part in every step, also in
-    one without objects or without positives, or processes wait for each other.
+    Every parameter must get a gradient in every step, also without objects or positives: distributed training waits for
+    each of them. A new head is a module of its own here and a line under `collaboration.heads` in a config.
     """
 
     def forward(self, pyramid: Pyramid, objects: PaddedGroundTruth) -> tuple[dict[str, Tensor], Candidates]:
-        """Losses by name, float32 with the weights among them applied; and where they came from."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what its losses are")
+        """Return the losses by name, float32 and weighted, and the candidates."""
+        raise NotImplementedError(f"{type(self).__name__} must implement forward(pyramid, objects)")
 
 
 def as_rows(levels: Sequence[Tensor], channels: int) -> Tensor:
-    """Predictions (B, A · channels, H_l, W_l) of all levels as rows (B, Σ H_l · W_l · A, channels) in the order of
-    `ops.make_anchors`, in float32."""
+    """Reshape predictions (B, A · channels, H_l, W_l) of all levels to float32 rows (B, Σ H_l · W_l · A, channels).
+
+    The order is that of `ops.make_anchors`.
+    """
     return torch.cat([x.permute(0, 2, 3, 1).reshape(len(x), -1, channels) for x in levels], dim=1).float()
 
 
 def inside_image(anchors: Tensor, extent: Tensor) -> Tensor:
-    """(B, A) bool, whether the centre of an anchor (A, 4) is within each image, whose `extent` is (B, 2)."""
+    """Return (B, A) bool: whether the centre of each anchor (A, 4) is inside the image of size `extent` (B, 2)."""
     center = (anchors[:, :2] + anchors[:, 2:]) / 2
     return (center < extent[:, None]).all(-1)
 
 
 def clip(boxes: Tensor, extent: Tensor) -> Tensor:
-    """Boxes (B, A, 4) cut off at the borders of their images, whose `extent` is (B, 2)."""
+    """Clip boxes (B, A, 4) to the images of size `extent` (B, 2)."""
     return torch.minimum(boxes.clamp(min=0), extent.repeat(1, 2)[:, None])
 
 
 def giou(boxes: Tensor, others: Tensor) -> Tensor:
-    """(P,) generalised IoU of boxes (P, 4) in pairs."""
+    """Generalised IoU (P,) of paired boxes (P, 4)."""
     return iou_and_giou(box_xyxy_to_cxcywh(boxes), box_xyxy_to_cxcywh(others))[1]

@@ -21,18 +21,19 @@ from .base import AuxiliaryHead, Candidates, PaddedGroundTruth, Pyramid, as_rows
 
 
 class ProposalNetwork(nn.Module):
-    """The first stage (RPN): where objects are, whatever their class.
+    """Region proposal network (RPN): class-agnostic proposals.
 
     Args:
         embed_dim: channels of the pyramid.
         anchor_scale: side of the smallest square anchor, in strides.
-        scales_per_octave: sizes of anchors between this one and twice as large.
+        scales_per_octave: number of anchor sizes per octave.
         anchor_ratios: height over width.
         positive_iou, negative_iou: see `ops.assign_by_iou`.
-        num_samples: anchors of an image that the losses are of, half of them positive if there are as many.
-        class_weight, box_weight: of the losses.
-        num_before, num_after: proposals of a level with the highest scores, and of an image after suppression.
-        nms_iou: of the suppression, level by level.
+        num_samples: anchors sampled per image for the losses, at most half of them positive.
+        class_weight, box_weight: loss weights.
+        num_before: highest-scoring proposals kept per level before suppression.
+        num_after: proposals kept per image after suppression.
+        nms_iou: IoU threshold of the suppression, which runs within each level.
     """
 
     def __init__(
@@ -65,19 +66,19 @@ class ProposalNetwork(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, pyramid: Pyramid, objects: PaddedGroundTruth) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Losses `rpn_class` and `rpn_bbox`; proposals (B, P, 4), and which of them there are (B, P) bool."""
+        """Return the losses `rpn_class` and `rpn_bbox`, proposals (B, P, 4) and their validity (B, P) bool."""
         hidden = [F.relu(self.conv(level)) for level in pyramid.maps]
         logits = as_rows([self.class_pred(x) for x in hidden], 1).squeeze(-1)
         deltas = as_rows([self.box_pred(x) for x in hidden], 4)
         levels = make_anchors(pyramid.sizes, pyramid.strides, self.scales, self.ratios, logits.device)
         anchors = torch.cat(levels)
         usable = inside_image(anchors, pyramid.extent)
-        # The best anchor of an object is positive from `negative_iou` on.
+        # The best anchor of each object is positive if its IoU is at least `negative_iou`.
         assigned = assign_by_iou(
             anchors, objects.boxes, objects.present, usable, self.positive_iou, self.negative_iou, self.negative_iou
         )
-        drawn = sample(assigned, self.num_samples, self.num_samples // 2)
-        losses = self.losses(logits, deltas, anchors, assigned, drawn, objects)
+        sampled = sample(assigned, self.num_samples, self.num_samples // 2)
+        losses = self.losses(logits, deltas, anchors, assigned, sampled, objects)
         scores = logits.detach().masked_fill(~usable, -torch.inf)
         return losses, *self.proposals(scores, deltas.detach(), levels, pyramid.extent)
 
@@ -87,21 +88,21 @@ class ProposalNetwork(nn.Module):
         deltas: Tensor,
         anchors: Tensor,
         assigned: Tensor,
-        drawn: Tensor,
+        sampled: Tensor,
         objects: PaddedGroundTruth,
     ) -> dict[str, Tensor]:
-        """Of logits (B, A) and deltas (B, A, 4), over the `drawn` (B, S) anchors; divided by their number."""
-        valid = drawn >= 0
-        drawn = drawn.clamp(min=0)
+        """Losses of logits (B, A) and deltas (B, A, 4), averaged over the `sampled` anchors (B, S; -1: padding)."""
+        valid = sampled >= 0
+        sampled = sampled.clamp(min=0)
         number = valid.sum().clamp(min=1)
-        index = assigned.gather(1, drawn)
+        index = assigned.gather(1, sampled)
         positive = valid & (index >= 0)
-        bce = F.binary_cross_entropy_with_logits(logits.gather(1, drawn), positive.float(), reduction="none")
+        bce = F.binary_cross_entropy_with_logits(logits.gather(1, sampled), positive.float(), reduction="none")
 
         image, place = positive.nonzero(as_tuple=True)
-        anchor = drawn[image, place]
-        wanted = box_deltas(anchors[anchor], objects.boxes[image, index[image, place]])
-        distance = (deltas[image, anchor] - wanted).abs().sum()
+        anchor = sampled[image, place]
+        target = box_deltas(anchors[anchor], objects.boxes[image, index[image, place]])
+        distance = (deltas[image, anchor] - target).abs().sum()
         return {
             "rpn_class": self.class_weight * (bce * valid).sum() / number,
             "rpn_bbox": self.box_weight * distance / number,
@@ -111,12 +112,12 @@ class ProposalNetwork(nn.Module):
     def proposals(
         self, scores: Tensor, deltas: Tensor, levels: Sequence[Tensor], extent: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The best boxes of each image: (B, P, 4), and (B, P) bool, which of them there are.
+        """Select the best boxes of each image: return boxes (B, P, 4) and their validity (B, P) bool.
 
         Args:
-            scores: (B, A), -inf where there is no image.
-            deltas: (B, A, 4), of the anchors of all levels.
-            extent: (B, 2) of the images.
+            scores: (B, A) of the anchors of all levels, -inf in padding.
+            deltas: (B, A, 4).
+            extent: (B, 2), width and height of each image in pixels.
         """
         first, chosen, group = 0, [], []
         for number, count in enumerate(map(len, levels)):
@@ -127,35 +128,35 @@ class ProposalNetwork(nn.Module):
         chosen, group = torch.cat(chosen, dim=1), torch.cat(group)
         moved = apply_deltas(torch.cat(list(levels))[chosen], deltas.gather(1, chosen[..., None].expand(-1, -1, 4)))
         boxes, scores = clip(moved, extent), scores.gather(1, chosen)
-        sound = (boxes[..., 2:] > boxes[..., :2]).all(-1) & scores.isfinite()
+        usable = (boxes[..., 2:] > boxes[..., :2]).all(-1) & scores.isfinite()
 
         result = boxes.new_zeros(len(boxes), self.num_after, 4)
-        there = sound.new_zeros(result.shape[:2])
-        # Image by image, as each has another number of boxes, and suppression is not linear in it.
-        for i, keep in enumerate(sound):
+        valid = usable.new_zeros(result.shape[:2])
+        # Image by image: their numbers of boxes differ, and the cost of suppression grows faster than this number.
+        for i, keep in enumerate(usable):
             place = keep.nonzero().squeeze(1)
             kept = place[nms(boxes[i, place], scores[i, place], self.nms_iou, group[place], self.num_after)]
             result[i, : len(kept)] = boxes[i, kept]
-            there[i, : len(kept)] = True
-        return result, there
+            valid[i, : len(kept)] = True
+        return result, valid
 
 
 class FasterRCNNHead(AuxiliaryHead):
-    """Two stages: proposals, and then class and box of a sample of them, from their features by RoIAlign.
+    """Two stages: proposals, then class and box of sampled proposals from RoIAlign features.
 
-    The second stage does not read the pyramid's last level, which is for large anchors alone.
+    The second stage does not use the pyramid's last level, which only serves large anchors.
 
     Args:
         embed_dim: channels of the pyramid.
-        num_classes: of objects.
+        num_classes: number of object classes.
         proposals: the first stage.
-        pooled_size: bins of a side in RoIAlign.
+        pooled_size: RoIAlign's bins per side.
         finest: see `ops.pyramid_roi_align`. 14 cells: boxes of 56 to 112 pixels on stride 4.
-        hidden_dim: of the two layers shared by class and box.
-        positive_iou: from here on a proposal has an object.
-        num_samples: proposals of an image that the losses are of.
-        positive_share: of them, at most.
-        class_weight, giou_weight: of the losses.
+        hidden_dim: width of the two layers shared by class and box.
+        positive_iou: smallest IoU of a positive proposal.
+        num_samples: proposals sampled per image for the losses.
+        positive_share: largest share of positives among the samples.
+        class_weight, giou_weight: loss weights.
         delta_weights: see `ops.box_deltas`.
     """
 
@@ -198,9 +199,12 @@ class FasterRCNNHead(AuxiliaryHead):
             nn.init.zeros_(layer.bias)
 
     def forward(self, pyramid: Pyramid, objects: PaddedGroundTruth) -> tuple[dict[str, Tensor], Candidates]:
-        """Losses `rpn_class`, `rpn_bbox`, `class` (cross-entropy) and `giou`; candidates are the sampled proposals."""
-        losses, proposals, there = self.proposals(pyramid, objects)
-        boxes, assigned = self.sample(proposals, there, objects)
+        """Return the losses `rpn_class`, `rpn_bbox`, `class` (cross-entropy) and `giou`.
+
+        The candidates are the sampled proposals.
+        """
+        losses, proposals, valid = self.proposals(pyramid, objects)
+        boxes, assigned = self.sample(proposals, valid, objects)
         image = torch.arange(len(boxes), device=boxes.device).repeat_interleave(boxes.shape[1])
         pooled = pyramid_roi_align(
             pyramid.maps[:-1], pyramid.strides[:-1], boxes.flatten(0, 1), image, self.pooled_size, self.finest
@@ -210,25 +214,29 @@ class FasterRCNNHead(AuxiliaryHead):
         losses |= self.losses(logits, deltas.unflatten(-1, (-1, 4)), boxes, assigned, objects)
         return losses, Candidates(boxes, assigned)
 
-    def sample(self, proposals: Tensor, there: Tensor, objects: PaddedGroundTruth) -> tuple[Tensor, Tensor]:
-        """Boxes (B, S, 4) of proposals (B, P, 4) and objects, and what they are assigned (B, S)."""
+    def sample(self, proposals: Tensor, valid: Tensor, objects: PaddedGroundTruth) -> tuple[Tensor, Tensor]:
+        """Sample proposals (B, P, 4) and ground truths: return boxes (B, S, 4) and their assignment (B, S)."""
         boxes = torch.cat([objects.boxes, proposals], dim=1)
-        there = torch.cat([objects.present, there], dim=1)
+        valid = torch.cat([objects.present, valid], dim=1)
         assigned = assign_by_iou(
-            boxes, objects.boxes, objects.present, there, self.positive_iou, self.positive_iou
+            boxes, objects.boxes, objects.present, valid, self.positive_iou, self.positive_iou
         )
-        drawn = sample(assigned, self.num_samples, int(self.num_samples * self.positive_share))
-        place = drawn.clamp(min=0)
+        sampled = sample(assigned, self.num_samples, int(self.num_samples * self.positive_share))
+        place = sampled.clamp(min=0)
         return (
             boxes.gather(1, place[..., None].expand(-1, -1, 4)),
-            assigned.gather(1, place).masked_fill(drawn < 0, IGNORED),
+            assigned.gather(1, place).masked_fill(sampled < 0, IGNORED),
         )
 
     def losses(
         self, logits: Tensor, deltas: Tensor, boxes: Tensor, assigned: Tensor, objects: PaddedGroundTruth
     ) -> dict[str, Tensor]:
-        """Of logits (B, S, C + 1), background last, and deltas (B, S, C, 4) of the sampled boxes (B, S, 4); divided by
-        the number of samples."""
+        """Losses of the sampled boxes (B, S, 4), averaged over the samples.
+
+        Args:
+            logits: (B, S, C + 1), background last.
+            deltas: (B, S, C, 4).
+        """
         valid = assigned != IGNORED
         number = valid.sum().clamp(min=1)
         labels = objects.labels.gather(1, assigned.clamp(min=0))
@@ -236,9 +244,9 @@ class FasterRCNNHead(AuxiliaryHead):
         entropy = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
 
         image, place = (assigned >= 0).nonzero(as_tuple=True)
-        found = apply_deltas(boxes[image, place], deltas[image, place, labels[image, place]], self.delta_weights)
-        wanted = objects.boxes[image, assigned[image, place]]
+        refined = apply_deltas(boxes[image, place], deltas[image, place, labels[image, place]], self.delta_weights)
+        target = objects.boxes[image, assigned[image, place]]
         return {
             "class": self.class_weight * (entropy * valid).sum() / number,
-            "giou": self.giou_weight * (1 - giou(found, wanted)).sum() / number,
+            "giou": self.giou_weight * (1 - giou(refined, target)).sum() / number,
         }

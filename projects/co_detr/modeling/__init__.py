@@ -1,4 +1,4 @@
-"""Co-DINO's detector, criterion, and what collaborates with them in training."""
+"""Co-DINO: detector, criterion, and collaboration module (auxiliary heads and positive queries)."""
 
 from .co_dino import CoDINO
 from .collaboration import Collaboration, auxiliary_heads

@@ -13,24 +13,24 @@ from .collaboration import Collaboration
 
 
 class CoDINO(DINO):
-    """DINO, whose encoder and decoder also learn from auxiliary heads in training; at inference it is DINO.
+    """DINO whose encoder and decoder also learn from auxiliary heads in training. Inference is DINO's.
 
-    All that is added lies in the module `collaboration`.
+    All additional parameters are in the module `collaboration`.
 
     Args:
-        collaboration: None, or one without heads, leaves DINO with this criterion.
-        options: `DINO`'s; the criterion is a `CoDINOCriterion`.
+        collaboration: None, or a module without heads: DINO with this criterion.
+        options: options of `DINO`; the criterion is a `CoDINOCriterion`.
     """
 
     def __init__(self, collaboration: Collaboration | None, **options):
         super().__init__(**options)
         if collaboration is not None and not hasattr(self.criterion, "positive_losses"):
             raise ValueError(f"criterion: Co-DINO needs a CoDINOCriterion, not {type(self.criterion).__name__}")
-        # Without a head nothing would teach its other parts, and processes would wait for their gradients.
+        # Without a head the other parameters get no gradient, and distributed training would wait for them.
         self.collaboration = collaboration if collaboration is not None and len(collaboration.heads) else None
 
     def forward(self, batched_inputs: Sequence[Mapping]) -> dict[str, Tensor] | list[dict[str, Instances]]:
-        """As DINO's; in training the weighted losses of the heads and of the positive queries too."""
+        """Run DINO; in training, add the weighted losses of the heads and of the positive queries."""
         if self.collaboration is None or not self.training:
             return super().forward(batched_inputs)
         with capture_forward(self) as captured:
@@ -51,7 +51,7 @@ class CoDINO(DINO):
             arguments = {"query": content, "reference_points": boxes, "attn_masks": [mask, None]}
             decoded = self.transformer.decoder(**{**decoder, **arguments})
             states, starts = decoded[0], starting_boxes(decoded, boxes)
-            eps = getattr(self, "inverse_sigmoid_eps", 1e-3)  # detrex's DINO has no other
+            eps = getattr(self, "inverse_sigmoid_eps", 1e-3)  # detrex's DINO always uses 1e-3
             return predictions(states, starts, self.class_embed, self.bbox_embed, eps)
 
         def losses_of(outputs: dict, assigned: Tensor, suffix: str) -> dict[str, Tensor]:
@@ -63,9 +63,10 @@ class CoDINO(DINO):
 
 
 def starting_boxes(decoded: tuple, first: Tensor) -> Sequence[Tensor]:
-    """The boxes (B, Q, 4) that each decoder layer's box head refines.
+    """Return for each decoder layer the boxes (B, Q, 4) that its box head refines.
 
-    The engine's decoder returns them; detrex's those that the heads made of them, of which the last is of no use.
+    The embedded decoder returns them. detrex's decoder returns the refined boxes of each layer: each is the input of
+    the next layer, and the last one is not used.
     """
     if hasattr(decoded, "starts"):
         return decoded.starts
@@ -79,12 +80,12 @@ def predictions(
     bbox_embed: nn.ModuleList,
     eps: float = 1e-3,
 ) -> dict:
-    """`pred_logits` (B, Q, C) and `pred_boxes` (B, Q, 4) of the last decoder layer, those before it in `aux_outputs`.
+    """Predict `pred_logits` (B, Q, C) and `pred_boxes` (B, Q, 4); the earlier layers are in `aux_outputs`.
 
     Args:
         states: the layers' outputs, (B, Q, D) each.
         starts: the boxes (B, Q, 4), cxcywh in [0, 1], that each layer's box head refines.
-        eps: of the inverse sigmoid.
+        eps: clamping value of the inverse sigmoid.
     """
     layers = [
         {"pred_logits": classify(state), "pred_boxes": (regress(state) + inverse_sigmoid(start, eps)).sigmoid()}
@@ -97,8 +98,8 @@ def predictions(
 def capture_forward(model: nn.Module) -> Iterator[dict]:
     """Record, inside the block, the activations of a two-stage detector's forward pass.
 
-    The dict that it yields gets `sizes` (rows, columns) of the feature levels, `memory` (B, S, D), the encoder's
-    tokens, and `decoder`, the keyword arguments of the decoder's call.
+    The yielded dict gets these keys: `sizes`, (rows, columns) of each feature level; `memory`, the encoder's tokens
+    (B, S, D); `decoder`, the keyword arguments of the decoder's call.
     """
     captured: dict = {}
 

@@ -1,5 +1,4 @@
-"""What Co-DETR adds to a detector in training: auxiliary heads on the encoder's features, and queries of their
-positives."""
+"""Auxiliary heads on the encoder's features, and decoder queries made from their positives (training only)."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -15,27 +14,33 @@ PositiveLosses = Callable[[dict, Tensor, str], dict[str, Tensor]]
 
 
 def auxiliary_heads(number: int | None = None, **heads: AuxiliaryHead | None) -> nn.ModuleDict:
-    """The first `number` (K in the paper; None: all) of the `heads` that are on, by name; None turns one off.
+    """Return the first `number` enabled heads by name.
+
+    Args:
+        number: K in the paper; None keeps all.
+        heads: in order; None disables a head.
 
     Raises:
-        ValueError: there are not so many.
+        ValueError: fewer than `number` heads are enabled.
     """
     on = {name: head for name, head in heads.items() if head is not None}
     if number is not None and not 0 <= number <= len(on):
-        raise ValueError(f"heads.number={number}: {len(on)} heads are on ({', '.join(on) or 'none'})")
+        raise ValueError(
+            f"heads.number={number}: {len(on)} heads are on ({', '.join(on) or 'none'}): choose 0 to {len(on)}"
+        )
     return nn.ModuleDict(dict(list(on.items())[:number]))
 
 
 class Collaboration(nn.Module):
-    """The heads, the pyramid they see, and the content of positive queries.
+    """The auxiliary heads, their feature pyramid, and the content embedding of positive queries.
 
     Args:
         embed_dim: D, channels of queries and tokens, a multiple of 32.
-        heads: see `auxiliary_heads`. All of them see all levels.
-        strides: pixels between the cells of the encoder's levels, finest first, and of the one that is added to them.
-        num_decoder_layers: the losses of the heads count once for each.
-        lambda_heads: times this (λ₂ in the paper).
-        lambda_queries: factor of the losses of positive queries (λ₁); 0: there are none.
+        heads: see `auxiliary_heads`. Each head gets all levels.
+        strides: in pixels, finest first: the encoder's levels, then the added coarser level.
+        num_decoder_layers: L; the losses of the heads are multiplied by `lambda_heads` * L.
+        lambda_heads: λ₂ in the paper.
+        lambda_queries: λ₁ in the paper, factor of the losses of positive queries; 0: no positive queries.
         max_positives, min_queries: see `draw_queries`.
     """
 
@@ -52,9 +57,9 @@ class Collaboration(nn.Module):
     ):
         super().__init__()
         if not (1 <= min_queries and 1 <= max_positives):
-            raise ValueError(f"max_positives={max_positives}, min_queries={min_queries}: at least 1, please")
+            raise ValueError(f"max_positives={max_positives}, min_queries={min_queries}: both must be at least 1")
         if lambda_heads < 0 or lambda_queries < 0:
-            raise ValueError(f"lambda_heads={lambda_heads}, lambda_queries={lambda_queries}: at least 0, please")
+            raise ValueError(f"lambda_heads={lambda_heads}, lambda_queries={lambda_queries}: both must be at least 0")
         self.embed_dim, self.strides = embed_dim, list(strides)
         self.head_weight, self.query_weight = lambda_heads * num_decoder_layers, lambda_queries
         self.max_positives, self.min_queries = max_positives, min_queries
@@ -70,15 +75,15 @@ class Collaboration(nn.Module):
         )
 
     def pyramid(self, memory: Tensor, sizes: Sequence[tuple[int, int]], padding: Tensor, extent: Tensor) -> Pyramid:
-        """The encoder's tokens (B, S, D) as maps, zero in `padding` (B, S), and a coarser one of them.
+        """Reshape the encoder's tokens (B, S, D) to maps, set `padding` (B, S) to zero, and add a coarser level.
 
         Raises:
-            ValueError: there is another number of levels than of strides.
+            ValueError: the number of levels does not agree with the number of strides.
         """
         if len(sizes) + 1 != len(self.strides):
             raise ValueError(
-                f"collaboration.strides={self.strides} are of {len(self.strides)} levels, but the encoder has "
-                f"{len(sizes)}, to which one is added"
+                f"collaboration.strides={self.strides} has {len(self.strides)} levels: expected {len(sizes) + 1}, "
+                f"the encoder's {len(sizes)} levels and a coarser one"
             )
         tokens = memory.masked_fill(padding[..., None], 0).transpose(1, 2)
         levels = tokens.split([height * width for height, width in sizes], dim=2)
@@ -92,29 +97,33 @@ class Collaboration(nn.Module):
         decode: Decode,
         positive_losses: PositiveLosses,
     ) -> dict[str, Tensor]:
-        """The heads' losses `loss_HEAD_…`, weighted, and those of the positive queries, times λ₁.
+        """Weighted losses of the heads, `loss_HEAD_…`, and of the positive queries.
 
         Args:
             targets: per image `labels` (G,) and `boxes` (G, 4), cxcywh in [0, 1].
-            decode: content (B, Q, D), boxes (B, Q, 4) and a self-attention mask to the outputs of all layers.
-            positive_losses: outputs, what the queries are assigned, and the head's suffix to weighted losses.
+            decode: function of content (B, Q, D), boxes (B, Q, 4) and a self-attention mask; returns the outputs of all
+                decoder layers.
+            positive_losses: function of outputs, assigned ground truths (B, Q) and the head's suffix; returns weighted
+                losses.
         """
         objects = PaddedGroundTruth.from_targets(targets, pyramid.extent)
         losses, queries = {}, {}
         for name, head in self.heads.items():
-            found, candidates = head(pyramid, objects)
-            losses |= {f"loss_{name}_{key}": self.head_weight * loss for key, loss in found.items()}
+            head_losses, candidates = head(pyramid, objects)
+            losses |= {f"loss_{name}_{key}": self.head_weight * loss for key, loss in head_losses.items()}
             if name in self.contents:
                 queries[name] = draw_queries(candidates, pyramid.extent, self.max_positives, self.min_queries)
         if queries:
             for name, outputs in self.decode_all(queries, decode).items():
-                of_queries = positive_losses(outputs, queries[name].assigned, f"_{name}")
-                losses |= {key: self.query_weight * loss for key, loss in of_queries.items()}
+                query_losses = positive_losses(outputs, queries[name].assigned, f"_{name}")
+                losses |= {key: self.query_weight * loss for key, loss in query_losses.items()}
         return losses
 
     def decode_all(self, queries: Mapping[str, PositiveQueries], decode: Decode) -> dict[str, dict]:
-        """Outputs of each head's queries, which see none of another head's: together, so that every layer projects the
-        tokens once."""
+        """Decode the queries of all heads in one pass, so that each layer projects the tokens once.
+
+        A self-attention mask separates the heads.
+        """
         embeds = [
             content(get_sine_pos_embed(queries[name].boxes, self.embed_dim // 2))
             for name, content in self.contents.items()
@@ -123,14 +132,14 @@ class Collaboration(nn.Module):
         counts = [embed.shape[1] for embed in embeds]
         mask = None
         if len(counts) > 1:
-            owner = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(boxes.device)
-            mask = owner[:, None] != owner
+            head = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(boxes.device)
+            mask = head[:, None] != head
         outputs = decode(torch.cat(embeds, dim=1), boxes, mask)
         return dict(zip(self.contents, split_outputs(outputs, counts), strict=True))
 
 
 def split_outputs(outputs: dict, counts: Sequence[int]) -> list[dict]:
-    """A detector's outputs for queries side by side as the outputs of each part, of `counts` queries."""
+    """Split a detector's outputs along the queries into parts of `counts` queries."""
     layers = [*outputs["aux_outputs"], outputs]
     by_layer = [
         [

@@ -1,4 +1,4 @@
-"""The query head's losses, of its own queries and of the positive ones."""
+"""Criterion of Co-DINO: losses of DINO's queries and of positive queries."""
 
 from torch import Tensor
 
@@ -21,13 +21,13 @@ ALIGN_DETRS = ("ia_bce_loss", "align_loss")
 
 
 class CoDINOCriterion(AlignDINOCriterion):
-    """`AlignDINOCriterion` that also knows the losses of positive queries.
+    """`AlignDINOCriterion` with the losses of positive queries.
 
     Args:
-        loss_class_type: "quality_focal_loss" as published, or any other of Align-DETR's.
-        k: queries matched to each ground truth in the encoder's proposals and the intermediate layers. None: 1, as
-            published; 2 with one of Align-DETR's own losses, so that one option makes it Co-Align-DETR.
-        options: `AlignDINOCriterion`'s.
+        loss_class_type: "quality_focal_loss" as published, or another loss of `AlignDINOCriterion`.
+        k: queries matched to each ground truth in the encoder's proposals and the intermediate layers. None: 2 with
+            Align-DETR's two losses, so that one option makes Co-Align-DETR; else 1, as published.
+        options: options of `AlignDINOCriterion`.
     """
 
     def __init__(self, loss_class_type: str = "quality_focal_loss", k: int | None = None, **options):
@@ -43,7 +43,7 @@ class CoDINOCriterion(AlignDINOCriterion):
 
         Args:
             outputs: `pred_logits` (B, Q, C), `pred_boxes` (B, Q, 4), `aux_outputs`.
-            assigned: (B, Q), as `PositiveQueries` has it.
+            assigned: (B, Q) int64, see `PositiveQueries`.
         """
         ground_truth = GroundTruth.from_targets(targets)
         layers = {f"{suffix}{layer}": Layer(output) for layer, output in decoder_layers(outputs).items()}

@@ -1,4 +1,4 @@
-"""What anchor-based heads are built from, as functions of tensors. Boxes are xyxy, in pixels."""
+"""Functions for anchor-based heads: anchors, assignment, box deltas, RoIAlign, suppression. Boxes: xyxy in pixels."""
 
 from .anchors import make_anchors
 from .assignment import BACKGROUND, IGNORED, assign_by_iou, assign_by_statistics, pairwise_iou, sample

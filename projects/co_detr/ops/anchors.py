@@ -13,7 +13,7 @@ def make_anchors(
     ratios: Sequence[float],
     device: torch.device | str = "cpu",
 ) -> list[Tensor]:
-    """Anchors of each level, cell by cell in rows; at a cell, all scales of the first ratio come first.
+    """Make the anchors of each level: row by row, cell by cell; in a cell, all scales of the first ratio come first.
 
     Args:
         sizes: (rows, columns) of each level.
@@ -22,7 +22,7 @@ def make_anchors(
         ratios: height over width.
 
     Returns:
-        Per level (rows · columns · A, 4) float32, A the number of scales times that of ratios.
+        Per level (rows · columns · A, 4) float32, A = len(scales) · len(ratios).
     """
     shape = torch.tensor(ratios, dtype=torch.float32, device=device).sqrt()
     side = torch.tensor(scales, dtype=torch.float32, device=device)

@@ -1,7 +1,7 @@
-"""Which boxes are to find which objects, and which of them a loss is computed of.
+"""Assign ground truths to boxes, and sample boxes for a loss.
 
-The objects of a batch are padded to equal numbers: boxes (B, G, 4) and `present` (B, G) bool, G at least 1. Results are
-(B, A) int64: the index of an object of the image, or one of the two constants.
+Ground truths are padded (see `PaddedGroundTruth`): `objects` (B, G, 4) boxes, `present` (B, G) bool, G at least 1. An
+assignment is (B, A) int64: the index of a ground truth of the image, `BACKGROUND` or `IGNORED`.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from .deltas import center_and_size
 
 BACKGROUND, IGNORED = -1, -2
 MIN_AREA = 1e-6
-INSIDE = 0.01  # pixels that the centre of an anchor is to be within an object, at least
+INSIDE = 0.01  # smallest distance in pixels from the centre of an anchor to the border of its object
 
 
 def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
@@ -36,16 +36,18 @@ def assign_by_iou(
     negative: float,
     low_quality: float | None = None,
 ) -> Tensor:
-    """By overlap, as Faster R-CNN does (arXiv 1506.01497, section 3.1.2): the object with the highest IoU if that is at
-    least `positive`, background if it is below `negative`, ignored in between.
+    """Assign each box by its highest IoU, as Faster R-CNN does (arXiv 1506.01497, section 3.1.2).
+
+    The ground truth of the highest IoU if that is at least `positive`, background if it is below `negative`, else
+    ignored.
 
     Args:
         boxes: (A, 4), or (B, A, 4).
         usable: (B, A) bool; the other boxes are ignored.
-        low_quality: each object also gets the boxes that overlap it most, if their IoU is at least this; a later
-            object takes them from an earlier one. None: it does not.
+        low_quality: each ground truth also gets the boxes of its own highest IoU, if that is at least this value. If
+            several ground truths claim a box, the last one gets it. None: off.
     """
-    iou = pairwise_iou(objects, boxes)  # (B, G, A): a row each object
+    iou = pairwise_iou(objects, boxes)  # (B, G, A)
     iou.masked_fill_(~(present[..., None] & usable[:, None]), -1)
     best, assigned = iou.max(dim=1)
     assigned = torch.where(best >= positive, assigned, torch.where(best < negative, BACKGROUND, IGNORED))
@@ -62,14 +64,16 @@ def assign_by_iou(
 def assign_by_statistics(
     anchors: Sequence[Tensor], objects: Tensor, present: Tensor, usable: Tensor, candidates: int = 9
 ) -> Tensor:
-    """ATSS (arXiv 1912.02424, section 4.1): of the anchors of each level nearest to an object, centre to centre, those
-    that overlap it by more than the mean of all these IoUs plus their deviation, and whose centre is in the object. An
-    anchor of several objects goes to the one that it overlaps most.
+    """Assign anchors by the statistics of their IoUs: ATSS (arXiv 1912.02424, section 4.1).
+
+    The candidates of a ground truth are the anchors of each level with the nearest centres. A candidate is positive if
+    its IoU is at least the mean plus the standard deviation of the candidates' IoUs, and its centre lies inside the
+    ground truth. If several ground truths claim an anchor, the one with the highest IoU gets it.
 
     Args:
-        anchors: of each level (A_l, 4).
-        usable: (B, A) bool, of the anchors of all levels; the others are ignored.
-        candidates: nearest anchors of a level, at most.
+        anchors: per level (A_l, 4).
+        usable: (B, A) bool for the anchors of all levels; the others are ignored.
+        candidates: the largest number of candidates per level.
     """
     boxes = torch.cat(list(anchors))
     centers, _ = center_and_size(boxes)
@@ -99,18 +103,17 @@ def assign_by_statistics(
 
 @torch.no_grad()
 def sample(assigned: Tensor, number: int, positives: int) -> Tensor:
-    """Draw `number` boxes of each image, without replacement: up to `positives` of those that have an object, and
-    background for the rest.
+    """Sample `number` boxes of each image without replacement: at most `positives` positives, the rest background.
 
     Args:
         assigned: (B, A).
 
     Returns:
-        (B, min(number, A)) int64 indices, positives first; -1 at the end where an image has too few of both.
+        (B, min(number, A)) int64 indices, positives first; padded with -1 if an image has too few boxes.
     """
-    lot = torch.rand(assigned.shape, device=assigned.device)
-    first = lot.masked_fill(assigned < 0, -1).topk(min(positives, assigned.shape[1]))
-    priority = lot.masked_fill(assigned != BACKGROUND, -1)
+    rank = torch.rand(assigned.shape, device=assigned.device)
+    first = rank.masked_fill(assigned < 0, -1).topk(min(positives, assigned.shape[1]))
+    priority = rank.masked_fill(assigned != BACKGROUND, -1)
     before = priority.gather(1, first.indices)
     priority.scatter_(1, first.indices, torch.where(first.values >= 0, first.values + 1, before))
     best = priority.topk(min(number, assigned.shape[1]))

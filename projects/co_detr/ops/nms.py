@@ -6,22 +6,22 @@ from torch import Tensor
 from .assignment import pairwise_iou
 from .torchvision import operators
 
-CHUNK = 256  # boxes that are compared with each other, and then at once with all that follow
+CHUNK = 256  # boxes per block: compared with each other, then with all later boxes at once
 
 
 def nms(
     boxes: Tensor, scores: Tensor, threshold: float, group: Tensor | None = None, limit: int | None = None
 ) -> Tensor:
-    """Keep the boxes that no higher-scoring kept box of their group overlaps by more than `threshold`.
+    """Non-maximum suppression: drop each box whose IoU with a better kept box of its group is above `threshold`.
 
     Args:
-        boxes: (N, 4). Of equal scores the first box goes first.
+        boxes: (N, 4). Boxes of equal score keep their order.
         scores: (N,).
-        group: (N,) int64, such as the level of each box; None: they are all of one.
-        limit: keep the best so many.
+        group: (N,) int64, such as the level of each box; None: one group.
+        limit: the largest number of boxes kept.
 
     Returns:
-        (K,) int64, best first.
+        (K,) int64 indices of the kept boxes, best first.
     """
     torchvision = operators(boxes.device)
     if torchvision is None:
@@ -32,21 +32,21 @@ def nms(
 
 @torch.no_grad()
 def suppress(boxes: Tensor, scores: Tensor, threshold: float, group: Tensor | None, limit: int | None) -> Tensor:
-    """`nms` by tensor operations alone."""
+    """Run `nms` with tensor operations only."""
     order = scores.argsort(descending=True, stable=True)
     kept: list[Tensor] = []
     number = 0
     while len(order) and (limit is None or number < limit):
         head, order = order[:CHUNK], order[CHUNK:]
         overlaps = _overlaps(boxes, group, head, head, threshold).triu(1)
-        # A box falls if one before it stays that overlaps it: true of all boxes as soon as nothing changes any more.
-        stays = torch.ones_like(head, dtype=torch.bool)
+        # A box is dropped if an earlier kept box overlaps it. Repeat until nothing changes: then this holds for all.
+        kept_here = torch.ones_like(head, dtype=torch.bool)
         while True:
-            again = ~(overlaps & stays[:, None]).any(0)
-            if torch.equal(again, stays):
+            again = ~(overlaps & kept_here[:, None]).any(0)
+            if torch.equal(again, kept_here):
                 break
-            stays = again
-        head = head[stays]
+            kept_here = again
+        head = head[kept_here]
         kept.append(head)
         number += len(head)
         order = order[~_overlaps(boxes, group, head, order, threshold).any(0)]
@@ -54,6 +54,6 @@ def suppress(boxes: Tensor, scores: Tensor, threshold: float, group: Tensor | No
 
 
 def _overlaps(boxes: Tensor, group: Tensor | None, some: Tensor, others: Tensor, threshold: float) -> Tensor:
-    """(N, M) bool, whether boxes of two lists of indices overlap by more than `threshold`, and are of one group."""
+    """Return (N, M) bool: whether boxes `some` and `others` (indices) have an IoU above `threshold` and one group."""
     overlaps = pairwise_iou(boxes[some], boxes[others]) > threshold
     return overlaps if group is None else overlaps & (group[some][:, None] == group[others])

@@ -1,4 +1,4 @@
-"""RoIAlign (Mask R-CNN, arXiv 1703.06870, section 3): the features of boxes, each on a grid of bins."""
+"""RoIAlign (Mask R-CNN, arXiv 1703.06870, section 3): pool the features of each box on a grid of bins."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .torchvision import operators
 
-# The engine's operator, which has kernels for CPU and CUDA; detrex's plain formula where there is none.
+# The embedded operator has kernels for CPU and CUDA. With a real detrex, use its PyTorch formula.
 _read = getattr(
     multi_scale_deform_attn,
     "multi_scale_deformable_attn",
@@ -17,17 +17,17 @@ _read = getattr(
 
 
 def roi_align(features: Tensor, boxes: Tensor, image: Tensor, size: int, scale: float, samples: int = 0) -> Tensor:
-    """Means of bilinear samples in `size` x `size` bins of each box, in float32.
+    """Pool each box to `size` x `size` bins: the mean of bilinear samples in each bin, float32.
 
     Cell (x, y) of the map has its centre at ((x + 0.5) / scale, (y + 0.5) / scale). Samples more than a cell outside
-    the map are zero, those nearer take the value at its edge.
+    the map are zero; nearer ones take the value at its edge.
 
     Args:
         features: (B, C, H, W).
-        boxes: (R, 4), without gradient. Without an extent they have no cells, so `samples` = 0 makes them zero.
+        boxes: (R, 4), without gradient. With `samples` = 0, boxes without area give zeros.
         image: (R,) int64, the image of each box.
         scale: cells per pixel.
-        samples: of a bin, in each direction; 0: one per cell, rounded up.
+        samples: per bin and direction; 0: one per cell, rounded up.
 
     Returns:
         (R, C, size, size).
@@ -41,10 +41,10 @@ def roi_align(features: Tensor, boxes: Tensor, image: Tensor, size: int, scale: 
 
 
 def read_bins(features: Tensor, boxes: Tensor, image: Tensor, size: int, scale: float, samples: int) -> Tensor:
-    """`roi_align` as a weighted bilinear read, by the operator of deformable attention.
+    """Run `roi_align` with the operator of deformable attention.
 
-    A bin is a query that attends to its samples with equal weights. Their number differs from box to box, so boxes are
-    taken together whose numbers round up to the same powers of two.
+    A bin is a query that attends to its samples with equal weights. The number of samples depends on the box: boxes
+    whose numbers round up to the same powers of two form a batch.
     """
     corner, opposite = (boxes * scale - 0.5).split(2, dim=-1)
     extent = opposite - corner
@@ -63,21 +63,21 @@ def read_bins(features: Tensor, boxes: Tensor, image: Tensor, size: int, scale: 
 
 
 def _axis(start: Tensor, extent: Tensor, number: Tensor, most: int, size: int, cells: int) -> tuple[Tensor, Tensor]:
-    """Where the samples of every bin are along one axis, in cells, and what each weighs: two (R, size, most)."""
+    """Positions (in cells) and weights of the samples of every bin along one axis, both (R, size, most)."""
     step = torch.arange(most, device=start.device)
     fraction = (step + 0.5) / number.clamp(min=1)[:, None]
     bins = torch.arange(size, device=start.device)[:, None]
     at = start[:, None, None] + (bins + fraction[:, None]) * (extent / size)[:, None, None]
-    counts = (step < number[:, None])[:, None] & (at >= -1) & (at <= cells)
-    return at.clamp(0, cells - 1), counts / number.clamp(min=1)[:, None, None]
+    valid = (step < number[:, None])[:, None] & (at >= -1) & (at <= cells)
+    return at.clamp(0, cells - 1), valid / number.clamp(min=1)[:, None, None]
 
 
 def _read_points(features: Tensor, image: Tensor, x: Tensor, y: Tensor, x_weight: Tensor, y_weight: Tensor) -> Tensor:
-    """(R, size · size, C) sums over the samples of each bin."""
+    """Weighted sums over the samples of each bin, (R, size · size, C)."""
     batch, channels, height, width = features.shape
     boxes, size, columns, rows = len(x), x.shape[1], x.shape[2], y.shape[2]
     grid = (boxes, size, size, rows, columns)
-    # All images in one map, below each other: a sample in an image's last row has no weight in the row after it.
+    # Stack all images vertically in one map. Samples are clamped to their image, so neighbours do not mix.
     y = (y + image[:, None, None] * height + 0.5) / (batch * height)
     x = (x + 0.5) / width
     places = torch.stack(
@@ -92,14 +92,14 @@ def _read_points(features: Tensor, image: Tensor, x: Tensor, y: Tensor, x_weight
 def pyramid_roi_align(
     maps: Sequence[Tensor], strides: Sequence[int], boxes: Tensor, image: Tensor, size: int = 7, finest: float = 14.0
 ) -> Tensor:
-    """`roi_align` of each box on the level that suits its size (FPN, arXiv 1612.03144, equation 1).
+    """Run `roi_align` for each box on the level of its size (FPN, arXiv 1612.03144, equation 1).
 
     Args:
         maps: (B, C, H_l, W_l), finest first.
-        strides: pixels between the cells of each, each twice the one before.
-        boxes, image: as `roi_align` takes them.
-        finest: a box whose side (the root of its area) is less than twice this many cells of the first level is read
-            there, one less than twice as large on the second, and so on.
+        strides: of the levels, in pixels; each is twice the one before.
+        boxes, image: as in `roi_align`.
+        finest: boxes whose side (the square root of the area) is less than 2 · `finest` cells of the first level use
+            that level; each doubling of the side moves one level up.
 
     Returns:
         (R, C, size, size) float32.

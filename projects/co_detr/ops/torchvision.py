@@ -1,4 +1,4 @@
-"""torchvision's operators, where they are installed and load."""
+"""Optional operators of torchvision."""
 
 from functools import cache
 from types import ModuleType
@@ -10,12 +10,14 @@ import torch
 def _operators() -> ModuleType | None:
     try:
         import torchvision.ops
-    except Exception:  # a wheel of another build of PyTorch may raise anything
+    except Exception:  # a wheel for another build of PyTorch may raise anything
         return None
     return torchvision.ops
 
 
 def operators(device: torch.device) -> ModuleType | None:
-    """`torchvision.ops` where it is to be used: on a GPU. On a CPU its RoIAlign takes five times as long as the one
-    here, and its suppression as long (see the README for the measurement); None there."""
+    """Return `torchvision.ops` on a GPU if it can be imported, else None.
+
+    On a CPU the functions here are faster (RoIAlign) or equally fast (suppression); see the README.
+    """
     return _operators() if device.type == "cuda" else None
