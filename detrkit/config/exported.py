@@ -1,8 +1,8 @@
 """Exported files: a `.safetensors` file with a detector's weights, and its config and classes as metadata.
 
 Any reader of safetensors finds the weights, under the names of checkpoints. The metadata are text: the config (model
-and preprocessing of images) in YAML, the classes and the input size in JSON. The files may come from strangers: the config
-may call only what lies in MODEL_PACKAGES.
+and preprocessing of images) in YAML, the classes and the input size in JSON. The files may come from strangers: the
+config may call only what lies in MODEL_PACKAGES.
 """
 
 from __future__ import annotations
