@@ -32,10 +32,10 @@ HISTORY = 1000  # values of a metric: the longest window that a writer looks at
 
 
 class Trainer(SimpleTrainer):
-    """detectron2's `SimpleTrainer` and `AMPTrainer` in one, whose mixed precision does not ask for CUDA.
+    """Trainer of one model: forward, backward, gradient clipping, step; in float32 or mixed precision on any device.
 
-    Losses and the norm of the gradients are read before the optimizer steps, in one transfer from the device, so that
-    what is not finite never reaches the parameters. It ends the training, with the batch saved and the layer named.
+    Losses and gradient norm are read before the optimizer steps, in one transfer from the device, so that values that
+    are not finite never reach the parameters. They end the training; the batch is saved, and the layer named.
 
     Args:
         model: from a batch to a mapping of losses, of which the sum is minimised, or to that sum itself.
