@@ -13,10 +13,10 @@ from omegaconf import DictConfig
 from detrkit.config.exported import read_exported
 from detrkit.config.load import load_config_file
 from detrkit.datasets.classes import Classes, classes_in_checkpoint, classes_of_dataset
+from detrkit.runtime.files import LAST_CHECKPOINT
 from detrkit.weights import classes_of_weights, is_of_other_code_base, look_at, prepare_config
 
 WEIGHTS = ("model_final.pth", "model_best.pth")
-LAST = "last_checkpoint"
 
 
 class Source(NamedTuple):
@@ -84,7 +84,7 @@ def _run_folder(path: Path) -> Path:
 
 def _weights_of_run(folder: Path) -> Path:
     """The weights that a training is judged by: its last, else its best, else those that it has got to."""
-    last = folder / LAST
+    last = folder / LAST_CHECKPOINT
     named = Path(last.read_text(encoding="utf-8", errors="replace").strip()).name if last.is_file() else ""
     for name in (*WEIGHTS, *([named] if named else [])):
         if (folder / name).is_file():

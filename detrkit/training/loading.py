@@ -1,4 +1,4 @@
-"""A trained detector from its config and weights."""
+"""Load a trained detector from its config and weights."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from .training_parts import drop_training_parts, is_training_part
 
 
 class WholeModelCheckpointer(SafeCheckpointer):
-    """Refuses weights that leave a part of the model at its initial value, and averaged weights that are not the
-    model's: the figures would be of nothing that was trained."""
+    """A checkpointer that refuses weights which do not cover the model, and averaged weights of another model.
+
+    Otherwise the results would come from untrained weights.
+    """
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load `path`; "" leaves the model as it is.
@@ -55,10 +57,10 @@ class WholeModelCheckpointer(SafeCheckpointer):
             )
 
     def _refuse_shapes(self, shapes: Sequence[tuple[str, Sequence[int], Sequence[int]]]) -> None:
-        for name, there, here in shapes:
+        for name, saved, expected in shapes:
             raise ValueError(
-                f"{self._source} is of another model: {name} is {_size(there)} there, {_size(here)} in the config's "
-                "model (another number of classes or queries?)"
+                f"{self._source} is of another model: {name} is {_size(saved)} in it, {_size(expected)} in the "
+                "config's model (another number of classes or queries?)"
             )
 
 
@@ -69,22 +71,23 @@ def _size(shape: Sequence[int]) -> str:
 def load_detector(
     cfg: DictConfig, checkpoint: str, for_training: bool = False, overrides: Sequence[str] = ()
 ) -> nn.Module:
-    """The model of `cfg` on `cfg.train.device`, in evaluation mode, without what only training needs; with averaged
-    weights where the checkpoint has them.
+    """Build the model of `cfg` on `cfg.train.device` in evaluation mode, without parts that only training needs.
+
+    It has the averaged weights if the checkpoint has them.
 
     Args:
-        cfg: as `load_config` gives it; its device is resolved, and what belongs to the weights is set, in place.
+        cfg: as `load_config` returns it. Its device is resolved, and settings of the weights are set, in place.
         checkpoint: a .pth or .safetensors file, or a URL that DetectionCheckpointer reads; "" for random weights.
             Weights of other code bases are converted, see `detrkit.weights`.
-        for_training: in training mode and whole instead.
-        overrides: `key=value` that the user gave, which are not replaced by what belongs to the weights.
+        for_training: return the complete model in training mode.
+        overrides: `key=value` that the user gave; settings of the weights do not replace them.
 
     Raises:
         FileNotFoundError: no such checkpoint.
-        ValueError: it is not one of this model; the config has no model; the device is not there.
+        ValueError: the checkpoint is of another model, the config has no model, or there is no such device.
     """
     if "model" not in cfg or "train" not in cfg:
-        raise ValueError("the config needs model and train, as those for tools/train_net.py have them")
+        raise ValueError("the config has no model or no train: expected one of those that `align-detr configs` lists")
     if checkpoint and "://" not in checkpoint and not Path(checkpoint).is_file():
         raise FileNotFoundError(f"no such checkpoint: {checkpoint}")
     cfg.train.device = resolve_device(cfg.train.device)
