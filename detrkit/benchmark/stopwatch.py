@@ -1,38 +1,36 @@
-"""Time, memory and bandwidth of what runs on a device."""
+"""Time and bandwidth of computations on a device."""
 
 from __future__ import annotations
 
 import gc
-import re
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
-Run = Callable[["Stopwatch"], None]  # does something, and marks its phases
+Measurement = Callable[["Stopwatch"], None]  # runs something once, and marks its phases
 
-STATUS, RESET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 COPIES = 20  # in a row, where one takes as long as starting it
 
 
 class Stopwatch:
-    """Seconds since the mark before, added up by name. Every mark waits for the device."""
+    """Seconds between marks, summed by name. Every mark waits for the device."""
 
     def __init__(self, device: torch.device):
         self.device = device
         self.start()
 
     def start(self) -> None:
+        """Forget all marks, and start from now."""
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._last = self._now()
 
     def mark(self, name: str, count: int = 1) -> None:
-        """`count`: how often it was done; the time of one is noted."""
+        """Add the time since the last mark to `name`, divided by `count`, the number of repeats in it."""
         now = self._now()
         self.seconds[name] += (now - self._last) / count
         self._last = now
@@ -51,11 +49,12 @@ class Timing:
 
     @property
     def median(self) -> float:
+        """Median of the totals."""
         return statistics.median(map(_total, self.repeats))
 
     @property
     def spread(self) -> float:
-        """The interquartile range."""
+        """Interquartile range of the totals."""
         if len(self.repeats) < 2:
             return 0.0
         low, _, high = statistics.quantiles(map(_total, self.repeats), n=4, method="inclusive")
@@ -63,10 +62,11 @@ class Timing:
 
     @property
     def phases(self) -> dict[str, float]:
-        """Medians."""
+        """Median of each phase."""
         return {name: statistics.median(times[name] for times in self.repeats) for name in self.repeats[0]}
 
     def summary(self) -> dict[str, Any]:
+        """Median, interquartile range and phases, in seconds."""
         return {"median_s": self.median, "iqr_s": self.spread, "phases_s": self.phases}
 
 
@@ -74,8 +74,8 @@ def _total(phases: dict[str, float]) -> float:
     return sum(phases.values())
 
 
-def by_turns(runs: Mapping[str, Run], device: torch.device, repeats: int) -> dict[str, Timing]:
-    """Run one after the other, `repeats` times after a warm-up, so that whatever else the machine does hits all."""
+def by_turns(runs: Mapping[str, Measurement], device: torch.device, repeats: int) -> dict[str, Timing]:
+    """Time several measurements in turn, `repeats` times after a warm-up, so that other load hits all."""
     watch = Stopwatch(device)
     timings = {name: Timing() for name in runs}
     for turn in range(1 + repeats):
@@ -88,39 +88,8 @@ def by_turns(runs: Mapping[str, Run], device: torch.device, repeats: int) -> dic
     return timings
 
 
-class Memory:
-    """Bytes that are in use on a device: of a GPU those that PyTorch has handed out, else this process's resident ones.
-
-    Attributes:
-        known: whether they can be told here.
-    """
-
-    def __init__(self, device: torch.device):
-        self.device = device
-        self.on_gpu = device.type == "cuda"
-        self.known = self.on_gpu or (device.type == "cpu" and RESET_PEAK.exists())
-
-    def now(self) -> int:
-        return torch.cuda.memory_allocated(self.device) if self.on_gpu else _status("VmRSS")
-
-    def peak(self) -> int:
-        """The most since the last `reset`."""
-        return torch.cuda.max_memory_allocated(self.device) if self.on_gpu else _status("VmHWM")
-
-    def reset(self) -> None:
-        gc.collect()
-        if self.on_gpu:
-            torch.cuda.reset_peak_memory_stats(self.device)
-        else:
-            RESET_PEAK.write_text("5")  # as proc(5) has it
-
-
-def _status(name: str) -> int:
-    return 1024 * int(re.search(rf"^{name}:\s+(\d+) kB", STATUS.read_text(), re.MULTILINE)[1])
-
-
 def copy_bandwidth(device: torch.device, size: int) -> float:
-    """Bytes per second that copying `size` bytes, again and again, reads and writes: the caches', if they hold them."""
+    """Bytes per second, read and written, of copying `size` bytes repeatedly; if a cache holds them, its bandwidth."""
     source = torch.empty(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
 

@@ -1,16 +1,14 @@
-"""What `align-detr benchmark` measures: criterion, attention, training step, inference; each is prepared, then run."""
+"""Workloads that are measured: criterion, attention, training step, inference."""
 
 from __future__ import annotations
 
 import importlib.util
-import multiprocessing
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from itertools import repeat
-from multiprocessing.connection import Connection
 from types import ModuleType
 from typing import Any
 from unittest.mock import patch
@@ -25,23 +23,23 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from align_detr._platform import EMBEDDED_ROOT
-from detrkit.benchmark.stopwatch import Memory, Run, Stopwatch
+from detrkit.benchmark.stopwatch import Measurement, Stopwatch
 from detrkit.config.load import load_config
 from detrkit.training.builders import autocast_of, build_optimizer, build_trainer, compile_parts
 from detrkit.training.loading import load_detector
 
 REFERENCE = EMBEDDED_ROOT.parent / "tests" / "reference" / "training_step.py"
-# The function that the layers call: the embedded engine's, or what detrex calls on a CPU.
+# Name of the function that the layers call: the embedded engine's, or the one that detrex calls on a CPU.
 ATTENTION = next(
     name for name in ("multi_scale_deformable_attn", "multi_scale_deformable_attn_pytorch") if hasattr(attention, name)
 )
-AT_ONCE = 20  # calls of the attention on a GPU, which takes as long to be told as to do one
-GATHERED_CELLS = 4  # of a bilinear sample
+AT_ONCE = 20  # calls of the attention on a GPU, where starting one takes as long as the call
+GATHERED_CELLS = 4  # read for a bilinear sample
 Size = tuple[int, int]  # height, width
 
 
 def synthetic_batch(batch: int, size: Size, objects: int, num_classes: int) -> list[dict[str, Any]]:
-    """Images of noise with `objects` boxes each, as a training data loader gives them; the same ones at each call."""
+    """Images of noise with `objects` boxes each, as a training data loader returns them; the same in each call."""
     generator = torch.Generator().manual_seed(0)
     height, width = size
     examples = []
@@ -56,14 +54,22 @@ def synthetic_batch(batch: int, size: Size, objects: int, num_classes: int) -> l
 
 
 def random_boxes(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """(*shape, 4), cxcywh in [0, 1], within the image, most of them small."""
+    """Random boxes (*shape, 4), cxcywh in [0, 1], inside the image, most of them small."""
     side = 0.02 + 0.5 * torch.rand(*shape, 2, generator=generator) ** 2
     return torch.cat([side / 2 + (1 - side) * torch.rand(*shape, 2, generator=generator), side], dim=-1)
 
 
 @dataclass
-class Setting:
-    """What is measured at once. Can be sent to another process, whose memory is then that of this alone."""
+class Workload:
+    """What is measured; it can be pickled and run in another process.
+
+    Attributes:
+        config_file: name or path.
+        overrides: `key=value`.
+        batch: images in a batch.
+        size: (height, width) of the images, in pixels.
+        objects: objects per image.
+    """
 
     config_file: str
     overrides: list[str]
@@ -72,21 +78,26 @@ class Setting:
     objects: int
 
     def config(self) -> DictConfig:
+        """The config, with the random generators seeded."""
         torch.manual_seed(0)
         return load_config(self.config_file, self.overrides)
 
-    def prepare(self, plain: bool) -> Run:
-        """A function that runs it once; `plain` for the reference's formulation."""
+    def prepare(self, plain: bool) -> Measurement:
+        """A function that runs the workload once; `plain`: in the formulation of the reference."""
         raise NotImplementedError
 
 
 @dataclass
-class Criterion(Setting):
-    """`calls`: the arguments that the criterion gets in a step of the model, with one image."""
+class Criterion(Workload):
+    """The losses of random predictions, with matching, forward and backward.
+
+    Attributes:
+        calls: arguments of the criterion in a training step with one image.
+    """
 
     calls: list[tuple[tuple, dict]]
 
-    def prepare(self, plain: bool) -> Run:
+    def prepare(self, plain: bool) -> Measurement:
         cfg = self.config()
         device = torch.device(cfg.train.device)
         criterion = instantiate(cfg.model.criterion).to(device)
@@ -133,7 +144,7 @@ class Criterion(Setting):
 
 
 def attention_inputs(model: nn.Module, batch: list[dict[str, Any]]) -> dict[str, tuple]:
-    """What deformable attention gets first in "encoder" and "decoder" in a training step; empty without it."""
+    """Arguments of the first deformable attention of "encoder" and "decoder" in a training step; {} without any."""
     inputs: dict[str, tuple] = {}
     function = getattr(attention, ATTENTION)
 
@@ -148,17 +159,21 @@ def attention_inputs(model: nn.Module, batch: list[dict[str, Any]]) -> dict[str,
 
 
 @dataclass
-class Attention(Setting):
-    """`inputs`: value, shapes, locations and weights that a layer gets in the model, with one image."""
+class Attention(Workload):
+    """Deformable attention alone, forward and backward.
+
+    Attributes:
+        inputs: value, shapes, locations and weights of a layer for one image.
+    """
 
     inputs: tuple[Tensor, Any, Tensor, Tensor]
 
-    def prepare(self, plain: bool) -> Run:
+    def prepare(self, plain: bool) -> Measurement:
         device = torch.device(self.config().train.device)
         on_device = [x.to(device) if isinstance(x, Tensor) else x for x in self.inputs]
         for i in (0, 2, 3):
             on_device[i] = on_device[i].repeat(self.batch, *[1] * (on_device[i].dim() - 1)).requires_grad_()
-        wanted = [on_device[i] for i in (0, 2, 3)]
+        leaves = [on_device[i] for i in (0, 2, 3)]
         function = _plain_attention if plain else getattr(attention, ATTENTION)
         times = 1 if device.type == "cpu" else AT_ONCE
 
@@ -167,16 +182,17 @@ class Attention(Setting):
                 output = function(*on_device)
             watch.mark("forward", times)
             for _ in range(times):
-                torch.autograd.grad(output, wanted, output.detach(), retain_graph=True)
+                torch.autograd.grad(output, leaves, output.detach(), retain_graph=True)
             watch.mark("backward", times)
 
         return run
 
     def traffic(self) -> dict[str, tuple[int, int]]:
-        """Bytes that forward and backward move at least: (from and to memory, from and to the cache).
+        """Least bytes of traffic by phase: (with memory, with the cache).
 
-        Memory sees each argument and result once; in the gradient of the values all cells are set to zero, then read
-        and written. Caches see every sample's four cells, read; in backward added to, which reads and writes, as well.
+        Memory traffic: each argument and result once. The gradient of the values is set to zero, read and written.
+        Cache traffic: the four cells of every sample are read. The backward pass also adds to them, which reads and
+        writes.
         """
         value, _, locations, weights = self.inputs
         values, places, shares = (self.batch * x.numel() * x.element_size() for x in (value, locations, weights))
@@ -191,15 +207,15 @@ class Attention(Setting):
 
 
 def _plain_attention(value: Tensor, shapes: Any, locations: Tensor, weights: Tensor) -> Tensor:
-    """In the type of the locations, as autocast has it."""
+    """The reference's attention in the type of the locations, as under autocast."""
     return reference().deform_attn(value.to(locations.dtype), shapes, locations, weights.to(locations.dtype))
 
 
 @dataclass
-class Step(Setting):
-    """A training step, as align-detr train does it."""
+class Step(Workload):
+    """A training step as in `align-detr train`."""
 
-    def prepare(self, plain: bool) -> Run:
+    def prepare(self, plain: bool) -> Measurement:
         cfg = self.config()
         model = load_detector(cfg, "", for_training=True)
         if cfg.train.get("compile", False):
@@ -222,8 +238,11 @@ class Step(Setting):
 
 
 class Parts(HookBase):
-    """Marks the parts of a step. Backward runs the other way round: once it comes to what made one of the predictions,
-    it is through with the criterion, and with all but the backbone once it comes to what made one of its features."""
+    """Marks the parts of a training step.
+
+    The backward pass runs the other way round. The gradient of a prediction is ready when it has passed the criterion;
+    the gradient of a feature of the backbone, when it has passed transformer and heads.
+    """
 
     watch: Stopwatch
 
@@ -257,7 +276,7 @@ class Parts(HookBase):
 
 
 def tensors(node: Any) -> Iterator[Tensor]:
-    """Those in nested dictionaries, lists and tuples."""
+    """The tensors in nested dictionaries, lists and tuples."""
     if isinstance(node, Tensor):
         yield node
     elif isinstance(node, dict | list | tuple):
@@ -266,10 +285,10 @@ def tensors(node: Any) -> Iterator[Tensor]:
 
 
 @dataclass
-class Inference(Setting):
-    """A batch of images of one size to detections."""
+class Inference(Workload):
+    """From a batch of images of one size to detections."""
 
-    def prepare(self, plain: bool) -> Run:
+    def prepare(self, plain: bool) -> Measurement:
         cfg = self.config()
         model = load_detector(cfg, "")
         batch = synthetic_batch(self.batch, self.size, self.objects, model.num_classes)
@@ -285,7 +304,7 @@ class Inference(Setting):
 
 @cache
 def reference() -> ModuleType:
-    """tests/reference/training_step.py.
+    """Import tests/reference/training_step.py.
 
     Raises:
         FileNotFoundError: this is no checkout.
@@ -296,43 +315,3 @@ def reference() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def peak_bytes(setting: Setting, plain: bool, device: torch.device) -> int | None:
-    """What a run of `setting` needs; None where that cannot be told."""
-    memory = Memory(device)
-    if not memory.known:
-        return None
-    if memory.on_gpu:
-        return _peak_bytes(setting, plain, memory)
-    context = multiprocessing.get_context("spawn")  # a forked process would share this one's pages
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send_peak_bytes, args=(sender, setting, plain, memory))
-    process.start()
-    sender.close()
-    try:
-        return receiver.recv()
-    except EOFError:
-        raise OSError("the process that was to measure the memory died: did it run out of it?") from None
-    finally:
-        process.join()
-
-
-def _send_peak_bytes(sender: Connection, setting: Setting, plain: bool, memory: Memory) -> None:
-    # What is imported at its first use is not this run's.
-    layer = attention.MultiScaleDeformableAttention(8, 1, num_levels=1, num_points=1, batch_first=True)
-    layer(
-        torch.zeros(1, 1, 8), reference_points=torch.zeros(1, 1, 1, 2), spatial_shapes=torch.ones(1, 2).long()
-    ).sum().backward()
-    sender.send(_peak_bytes(setting, plain, memory))
-
-
-def _peak_bytes(setting: Setting, plain: bool, memory: Memory) -> int:
-    before = memory.now()
-    run = setting.prepare(plain)
-    if isinstance(setting, Criterion | Attention):  # what they get is not theirs
-        before = memory.now()
-    memory.reset()
-    for _ in range(2):  # the optimizer's state comes with the first
-        run(Stopwatch(memory.device))
-    return memory.peak() - before

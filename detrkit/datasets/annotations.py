@@ -1,6 +1,6 @@
-"""Annotation files in COCO's format: mend what can have one meaning only, and name the first mistake that cannot.
+"""Annotation files in COCO's format: correct mistakes that have one meaning, and name the first one that has several.
 
-pycocotools and detectron2 take much for granted. An annotation with id 0 counts as unmatched, ids that occur twice
+pycocotools and detectron2 check little. An annotation with id 0 counts as unmatched, ids that occur twice
 share a match, and a missing area ends an evaluation. `normalise` returns content on which none of this happens.
 """
 
@@ -14,15 +14,27 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from pycocotools import mask as run_lengths
 
-from .pictures import look_at
+from .annotation_values import (
+    LARGEST_ID,
+    box_of,
+    crowd_of,
+    exact_key,
+    is_id,
+    is_number,
+    is_polygon,
+    is_segmentation,
+    loose_key,
+    required_id,
+    required_value,
+    same_json,
+    shortened_repr,
+    to_number,
+)
+from .dataset_images import inspect_image
 
-MOST = 1e9  # far more than an image has pixels, or a number that means something
-LARGEST_ID = 2**62  # fits into 64 bits with a sign
 ORIGINAL_ID = "original_id"  # in a normalised file: the id of this image or category in the file that it was made from
-SHOWN = 5  # names that an error lists
-NOT_A_CROWD, A_CROWD = (0, None, "0", "false", "False"), (1, "1", "true", "True")
+SHOWN = 5  # names in an error message
 
 
 class UnmatchedClasses(ValueError):
@@ -31,10 +43,10 @@ class UnmatchedClasses(ValueError):
 
 @contextmanager
 def annotations_explained(names: str | Sequence[str]) -> Iterator[None]:
-    """Replace an error inside the block by the mistake in these datasets' annotation files that led to it, if one did.
+    """Replace an error inside the block by the mistake in the annotation files of these datasets that caused it.
 
     Raises:
-        ValueError: in place of an error that is not one of input.
+        ValueError: an annotation file has a mistake; in place of an error that does not name it.
     """
     try:
         yield
@@ -50,7 +62,7 @@ def annotations_explained(names: str | Sequence[str]) -> Iterator[None]:
 
 
 def annotation_problem(json_file: str | Path, image_root: str | Path | None = None) -> str | None:
-    """The first mistake in an annotation file that `normalise` cannot mend, in one line; None if there is none."""
+    """The first mistake in an annotation file that `normalise` cannot correct, in one line; None if there is none."""
     try:
         normalise(read_annotations(json_file), image_root)
     except ValueError as error:
@@ -73,24 +85,24 @@ def read_annotations(json_file: str | Path) -> Any:
 def normalise(
     content: Any, image_root: str | Path | None = None, classes: Sequence[str] | None = None
 ) -> tuple[dict[str, Any], Counter[str]]:
-    """Content of an annotation file that pycocotools and detectron2 read as it is meant.
+    """Correct the content of an annotation file, so that pycocotools and detectron2 read it as intended.
 
-    * Images: entries of one file become one. Ids that are texts of numbers or floats become whole numbers; if one of
-      them cannot, all are numbered from 1. Missing sizes are read from the files; `\\` is tried as `/`.
-    * Categories: ids as those of images. With `classes`, ids count from 1 in that order.
-    * Annotations: numbered from 1 if an id is missing, below 1, not a whole number, or given twice. A missing box is
-      that of the segmentation. An area that is not above 0 is width × height; a missing `iscrowd` is 0; `ignore` is a
-      crowd. Left out are boxes without area and annotations of images that are not listed.
+    * Images: entries of the same file are joined. Ids become whole numbers; if one cannot, all are numbered from 1.
+      Missing sizes are read from the files; `\\` is tried as `/`.
+    * Categories: ids like those of images. With `classes`, ids count from 1 in that order.
+    * Annotations: numbered from 1 if an id is missing, below 1, no whole number, or given twice. A missing box is taken
+      from the segmentation, a missing area is width × height, a missing `iscrowd` is 0, and `ignore` means crowd.
+      Boxes without area and annotations of images that are not listed are left out.
 
     Entries with a new id keep the old one as `original_id`.
 
     Args:
-        content: as JSON has it; left as it is. Without `annotations` it is a list of images to detect objects in.
-        image_root: the folder of the images, for what the content does not say.
+        content: as JSON has it; it is not changed. Without `annotations` it lists images to detect objects in.
+        image_root: the folder of the images, to look up what the content does not say.
         classes: names of all classes, in the order of a model's outputs.
 
     Returns:
-        The content, and how many changes of each kind were made. Without a change it is the content that was given.
+        The corrected content, and the number of changes of each kind. Without a change it is `content` itself.
 
     Raises:
         ValueError: the first mistake with more than one meaning.
@@ -107,18 +119,18 @@ def normalise(
     categories, category_id_of = _categories(content["categories"], classes, changes)
     result = {**content, "images": images, "categories": categories}
     if "annotations" in content:
-        found = _annotations(content["annotations"], image_id_of, category_id_of, joined, changes)
-        result["annotations"] = found
-        if strange := sorted({entry["category_id"] for entry in found if isinstance(entry["category_id"], str)}):
+        annotations = _annotations(content["annotations"], image_id_of, category_id_of, joined, changes)
+        result["annotations"] = annotations
+        if strange := sorted({entry["category_id"] for entry in annotations if isinstance(entry["category_id"], str)}):
             what = f"class {strange[0]}" if len(strange) == 1 else f"classes {shortened(strange)}"
             raise UnmatchedClasses(f"it has objects of the {what}, but the model's are {shortened(classes or ())}")
     return (result if changes else content), changes
 
 
 def original_ids(content: Mapping[str, Any], part: str) -> dict[int, Any] | None:
-    """Ids of `part`, "images" or "categories", in a normalised file to those in the file that it was made from.
+    """Map ids of `part`, "images" or "categories", in a normalised file to those in the original file.
 
-    Entries that were not in that file are not in the result. None if all ids are the original ones.
+    Entries that the original file lacks are not in the result. None if all ids are the original ones.
     """
     entries = content[part]
     if not any(ORIGINAL_ID in entry for entry in entries):
@@ -128,7 +140,7 @@ def original_ids(content: Mapping[str, Any], part: str) -> dict[int, Any] | None
 
 
 def shortened(names: Sequence[str]) -> str:
-    """Names as an error lists them."""
+    """The first few names, for an error message."""
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
@@ -144,13 +156,13 @@ def _images(
     joined: set[int] = set()
     for number, entry in enumerate(entries):
         at = f"images[{number}]"
-        name = _value(entry, "file_name", at)
+        name = required_value(entry, "file_name", at)
         if not isinstance(name, str) or not name or "\0" in name:
-            raise ValueError(f"{at} has file_name {_short(name)}, not a file's name")
+            raise ValueError(f"{at} has file_name {shortened_repr(name)}, not a file's name")
         place = by_name.setdefault(name, len(images))
         key = key_of(entry["id"])
         if by_key.setdefault(key, place) != place:
-            raise ValueError(f"{at} has id {_short(entry['id'])}, as an entry before it")
+            raise ValueError(f"{at} has id {shortened_repr(entry['id'])}, as an entry before it")
         if place < len(images):
             changes["image entries joined with another entry of the same file"] += 1
             joined.add(place)
@@ -175,11 +187,11 @@ def _categories(
     keys: dict[int | str, None] = {}
     for number, entry in enumerate(entries):
         at = f"categories[{number}]"
-        name = _value(entry, "name", at)
+        name = required_value(entry, "name", at)
         if isinstance(name, bool) or not isinstance(name, str | int | float):
-            raise ValueError(f"{at} has name {_short(name)}, not a text")
+            raise ValueError(f"{at} has name {shortened_repr(name)}, not a text")
         if key_of(entry["id"]) in keys:
-            raise ValueError(f"{at} has id {_short(entry['id'])}, as an entry before it")
+            raise ValueError(f"{at} has id {shortened_repr(entry['id'])}, as an entry before it")
         if not isinstance(name, str):
             changes["names of classes that are numbers"] += 1
         keys[key_of(entry["id"])] = None
@@ -219,48 +231,49 @@ def _annotations(
     joined: set[int],
     changes: Counter[str],
 ) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     in_joined: set[tuple] = set()
     for number, entry in enumerate(entries):
         at = f"annotations[{number}]"
-        image_id = image_id_of(_id(entry, "image_id", at))
-        category_id = category_id_of(_id(entry, "category_id", at))
+        image_id = image_id_of(required_id(entry, "image_id", at))
+        category_id = category_id_of(required_id(entry, "category_id", at))
         if category_id is None:
-            raise ValueError(f"{at} has category_id {_short(entry['category_id'])}, which its categories do not list")
+            unknown = shortened_repr(entry["category_id"])
+            raise ValueError(f"{at} has category_id {unknown}, which its categories do not list")
         if image_id is None:
             changes["annotations of images that are not listed left out"] += 1
             continue
-        box, segmentation, crowd = _box(entry, at), entry.get("segmentation"), _crowd(entry, at)
+        box, segmentation, crowd = box_of(entry, at), entry.get("segmentation"), crowd_of(entry, at)
         if box is None:
             changes["boxes without area left out"] += 1
             continue
         fixed: dict[str, Any] = {"image_id": image_id, "category_id": category_id, "bbox": box, "iscrowd": crowd}
         if not (is_number(entry.get("area")) and entry["area"] > 0):
             fixed["area"] = box[2] * box[3]
-        if not _is_segmentation(segmentation):
-            fixed["segmentation"] = [segmentation] if _is_polygon(segmentation) else []
+        if not is_segmentation(segmentation):
+            fixed["segmentation"] = [segmentation] if is_polygon(segmentation) else []
         if image_id in joined:
             same = (image_id, category_id, crowd, *box)
             if same in in_joined:
                 changes["objects given twice left out"] += 1
                 continue
             in_joined.add(same)
-        if different := [key for key, value in fixed.items() if not _same(entry.get(key), value)]:
+        if different := [key for key, value in fixed.items() if not same_json(entry.get(key), value)]:
             changes.update(f"annotations with a new {key}" for key in different)
             entry = {**entry, **{key: fixed[key] for key in different}}
         if "ignore" in entry and entry["ignore"] != 0:  # which detectron2 refuses
             changes["ignore read as iscrowd"] += 1
             entry = {key: value for key, value in entry.items() if key != "ignore"}
-        found.append(entry)
-    ids = [entry.get("id") for entry in found]
+        annotations.append(entry)
+    ids = [entry.get("id") for entry in annotations]
     if not all(type(id_) is int and 0 < id_ < LARGEST_ID for id_ in ids) or len(set(ids)) < len(ids):
         changes["annotation ids numbered anew"] += len(ids)
-        found = [{**entry, "id": number} for number, entry in enumerate(found, 1)]
-    return found
+        annotations = [{**entry, "id": number} for number, entry in enumerate(annotations, 1)]
+    return annotations
 
 
 def class_key(name: str) -> str:
-    """What two spellings of one class have in common: they may differ in white space."""
+    """A class name with normal white space, in which two spellings of a class may differ."""
     return " ".join(name.split())
 
 
@@ -269,48 +282,10 @@ def same_classes(names: Sequence[str], others: Sequence[str]) -> bool:
     return list(map(class_key, names)) == list(map(class_key, others))
 
 
-def is_number(value: Any) -> bool:
-    """Whether it is a number of a size that images may have."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and -MOST <= value <= MOST
-
-
-def is_id(value: Any) -> bool:
-    """Whether it is a whole number that fits into 64 bits."""
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < LARGEST_ID
-
-
-def _value(entry: Any, key: str, at: str) -> Any:
-    if not isinstance(entry, dict):
-        raise ValueError(f"{at} is {_short(entry)}, not a mapping")
-    if key not in entry:
-        raise ValueError(f"{at} has no {key}")
-    return entry[key]
-
-
-def _id(entry: Any, key: str, at: str) -> int | float | str:
-    value = _value(entry, key, at)
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"{at} has {key} {_short(value)}, not a number or a text")
-    return value
-
-
 def _keys(entries: list, part: str) -> Callable[[int | float | str], int | str]:
-    """A function that makes different forms of one id equal: 1, 1.0, "1" and "0001", unless that confuses entries."""
-    ids = [_id(entry, "id", f"{part}[{number}]") for number, entry in enumerate(entries)]
-    return _loose_key if len({*map(_loose_key, ids)}) == len({*map(_exact_key, ids)}) else _exact_key
-
-
-def _loose_key(value: int | float | str) -> int | str:
-    if isinstance(value, str):
-        text = value.strip()
-        return int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else text
-    return _exact_key(value)
-
-
-def _exact_key(value: int | float | str) -> int | str:
-    if isinstance(value, float):
-        return int(value) if value.is_integer() else repr(value)
-    return value
+    """A function that makes forms of one id equal (1, 1.0, "1", "0001"), unless two entries would become one."""
+    ids = [required_id(entry, "id", f"{part}[{number}]") for number, entry in enumerate(entries)]
+    return loose_key if len({*map(loose_key, ids)}) == len({*map(exact_key, ids)}) else exact_key
 
 
 def _numbered(keys: list[int | str], what: str, entries: list[dict[str, Any]], changes: Counter[str]) -> list[int]:
@@ -318,19 +293,10 @@ def _numbered(keys: list[int | str], what: str, entries: list[dict[str, Any]], c
     usable = all(map(is_id, keys))
     ids = list(keys) if usable else list(range(1, len(keys) + 1))
     for place, (entry, id_) in enumerate(zip(entries, ids, strict=True)):
-        if not _same(entry["id"], id_):
+        if not same_json(entry["id"], id_):
             changes[f"{what} as whole numbers"] += 1
             entries[place] = {**entry, "id": id_, ORIGINAL_ID: entry["id"]}
     return ids
-
-
-def _same(value: Any, other: Any) -> bool:
-    """Equal and of one type: 1, 1.0 and True are different in JSON."""
-    if isinstance(value, list) and isinstance(other, list):
-        return len(value) == len(other) and all(map(_same, value, other))
-    if isinstance(value, int | float) and isinstance(other, float):
-        return type(value) is not bool and value == other
-    return type(value) is type(other) and value == other
 
 
 def _with_slashes(entry: dict[str, Any], root: Path | None, changes: Counter[str]) -> dict[str, Any]:
@@ -352,110 +318,21 @@ def _is_file(path: Path) -> bool:
 def _with_size(entry: dict[str, Any], at: str, root: Path | None, changes: Counter[str]) -> dict[str, Any]:
     """The entry with whole numbers as `width` and `height`, from the image file where it has none."""
     stated = [entry.get("width"), entry.get("height")]
-    size = [_number(side) for side in stated]
+    size = [to_number(side) for side in stated]
     if all(side is not None and side >= 1 and side == int(side) for side in size):
         size = list(map(int, size))
     else:
         for key in ("width", "height"):
             if entry.get(key) not in (None, 0):
-                if (side := _number(entry[key])) is None or side < 1 or side != int(side):
-                    raise ValueError(f"{at} has {key} {_short(entry[key])}, not a number of pixels")
+                if (side := to_number(entry[key])) is None or side < 1 or side != int(side):
+                    raise ValueError(f"{at} has {key} {shortened_repr(entry[key])}, not a number of pixels")
         if root is None:
             raise ValueError(f"{at} has no {'width' if size[0] is None else 'height'}")
-        file = look_at(root / entry["file_name"], decode=False)
+        file = inspect_image(root / entry["file_name"], decode=False)
         if file.error:
             raise ValueError(f"{at} has no size, and {root / entry['file_name']} cannot be read: {file.error}")
         size = [file.width, file.height]
-    if _same(stated, size):
+    if same_json(stated, size):
         return entry
     changes["image sizes filled in"] += 1
     return {**entry, "width": size[0], "height": size[1]}
-
-
-def _box(entry: dict[str, Any], at: str) -> list[float] | None:
-    """x, y, width and height; None if nothing is inside."""
-    box, outline = entry.get("bbox"), entry.get("segmentation")
-    numbers = [_number(value) for value in box] if isinstance(box, list) and len(box) == 4 else [None]
-    if None not in numbers and numbers[2] > 0 and numbers[3] > 0:
-        return numbers
-    if (outlined := box_of_segmentation(outline)) is not None:
-        return outlined
-    if None not in numbers:
-        return None
-    if not box:
-        raise ValueError(f"{at} has no bbox")
-    raise ValueError(f"{at} has bbox {_short(box)}, not x, y, width and height")
-
-
-def box_of_segmentation(segmentation: Any) -> list[float] | None:
-    """x, y, width and height around an outline; None if it is none, or nothing is inside.
-
-    Args:
-        segmentation: polygons, one polygon without a list around it, or a mask in COCO's run-length encoding.
-    """
-    if isinstance(segmentation, dict):
-        return _box_of_mask(segmentation)
-    if not isinstance(segmentation, list):
-        return None
-    polygons = segmentation if segmentation and isinstance(segmentation[0], list) else [segmentation]
-    outlines = [[_number(value) for value in polygon] for polygon in polygons if isinstance(polygon, list)]
-    used = [o for o in outlines if len(o) >= 4 and len(o) % 2 == 0 and None not in o]
-    if not used:
-        return None
-    xs, ys = ([value for outline in used for value in outline[start::2]] for start in (0, 1))
-    box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
-    return box if box[2] > 0 and box[3] > 0 else None
-
-
-def _box_of_mask(mask: dict[str, Any]) -> list[float] | None:
-    if not _is_mask(mask):
-        return None
-    try:
-        encoded = run_lengths.frPyObjects(mask, *mask["size"]) if isinstance(mask["counts"], list) else mask
-        box = [float(value) for value in run_lengths.toBbox(encoded)]
-    except Exception:  # pycocotools raises many kinds on what is not an encoding
-        return None
-    return box if all(map(is_number, box)) and box[2] > 0 and box[3] > 0 else None
-
-
-def _is_polygon(value: Any) -> bool:
-    """x and y of three points or more."""
-    return isinstance(value, list) and len(value) >= 6 and len(value) % 2 == 0 and all(map(is_number, value))
-
-
-def _is_mask(value: Any) -> bool:
-    if not isinstance(value, dict) or not isinstance(value.get("counts"), list | str):
-        return False
-    size = value.get("size")
-    return isinstance(size, list) and len(size) == 2 and all(type(side) is int and 0 < side <= MOST for side in size)
-
-
-def _is_segmentation(value: Any) -> bool:
-    """What detectron2 reads without losing the object."""
-    if isinstance(value, list):
-        if not all(isinstance(part, list) for part in value):
-            return False
-        return not value or any(len(part) >= 6 and len(part) % 2 == 0 for part in value)
-    return value is None or _is_mask(value)
-
-
-def _crowd(entry: dict[str, Any], at: str) -> int:
-    for key in ("iscrowd", "ignore"):
-        if entry.get(key) not in (*NOT_A_CROWD, *A_CROWD):
-            raise ValueError(f"{at} has {key} {_short(entry[key])}, not 0 or 1")
-    return int(entry.get("iscrowd") in A_CROWD or entry.get("ignore") in A_CROWD)
-
-
-def _number(value: Any) -> float | int | None:
-    """A number, or the one that a text stands for; None if it is neither, or far larger than images are."""
-    if isinstance(value, str):
-        try:
-            value = float(value) if len(value) < 40 else None
-        except ValueError:
-            return None
-    return value if is_number(value) else None
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) < 60 else f"{text[:57]}..."

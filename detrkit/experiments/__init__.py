@@ -1,1 +1,3 @@
-"""Many trainings: grids of settings, seeds, tables with intervals."""
+"""Experiments: many trainings with several seeds, compared in one table."""
+
+CONSOLE = "console.txt"  # output of the commands of a training, in its folder

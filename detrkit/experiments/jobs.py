@@ -1,6 +1,6 @@
-"""One training as a job, carried out on whichever machine Dask puts it.
+"""One training as a job on a Dask worker, on this machine or another one.
 
-All of it runs there, so it imports nothing that is slow to import.
+Workers import this module, so it imports nothing that is slow to import.
 """
 
 from __future__ import annotations
@@ -18,28 +18,29 @@ from threading import Lock
 
 from distributed import Event, Worker, get_worker
 
+from . import CONSOLE
+
 STOP = "stop"  # the event that ends all trainings
 STOP_SECONDS = 60  # for the iteration that is running, and its checkpoint
 POLL_SECONDS = 0.2
-CONSOLE = "console.txt"  # in a run's folder
 
 _choosing_gpu = Lock()
 
 
 class Killed(RuntimeError):
-    """A training that did not end by itself: out of memory, or killed with its machine. Worth another try."""
+    """A signal ended the training, for example when memory ran out. Dask tries it again."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """Commands that make one training.
+    """The commands of one training.
 
     Attributes:
-        commands: their words; each is called only if the one before succeeded.
-        folder: absolute, seen by all machines; their output goes to CONSOLE in it.
-        cwd: where they run.
-        environment: of the machine that asked.
-        on_gpu: whether the worker lends it a GPU of its own.
+        commands: their words; each runs only if the one before it succeeded.
+        folder: absolute path, the same on all machines; the output of the commands goes to CONSOLE in it.
+        cwd: working directory of the commands.
+        environment: environment variables of the process that submitted the job.
+        on_gpu: whether the worker reserves one of its GPUs for the job.
     """
 
     commands: Sequence[Sequence[str]]
@@ -49,21 +50,24 @@ class Job:
     on_gpu: bool
 
 
-def carry_out(job: Job) -> tuple[int, float]:
-    """The exit status of the last command that ran, and seconds. Nothing is run once all are to stop.
+def run_job(job: Job) -> tuple[int, float]:
+    """Run the commands of a job; after a request to stop, none is started.
+
+    Returns:
+        The exit status of the last command that ran, and seconds.
 
     Raises:
-        Killed: a signal ended a command, though nobody asked to stop.
+        Killed: a signal ended a command without a request to stop.
     """
     worker, folder, begin = get_worker(), Path(job.folder), time.monotonic()
-    with _alone_in(folder) as lock, _gpu(worker, job.on_gpu) as gpu, open(folder / CONSOLE, "wb") as console:
+    with _locked(folder) as lock, _gpu(worker, job.on_gpu) as gpu, open(folder / CONSOLE, "wb") as console:
         threads = str(max(1, cores() // worker.state.nthreads))
         environment = {**job.environment, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **gpu}
         code = 0
         for words in job.commands:
             if code or stopping():
                 break
-            # A session of its own: Ctrl-C is for the process that asked, which passes it on.
+            # In a new session, as Ctrl-C goes to the process that submitted the job, which passes it on.
             process = subprocess.Popen(
                 list(words),
                 stdout=console,
@@ -80,30 +84,31 @@ def carry_out(job: Job) -> tuple[int, float]:
 
 
 def stopping() -> bool:
+    """Whether all trainings are to stop."""
     return Event(STOP).is_set()
 
 
 def cores() -> int:
-    """Those that this process may use."""
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _wait(process: subprocess.Popen) -> int:
-    """The exit status; once all are to stop, lets it save a checkpoint and end, and ends it if it does not."""
-    told = None
+    """Return the exit status. On a request to stop, interrupt the process, and kill it if it does not end in time."""
+    interrupted_at = None
     while (code := process.poll()) is None:
-        if told is None and stopping():
+        if interrupted_at is None and stopping():
             process.send_signal(signal.SIGINT)
-            told = time.monotonic()
-        if told is not None and time.monotonic() > told + STOP_SECONDS:
+            interrupted_at = time.monotonic()
+        if interrupted_at is not None and time.monotonic() > interrupted_at + STOP_SECONDS:
             os.killpg(process.pid, signal.SIGKILL)
         time.sleep(POLL_SECONDS)
     return code
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[int]:
-    """A lock on the folder, which the training inherits: one that outlived its worker is waited for, not doubled."""
+def _locked(folder: Path) -> Iterator[int]:
+    """Lock the folder. The training inherits the lock, so one that outlives its worker is waited for, not run twice."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:
         while not stopping():
@@ -116,9 +121,9 @@ def _alone_in(folder: Path) -> Iterator[int]:
 
 
 @contextmanager
-def _gpu(worker: Worker, wanted: bool) -> Iterator[dict[str, str]]:
-    """The variable that leaves one of the worker's GPUs to a training, while no other has it."""
-    if not wanted:
+def _gpu(worker: Worker, on_gpu: bool) -> Iterator[dict[str, str]]:
+    """Reserve one of the worker's GPUs, and yield the environment variable that selects it; {} without a GPU."""
+    if not on_gpu:
         yield {}
         return
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator
+from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from tabulate import tabulate
 from torch import Tensor
@@ -57,7 +59,10 @@ class Candidate:
     """A model to measure: a column of the report.
 
     Attributes:
-        outputs: the model's output for each class of the data; None if these are in one order.
+        name: title of the column.
+        config: name or path.
+        checkpoint: a file or URL; "" for random weights.
+        outputs: the model's output for each class of the data; None if both have the same order.
     """
 
     name: str
@@ -69,7 +74,7 @@ class Candidate:
 
 @dataclass
 class Data:
-    """The images that every model sees, each with its place in the list as `number`."""
+    """The images that every model is run on; `number` in each is its position in the list."""
 
     name: str
     images: list[dict]
@@ -84,8 +89,8 @@ def analyze(
     Args:
         candidates: the models; at least one.
         output: folder for alignment.html, its plots and alignment.json.
-        num_images: only the first so many images.
-        batch_size: images of one size at a time.
+        num_images: use only the first `num_images` images.
+        batch_size: images of the same size in a batch.
 
     Returns:
         The content of alignment.json.
@@ -108,11 +113,12 @@ def analyze(
 
 
 def default_names(candidates: Sequence[Candidate]) -> list[str]:
-    """The shortest of these that tell the models apart: config, output folder, checkpoint; else numbered."""
-    # A training's folder has its config as config.yaml or config.py.
-    paths = [Path(c.config) for c in candidates]
-    configs = [path.parent.name if path.stem == "config" else path.stem for path in paths]
-    folders = [Path(c.checkpoint).parent.name if c.checkpoint else f"{Path(c.config).stem}, random" for c in candidates]
+    """The shortest names that differ: of configs, output folders or checkpoints; else numbers and configs."""
+    configs = [config_name(c.config) for c in candidates]
+    folders = [
+        Path(c.checkpoint).parent.name if c.checkpoint else f"{name}, random"
+        for c, name in zip(candidates, configs, strict=True)
+    ]
     files = [str(Path(c.checkpoint).with_suffix("")) if c.checkpoint else "random" for c in candidates]
     for names in (configs, folders, files):
         if len(set(names)) == len(names) and all(names):
@@ -120,7 +126,14 @@ def default_names(candidates: Sequence[Candidate]) -> list[str]:
     return [f"{i}: {name}" for i, name in enumerate(configs, start=1)]
 
 
+def config_name(config: str) -> str:
+    """Name of a config: of its file; of its folder if the file is config.py or config.yaml, as in runs."""
+    path = Path(config)
+    return path.resolve().parent.name if path.stem == "config" else path.stem
+
+
 def read_data(cfg: DictConfig, limit: int | None) -> Data:
+    """The first `limit` test images of a config, with annotations; ValueError if it has several datasets or none."""
     names = cfg.dataloader.test.dataset.names
     names = [names] if isinstance(names, str) else list(names)
     if len(names) != 1:
@@ -134,6 +147,7 @@ def read_data(cfg: DictConfig, limit: int | None) -> Data:
 
 
 def check_classes(candidate: Candidate, data: Data) -> None:
+    """Raise ValueError if the model has fewer classes than the data."""
     need = len(MetadataCatalog.get(data.name).get("thing_classes") or ())
     have = candidate.cfg.model.get("num_classes")
     if have is not None and need > have:
@@ -141,7 +155,7 @@ def check_classes(candidate: Candidate, data: Data) -> None:
 
 
 def outputs_of(candidate: Candidate, classes: Classes | None) -> list[int] | None:
-    """The model's output for each of `classes`, by name; None if they are in one order, or a name is not known.
+    """The model's output for each of `classes`, by name; None if the order is the same or the names are not known.
 
     Raises:
         ValueError: the checkpoint knows other classes.
@@ -162,8 +176,12 @@ def outputs_of(candidate: Candidate, classes: Classes | None) -> list[int] | Non
 def run(
     candidate: Candidate, data: Data, matcher: MixedMatcher, batch_size: int
 ) -> tuple[AlignmentTable, dict, np.ndarray]:
-    """One pass of a model over the data: a row per object, AP of its own and of aligned scores, and how many places of
-    objects and background (images, 2, …) the encoder's features score how high."""
+    """Run a model on the data.
+
+    Returns:
+        The table with a row per object; AP of the model's scores ("plain"), of aligned scores ("aligned") and their
+        difference ("cost"); and histograms (images, 2, bins) of the encoder's features on objects and background.
+    """
     model = load_detector(candidate.cfg, candidate.checkpoint)
     evaluators = {name: COCOEvaluator(data.name, distributed=False) for name in ("plain", "aligned")}
     for evaluator in evaluators.values():
@@ -176,7 +194,7 @@ def run(
     )
     tables, places = [], np.zeros((len(data.images), 2, BINS), int)
     with tqdm(total=len(data.images), desc=candidate.name, unit="image", disable=None) as progress:
-        for batch in batches_of_one_size(each(loader), batch_size):
+        for batch in batches_of_one_size(chain.from_iterable(loader), batch_size):
             numbers = [x["number"] for x in batch]
             with encoder_maps(model) as maps:
                 predictions = predict_layers(model, batch)
@@ -189,8 +207,8 @@ def run(
             table = examine(predictions, targets, images, matcher)
             logits, boxes = predictions.logits[-1], predictions.boxes[-1]
             for name, scores in (("plain", logits), ("aligned", aligned_logits(logits, table, numbers))):
-                found = detections(model, scores, boxes, batch)
-                evaluators[name].process(batch, [{"instances": instances} for instances in found])
+                outputs = [{"instances": instances} for instances in detections(model, scores, boxes, batch)]
+                evaluators[name].process(batch, outputs)
             tables.append(table)
             progress.update(len(batch))
     ids = [image["image_id"] for image in data.images]
@@ -199,27 +217,22 @@ def run(
     return AlignmentTable.cat(tables), ap | {"cost": None if None in both else both[0] - both[1]}, places
 
 
-def each(loader: Iterator[list[dict]]) -> Iterator[dict]:
-    for batch in loader:
-        yield from batch
-
-
 def average_precision(evaluator: COCOEvaluator, image_ids: list[int]) -> dict[str, float | None]:
-    """COCO's figures in percent; None where there are no such objects."""
-    quiet = logging.getLogger("detectron2.evaluation")
-    level = quiet.level
-    quiet.setLevel(logging.WARNING)
+    """COCO's average precisions in percent; None for kinds of objects that do not occur."""
+    logger = logging.getLogger("detectron2.evaluation")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
     try:
         with redirect_stdout(io.StringIO()):  # pycocotools prints
             results = evaluator.evaluate(img_ids=image_ids).get("bbox", {})
     finally:
-        quiet.setLevel(level)
+        logger.setLevel(level)
     values = {name: float(results.get(name, float("nan"))) for name in AP_NAMES}
     return {name: None if value != value else value for name, value in values.items()}
 
 
 def figures_of_places(places: np.ndarray) -> dict:
-    """Discriminability and its curve, of counts (images, 2, …); None where there is nothing to tell apart."""
+    """Discriminability and its curve, from histograms (images, 2, bins); None without objects or background."""
     counts = places.sum(0)
     if not counts.any(-1).all():
         return {"discriminability": None, "iof_iob": None}
@@ -234,6 +247,7 @@ def make_report(
     precisions: Sequence[dict],
     places: Sequence[np.ndarray],
 ) -> dict:
+    """The content of alignment.json, from the results of `run` for each candidate."""
     draws = draw_images(len(data.images), REPEATS)
     drawings = bootstrap(tables, draws)
     models = []
@@ -268,10 +282,12 @@ def make_report(
 
 
 def write_json(path: Path, report: dict) -> None:
+    """Write a report as JSON."""
     path.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def write_page(folder: Path, report: dict) -> None:
+    """Write alignment.html and its plots as PNG files."""
     models = report["models"]
     shared = {name: png(draw(models), folder / f"{name}.png") for name, draw in plots.SHARED.items()}
     by_model = [
@@ -281,17 +297,18 @@ def write_page(folder: Path, report: dict) -> None:
     (folder / "alignment.html").write_text(page.render(report, shared, by_model), encoding="utf-8")
 
 
-def png(figure, path: Path) -> bytes:
+def png(figure: Figure, path: Path) -> bytes:
+    """Save a figure as a PNG file, and return the file's content."""
     figure.savefig(path, dpi=160)
     return path.read_bytes()
 
 
 def table_of(report: dict) -> str:
-    """The figures for a terminal, models in columns."""
+    """The figures as text, with a column per model."""
     models = report["models"]
     rows = [[name.replace("_", " "), *(model["figures"][name] for model in models)] for name in models[0]["intervals"]]
     rows += [
         ["AP (%)", *(model["ap"]["plain"]["AP"] for model in models)],
         ["aligned AP (%)", *(model["ap"]["aligned"]["AP"] for model in models)],
     ]
-    return tabulate(rows, ["", *(model["name"] for model in models)], floatfmt=".3f", missingval="-")
+    return tabulate(rows, ["", *(model["name"] for model in models)], floatfmt=".3f", missingval="–")

@@ -1,4 +1,4 @@
-"""One HTML page with figures and plots of several models side by side; it needs nothing but itself."""
+"""One HTML page with figures and plots of several models side by side. It is one file without links."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DASH = "&ndash;"
 
 
 class Row(NamedTuple):
-    """A line of the table: where the figure is, how it is written, and what it says."""
+    """A line of the table: key of the figure, title, meaning, and which values are better."""
 
     key: str
     title: str
@@ -116,21 +116,18 @@ $style</style>
 <h1>$title</h1>
 <p>$lead</p>
 <h2>In numbers</h2>
-<div class="scroll"><table style="--share: $share%">
+<div class="scroll"><table style="--share: $share%; max-width: $width">
 <thead><tr><th scope="col"></th>$heads</tr></thead>
 <tbody>
 $rows
 </tbody>
 </table></div>
 <p class="faint">$note</p>
-<h2>All models</h2>
+<h2>$shared_title</h2>
 <div class="plots">
 $shared
 </div>
-<h2>Model by model</h2>
-<div class="models" style="--columns: $columns">
 $by_model
-</div>
 <h2>What was run</h2>
 <dl>
 $runs
@@ -144,28 +141,37 @@ def render(report: Mapping, shared: Mapping[str, bytes], by_model: Sequence[Mapp
     """The page.
 
     Args:
-        report: what `analyze_alignment` writes as JSON.
-        shared: PNGs of all models together, by the names of `EXPLANATIONS`.
-        by_model: the same of each model alone.
+        report: content of alignment.json.
+        shared: plots of all models as PNG files, by the names of `EXPLANATIONS`.
+        by_model: plots of each model alone.
     """
     models = report["models"]
+    alone = len(models) == 1
     return PAGE.substitute(
         style=STYLE,
         title=f"Scores and boxes on {escape(report['dataset'])}",
         lead=f"{report['images']} images with {report['objects']} objects, crowds left out. A detector is aligned if "
         "the boxes that fit best are those that score highest.",
-        columns=max(2, len(models)),
-        share=60 // len(models),
+        shared_title="Plots" if alone else "All models",
+        width="48rem" if alone else "none",
+        share=60 // (len(models) + alone),
         heads="".join(f'<th scope="col">{escape(model["name"]).replace("_", "_<wbr>")}</th>' for model in models),
         rows="\n".join(_rows(models)),
         note=_note(len(models), report["repeats"]),
-        shared="\n".join(_figure(name, png) for name, png in shared.items()),
-        by_model="\n".join(
-            f"<section><h3>{escape(model['name'])}</h3>{''.join(_figure(*plot) for plot in plots.items())}</section>"
-            for model, plots in zip(models, by_model, strict=True)
-        ),
+        shared="\n".join(_figure(*plot) for plot in (shared | by_model[0] if alone else shared).items()),
+        by_model="" if alone else _by_model(models, by_model),
         runs="\n".join(_runs(report)),
     )
+
+
+def _by_model(models: Sequence[Mapping], by_model: Sequence[Mapping[str, bytes]]) -> str:
+    """A column with the plots of each model."""
+    sections = "\n".join(
+        f"<section><h3>{escape(model['name'])}</h3>{''.join(_figure(*plot) for plot in plots.items())}</section>"
+        for model, plots in zip(models, by_model, strict=True)
+    )
+    heading = "<h2>Model by model</h2>"
+    return f'{heading}\n<div class="models" style="--columns: {len(models)}">\n{sections}\n</div>'
 
 
 def _rows(models: Sequence[Mapping]) -> list[str]:

@@ -42,13 +42,13 @@ def read_results(path: Path) -> dict[int, list[dict]]:
 
 
 def evenly(items: Sequence, count: int) -> list:
-    """`count` of `items` at equal distances, the first and the last among them."""
+    """`count` items at equal distances, with the first and the last."""
     positions = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
     return [items[position] for position in positions]
 
 
 def select(images: list[dict], count: int) -> list[dict]:
-    """`count` images in order of id: from few objects to many, one with a crowd and one empty if there are."""
+    """`count` images by id: from few objects to many, and if possible one with a crowd and one without objects."""
     ranked = sorted(images, key=lambda image: (len(image["annotations"]), image["image_id"]))
     crowds = [image for image in ranked if any(a.get("iscrowd") for a in image["annotations"])]
     empty = [image for image in ranked if not image["annotations"]]
@@ -60,7 +60,7 @@ def select(images: list[dict], count: int) -> list[dict]:
 
 
 def class_colors(count: int) -> list[RGB]:
-    """Colours in 0-255 whose hues lie apart, for however many classes."""
+    """A colour in 0-255 for each class, with hues far apart."""
     hues = [(0.02 + index * 0.618034) % 1 for index in range(count)]
     levels = [(0.5, 0.66, 0.4)[index // 3 % 3] for index in range(count)]
     colors = [colorsys.hls_to_rgb(hue, level, 0.9) for hue, level in zip(hues, levels, strict=True)]
@@ -78,30 +78,51 @@ def to_instances(detections: list[dict], classes: dict[int, int], image_size: tu
     )
 
 
-def cell(drawn: np.ndarray) -> Image.Image:
-    """A drawn image in the middle of a cell."""
-    picture = Image.fromarray(drawn)
-    picture.thumbnail((CELL, CELL))  # a renderer may come out a pixel larger than asked for
-    canvas = Image.new("RGB", (CELL, CELL), CELL_BACKGROUND)
-    canvas.paste(picture, ((CELL - picture.width) // 2, (CELL - picture.height) // 2))
+def best_predictions(predictions: Instances, objects: int, threshold: float) -> Instances:
+    """The predictions to draw, best first: those that score `threshold` or more, and in any case the best `objects`.
+
+    Args:
+        objects: number of objects in the image.
+    """
+    order = predictions.scores.argsort(descending=True)
+    count = max(objects, int((predictions.scores >= threshold).sum()))
+    return predictions[order[:count]]
+
+
+def describe_predictions(predictions: Instances, threshold: float) -> str:
+    """Number of drawn predictions, with their highest score if it is below the threshold."""
+    text = plural(len(predictions), "prediction")
+    highest = predictions.scores.max().item() if len(predictions) else 0.0
+    return text if not len(predictions) or highest >= threshold else f"{text}, highest score {highest:.2f}"
+
+
+def cell(pixels: np.ndarray, side: int) -> Image.Image:
+    """An image in the middle of a square cell."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((side, side))  # a renderer may return a pixel more than it was asked for
+    canvas = Image.new("RGB", (side, side), CELL_BACKGROUND)
+    canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return canvas
 
 
-def draw_pair(image: dict, predictions: Instances, metadata: object) -> tuple[Image.Image, Image.Image]:
+def draw_pair(
+    image: dict, predictions: Instances, metadata: object, side: int = CELL
+) -> tuple[Image.Image, Image.Image]:
+    """Square cells of `side` pixels with ground truth and with predictions, in the colours of the classes."""
     pixels = read_image(image["file_name"])
-    scale = CELL / max(pixels.shape[:2])
+    scale = side / max(pixels.shape[:2])
 
     def visualizer() -> Visualizer:
         return Visualizer(pixels, metadata, scale=scale, instance_mode=ColorMode.SEGMENTATION, font_size_scale=1.2)
 
-    np.random.seed(0)  # of which detectron2 varies the colours of ground truth
+    np.random.seed(0)  # detectron2 varies the colours of ground truth at random
     truth = visualizer().draw_dataset_dict(image)
-    found = visualizer().draw_instance_predictions(predictions, jittering=False)
-    return cell(truth.get_image()), cell(found.get_image())
+    predicted = visualizer().draw_instance_predictions(predictions, jittering=False)
+    return cell(truth.get_image(), side), cell(predicted.get_image(), side)
 
 
 def legend(names_and_colors: list[tuple[str, RGB]], width: int, font: ImageFont.FreeTypeFont) -> Image.Image:
-    """Colour patches with class names, in as many lines as `width` makes necessary."""
+    """Colour patches with class names, in as many lines as `width` requires."""
     line, patch = round(font.size * 1.7), round(font.size)
     places, x, y = [], 0, 0
     for name, _ in names_and_colors:
@@ -120,7 +141,7 @@ def legend(names_and_colors: list[tuple[str, RGB]], width: int, font: ImageFont.
 
 
 def shorten(text: str, width: float, font: ImageFont.FreeTypeFont) -> str:
-    """`text`, its middle left out as far as `width` makes necessary."""
+    """`text`, with its middle left out if it is wider than `width`."""
     short, kept = text, len(text)
     while font.getlength(short) > width and kept > 2:
         kept -= 1
@@ -129,6 +150,7 @@ def shorten(text: str, width: float, font: ImageFont.FreeTypeFont) -> str:
 
 
 def plural(count: int, noun: str) -> str:
+    """Such as "1 image", "2 images"."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
@@ -159,14 +181,14 @@ def contact_sheet(
     sheet.paste(key, (MARGIN, MARGIN + 34))
     lefts = [MARGIN + column * (pair_width + 3 * GAP) for column in range(columns)]
     for left in lefts:
-        names = ("ground truth", f"predictions (score at least {threshold:g})")
+        names = ("ground truth", f"predictions (score {threshold:g} or more, or the best)")
         for x, name in zip((left, left + CELL + GAP), names, strict=True):
             draw.text((x, top - 8), name, fill=INK, font=text, anchor="ls")
     for position, (image, instances) in enumerate(zip(images, predictions, strict=True)):
         left, y = lefts[position % columns], top + position // columns * pair_height
-        truth, found = draw_pair(image, instances, metadata)
+        truth, predicted = draw_pair(image, instances, metadata)
         sheet.paste(truth, (left, y))
-        sheet.paste(found, (left + CELL + GAP, y))
+        sheet.paste(predicted, (left + CELL + GAP, y))
         crowds = sum(bool(a.get("iscrowd")) for a in image["annotations"])
         counts = plural(len(image["annotations"]) - crowds, "object")
         if crowds:
@@ -174,7 +196,8 @@ def contact_sheet(
         below = y + CELL + 4
         name = shorten(f"{Path(image['file_name']).name}: {counts}", CELL, text)
         draw.text((left, below), name, fill=FAINT, font=text)
-        draw.text((left + CELL + GAP, below), plural(len(instances), "prediction"), fill=FAINT, font=text)
+        count = describe_predictions(instances, threshold)
+        draw.text((left + CELL + GAP, below), count, fill=FAINT, font=text)
     return sheet
 
 
@@ -186,15 +209,15 @@ def draw_sheet(
     score_threshold: float = 0.3,
     font: str | None = None,
 ) -> int:
-    """Draw a few images of a dataset, ground truth beside predictions, and write them as one picture.
+    """Draw a few images of a dataset, ground truth beside predictions, and write them as one image file.
 
     Args:
         results: coco_instances_results.json of an evaluation.
         dataset: the name under which the dataset is registered.
-        output: the picture to write, .png or .jpg.
+        output: the file to write, .png or .jpg.
         num_images: images on the sheet, at most.
-        score_threshold: predictions that score less are left out.
-        font: a font file for all text; None for one that has the letters.
+        score_threshold: predictions that score less are left out, but for the best ones up to the number of objects.
+        font: a font file for all text; None chooses one that has the letters.
 
     Returns:
         The number of images drawn.
@@ -220,16 +243,14 @@ def draw_sheet(
         metadata.thing_colors = class_colors(len(metadata.thing_classes))
     classes = metadata.thing_dataset_id_to_contiguous_id
     if unknown := {d["category_id"] for image in detections.values() for d in image} - classes.keys():
-        raise ValueError(f"{results} has detections of category {next(iter(unknown))}, which {dataset} has not")
+        raise ValueError(f"{results} has detections of category {next(iter(unknown))}, which {dataset} does not have")
 
     images = select(images, num_images)
-    kept = [
-        [d for d in detections.get(image["image_id"], []) if d["score"] >= score_threshold] for image in images
-    ]
-    predictions = [
-        to_instances(found, classes, (image["height"], image["width"]))
-        for image, found in zip(images, kept, strict=True)
-    ]
+    predictions = []
+    for image in images:
+        instances = to_instances(detections.get(image["image_id"], []), classes, (image["height"], image["width"]))
+        objects = sum(not a.get("iscrowd") for a in image["annotations"])
+        predictions.append(best_predictions(instances, objects, score_threshold))
     title = f"{dataset}: {results}"
     texts = [title, *metadata.thing_classes, *(Path(image["file_name"]).name for image in images)]
     with label_font(texts, font) as font_of_size:

@@ -1,11 +1,12 @@
-"""One HTML page on a training as it goes: losses by decoder layer, AP, predictions; it needs nothing but itself."""
+"""One HTML page on a training: AP, losses by decoder layer, predictions. It is one file without links."""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from html import escape
@@ -13,40 +14,26 @@ from pathlib import Path
 from string import Template
 from typing import NamedTuple
 
-import numpy as np
-from matplotlib import colormaps, rc_context
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from detrkit.analysis.plots import LOOKS, SIZE, iou_frequency, joint_histogram, reliability_diagram
-from detrkit.analysis.plots import STYLE as PLOT_STYLE
+from detrkit.analysis.plots import iou_frequency, joint_histogram, reliability_diagram
 
 from .page import DASH, EXPLANATIONS, STYLE
-
-Rows = Sequence[Mapping[str, float | None]]
+from .training_curves import ALIGNMENT, Rows, curves, number, series
 
 DPI = 130
-MOST_POINTS = 250  # of a curve
 MOST_EVALUATIONS = 15  # in the table
 RELOAD_SECONDS = 60
-KINDS = {"class": "Classification", "bbox": "Box L1", "giou": "Box GIoU"}
-BRANCHES = {"": "", "dn": ", denoising queries", "one2many": ", one-to-many branch"}
+CLASS_AP = "bbox/AP-"  # begins the names of metrics of single classes
 AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-ALIGNMENT = {
-    "alignment/best_in_top_n": "best-regressed in top N",
-    "alignment/best_in_top_2n": "best-regressed in top 2N",
-    "alignment/spearman": "Spearman, score and IoU",
-    "alignment/expected_error": "expected error of the score",
-}
 ALIGNMENT_HEADS = dict(zip(ALIGNMENT, ("top N", "top 2N", "Spearman", "error"), strict=True))
 
 
 class Sample(NamedTuple):
-    """An image of the evaluation: JPEGs of ground truth and predictions, and a line on them."""
+    """An image of the evaluation: ground truth and predictions as JPEGs, and a caption."""
 
     truth: bytes
-    found: bytes
+    predictions: bytes
     caption: str
 
 
@@ -56,9 +43,12 @@ class Progress:
 
     Attributes:
         rows: of metrics.json, in order of `iteration`; see `read_metrics`.
-        figures: `summarize` of the last evaluation's detections, if there were any to look at.
-        seen: on how many images `figures` are.
-        facts: name and text of what runs where.
+        written: date and time.
+        config: the config as YAML.
+        samples_note: what `samples` show.
+        figures: `detrkit.analysis.summarize` of the last evaluation's detections; None before there are any.
+        seen: number of images in `figures`.
+        facts: name and text of command, device, versions.
     """
 
     name: str
@@ -75,10 +65,10 @@ class Progress:
 
 
 def read_metrics(path: Path) -> list[dict[str, float | None]]:
-    """The rows of a metrics.json, of which each iteration is in one place.
+    """Read a metrics.json, in order of iterations.
 
-    Where a run was resumed from an earlier iteration, or started anew, what it then did again replaces what was there.
-    Lines that a crash cut short are left out.
+    If a run was resumed from an earlier iteration, the later rows replace the earlier ones. Incomplete lines are left
+    out.
     """
     rows: list[dict] = []
     if not path.is_file():
@@ -96,15 +86,17 @@ def read_metrics(path: Path) -> list[dict[str, float | None]]:
 
 
 def render(progress: Progress) -> str:
+    """The page as HTML."""
     complete = progress.iteration >= progress.max_iter
-    plots = "\n".join(_plot(draw(), text) for draw, text in _curves(progress.rows))
+    plots = "\n".join(_plot(draw(), text) for draw, text in curves(progress.rows))
+    evaluations = _evaluations(progress.rows, progress.max_iter) + _classes(progress.rows, progress.max_iter)
     return PAGE.substitute(
         title=f"Training of {escape(progress.name)}",
         reload="" if complete else f'<meta http-equiv="refresh" content="{RELOAD_SECONDS}">',
         style=STYLE + EXTRA_STYLE,
         lead=_lead(progress),
         tiles="\n".join(f"<div><b>{value}</b><small>{name}</small></div>" for name, value in _tiles(progress)),
-        evaluations=_section("Evaluations", _evaluations(progress.rows, progress.max_iter)),
+        evaluations=_section("Evaluations", evaluations),
         plots=_section("Curves", f'<div class="plots">{plots}</div>' if plots else ""),
         samples=_section("Predictions beside ground truth", _samples(progress)),
         alignment=_section("Scores and boxes", _alignment(progress)),
@@ -127,17 +119,17 @@ def _lead(progress: Progress) -> str:
 
 def _tiles(progress: Progress) -> Iterator[tuple[str, str]]:
     rows = progress.rows
-    points = _series(rows, "bbox/AP")
+    points = series(rows, "bbox/AP")
     if points:
         best = max(points, key=lambda point: point[1])
         yield "box AP, %", f"{points[-1][1]:.1f}"
         yield f"best AP, iteration {min(best[0] + 1, progress.max_iter)}", f"{best[1]:.1f}"
     for name, title, form in (
-        ("alignment/best_in_top_n", "best-regressed in top N", "{:.2f}"),
+        ("alignment/best_in_top_n", "best boxes in top N (see Evaluations)", "{:.2f}"),
         ("total_loss", "total loss", "{:.3g}"),
         ("lr", "learning rate", "{:.2g}"),
-        ("time", "seconds an iteration", "{:.3g}"),
-        ("data_time", "of them waiting for data", "{:.2g}"),
+        ("time", "seconds per iteration", "{:.3g}"),
+        ("data_time", "seconds waiting for data, per iteration", "{:.2g}"),
     ):
         value = _latest(rows, name)
         if value is not None:
@@ -145,28 +137,29 @@ def _tiles(progress: Progress) -> Iterator[tuple[str, str]]:
 
 
 def _evaluations(rows: Rows, max_iter: int) -> str:
-    """A table with a line per evaluation, newest first; iterations are those done by then."""
-    found = [row for row in rows if row.get("bbox/AP") is not None]
-    if not found:
+    """A table with a line per evaluation, newest first; iterations are counted from 1."""
+    evaluations = [row for row in rows if row.get("bbox/AP") is not None]
+    if not evaluations:
         return ""
     columns = {f"bbox/{name}": (name, 1) for name in AP_NAMES}
     columns |= {key: (text, 2) for key, text in ALIGNMENT_HEADS.items()}
-    columns = {key: value for key, value in columns.items() if any(row.get(key) is not None for row in found)}
-    best = {key: max(found, key=lambda row, key=key: _number(row.get(key))) for key in columns if key[:4] == "bbox"}
+    columns = {key: value for key, value in columns.items() if series(evaluations, key)}
+    best = {key: _best(evaluations, key) for key in columns if key.startswith("bbox/")}
     heads = "".join(f'<th scope="col">{text}</th>' for text, _ in columns.values())
     lines = []
-    for row in reversed(found[-MOST_EVALUATIONS:]):
+    for row in reversed(evaluations[-MOST_EVALUATIONS:]):
         cells = []
         for key, (_, digits) in columns.items():
-            text = DASH if row.get(key) is None else f"{row[key]:.{digits}f}".replace("-", "&minus;")
+            text = _cell(row.get(key), digits)
             cells.append(f"<td><b>{text}</b></td>" if best.get(key) is row else f"<td>{text}</td>")
         lines.append(f'<tr><th scope="row">{min(row["iteration"] + 1, max_iter)}</th>{"".join(cells)}</tr>')
-    more = len(found) - len(lines)
-    note = "AP in %, at its best in bold."
+    more = len(evaluations) - len(lines)
+    note = f"AP in %, the best in bold; {DASH}: no objects of that kind."
     if len(columns) > len(best):
         note += (
-            " Top N, 2N: the share of best-regressed samples among so many highest-scoring predictions of an image "
-            "with N objects. Spearman: the correlation of score and IoU. Error: of the score as an estimate of the IoU."
+            " Top N: the share of objects whose best box is among the N highest scores of an image with N objects; top "
+            "2N: among twice as many. Spearman: the rank correlation of score and IoU. Error: the mean difference of "
+            "score and IoU."
         )
     note += f" {more} earlier evaluations are in metrics.json." if more else ""
     return (
@@ -175,161 +168,52 @@ def _evaluations(rows: Rows, max_iter: int) -> str:
     )
 
 
-def _curves(rows: Rows) -> Iterator[tuple[Callable[[], Figure], str]]:
-    """The plots there is something for, each as a function that draws it, and what it says."""
-    names = {name for row in rows for name in row}
-    tasks = sorted(name.rpartition("/")[0] for name in names if name.endswith("/AP"))
-    if tasks:
-        wanted = {f"{task}/{ap}": _ap_label(task, ap) for task in tasks for ap in ("AP", "AP50", "AP75")}
-        yield lambda: _lines(rows, wanted, "Average precision", "box AP (%)"), "Of the test images, by evaluation."
-    if names & ALIGNMENT.keys():
-        yield (
-            lambda: _lines(rows, ALIGNMENT, "Scores and boxes", "share; correlation; error"),
-            "How well scores rank the boxes that fit best, on a sample of the test images.",
-        )
-    if "total_loss" in names:
-        yield lambda: _lines(rows, {"total_loss": "total"}, "Total loss", "weighted loss"), "The sum of all losses."
-    for (kind, branch), by_layer in sorted(_losses(names).items(), key=lambda item: _order(*item[0])):
-        title = f"{KINDS.get(kind, kind)}{BRANCHES.get(branch, f', {branch}')}"
-        yield (
-            lambda by_layer=by_layer, title=title: _layer_lines(rows, by_layer, title),
-            f"{title}, as weighted in the sum: one line per decoder layer"
-            f"{', and the encoder' if 'encoder' in by_layer else ''}.",
-        )
-    if "lr" in names:
-        yield lambda: _lines(rows, {"lr": "lr"}, "Learning rate", "learning rate", "zero"), "Of most of the parameters."
-    if "grad_norm" in names:
-        yield (
-            lambda: _lines(rows, {"grad_norm": "norm"}, "Norm of the gradients", "norm, before clipping", "log"),
-            "Before it is clipped.",
-        )
-    if "time" in names:
-        wanted = {"time": "all", "data_time": "waiting for data"}
-        yield (
-            lambda: _lines(rows, wanted, "Time of an iteration", "seconds", "zero"),
-            "Waiting for data should be next to nothing; if not, more workers help.",
-        )
-
-
-def _ap_label(task: str, ap: str) -> str:
-    return ap if task == "bbox" else f"{ap}, {task.removeprefix('bbox_').replace('_', ' ').replace('ema', 'EMA')}"
-
-
-def _losses(names: set[str]) -> dict[tuple[str, str], dict[str, str]]:
-    """`{(kind, branch): {layer: name}}` of detrex's names, such as `loss_class_dn_3`; the last layer last."""
-    groups: dict[tuple[str, str], dict[int, str]] = {}
-    encoder = {}
-    for name in names:
-        head, *parts = name.split("_")
-        if head != "loss" or not parts:
-            continue
-        kind, *rest = parts
-        numbers = [int(part) for part in rest if part.isdecimal()]
-        branch = "_".join(part for part in rest if not part.isdecimal())
-        if branch == "enc":
-            encoder[kind, ""] = name
-        else:
-            groups.setdefault((kind, branch), {})[numbers[0] if numbers else len(names)] = name
-    result = {}
-    for group, by_number in groups.items():
-        layers = {f"layer {i}": by_number[number] for i, number in enumerate(sorted(by_number), start=1)}
-        result[group] = ({"encoder": encoder[group]} if group in encoder else {}) | layers
-    return result
-
-
-def _order(kind: str, branch: str) -> tuple:
-    kinds, branches = list(KINDS), list(BRANCHES)
-    return (
-        branches.index(branch) if branch in branches else len(branches),
-        branch,
-        kinds.index(kind) if kind in kinds else len(kinds),
-        kind,
-    )
-
-
-def _lines(rows: Rows, names: Mapping[str, str], title: str, y_label: str, scale: str = "free") -> Figure:
-    """A curve per name that there are values of; `scale` is "free", "zero" (it begins there) or "log"."""
-    with rc_context(PLOT_STYLE):
-        figure, axes = _axes(title, y_label)
-        drawn = [(text, points) for name, text in names.items() if (points := _series(rows, name))]
-        for index, (text, points) in enumerate(drawn):
-            look = LOOKS[index % len(LOOKS)]
-            few = len(points) <= 40
-            axes.plot(
-                *zip(*points, strict=True),
-                look.line,
-                color=look.color,
-                marker=look.marker if few else None,
-                markeredgecolor="black",
-                markeredgewidth=0.4,
-                markersize=4.5,
-                linewidth=1.6,
-                label=text,
-            )
-        if scale == "log":
-            axes.set_yscale("log")
-        elif scale == "zero":
-            axes.set_ylim(bottom=0, top=1.08 * max((y for _, points in drawn for _, y in points), default=0) or 1)
-        if len(drawn) > 1:
-            figure.legend(loc="outside lower center", ncols=2 if len(drawn) > 2 else len(drawn))
-    return figure
-
-
-def _layer_lines(rows: Rows, by_layer: Mapping[str, str], title: str) -> Figure:
-    """Light for the first decoder layer, dark for the last; the encoder is dashed."""
-    with rc_context(PLOT_STYLE):
-        figure, axes = _axes(title, "weighted loss")
-        layers = [layer for layer in by_layer if layer != "encoder"]
-        for layer, name in by_layer.items():
-            points = _series(rows, name)
-            if not points:
-                continue
-            depth = (layers.index(layer) + 1) / len(layers) if layer in layers else 0
-            axes.plot(
-                *zip(*points, strict=True),
-                "-" if layer in layers else ":",
-                color=colormaps["cividis_r"](0.12 + 0.88 * depth) if layer in layers else "#b3541e",
-                linewidth=2 if depth == 1 else 1.3,
-                label=layer,
-            )
-        if len(by_layer) > 1:
-            figure.legend(loc="outside lower center", ncols=4, handlelength=1.4, columnspacing=1.0)
-    return figure
-
-
-def _axes(title: str, y_label: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=SIZE)
-    axes = figure.add_subplot()
-    axes.set(title=title, xlabel="iteration", ylabel=y_label)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    return figure, axes
-
-
-def _series(rows: Rows, name: str) -> list[tuple[int, float]]:
-    """(iteration, value) where there is one; of more than `MOST_POINTS`, means of as many in a row as it takes."""
-    points = [(row["iteration"], row[name]) for row in rows if np.isfinite(_number(row.get(name), np.nan))]
-    if len(points) <= MOST_POINTS:
-        return points
-    return [tuple(block.mean(axis=0)) for block in np.array_split(np.array(points), MOST_POINTS)]
-
-
 def _latest(rows: Rows, name: str) -> float | None:
     return next((row[name] for row in reversed(rows) if row.get(name) is not None), None)
 
 
-def _number(value: float | None, otherwise: float = -np.inf) -> float:
-    return otherwise if value is None else value
+def _best(evaluations: Rows, name: str) -> Mapping | None:
+    """The row with the highest value of a metric; None if no value is shown above 0.0."""
+    best = max(evaluations, key=lambda row: number(row.get(name)))
+    return best if number(best.get(name)) >= 0.05 else None
+
+
+def _cell(value: float | None, digits: int) -> str:
+    """A number, or a dash for None and values that are not finite."""
+    return DASH if number(value) == -math.inf else f"{value:.{digits}f}".replace("-", "&minus;")
+
+
+def _classes(rows: Rows, max_iter: int) -> str:
+    """AP of each class, in the last evaluation and at its best; "" with a single class."""
+    evaluations = [row for row in rows if row.get("bbox/AP") is not None]
+    names = [name for name in (evaluations[-1] if evaluations else ()) if name.startswith(CLASS_AP)]
+    if len(names) < 2:
+        return ""
+    lines = []
+    for name in sorted(names, key=lambda name: number(evaluations[-1][name]), reverse=True):
+        best = _best(evaluations, name)
+        at = "" if best is None else f" <small>{min(best['iteration'] + 1, max_iter)}</small>"
+        lines.append(
+            f'<tr><th scope="row">{escape(name.removeprefix(CLASS_AP))}</th>'
+            f"<td>{_cell(evaluations[-1][name], 1)}</td><td>{_cell(best and best[name], 1)}{at}</td></tr>"
+        )
+    heads = '<th scope="col">class</th><th scope="col">AP</th><th scope="col">best AP <small>iteration</small></th>'
+    return (
+        f'<h3>AP by class</h3><div class="classes scroll"><table class="dense"><thead><tr>{heads}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
 
 
 def _samples(progress: Progress) -> str:
     if not progress.samples:
         return ""
     figures = "".join(
-        f'<figure><div class="pair">{_image(sample.truth, "jpeg", "Ground truth")}'
-        f'{_image(sample.found, "jpeg", "Predictions")}</div><figcaption>{escape(sample.caption)}</figcaption></figure>'
+        f'<figure><div class="pair">{_zoom(sample.truth, "Ground truth")}'
+        f'{_zoom(sample.predictions, "Predictions")}</div>'
+        f"<figcaption>{escape(sample.caption)}</figcaption></figure>"
         for sample in progress.samples
     )
-    return f'<p class="faint">{escape(progress.samples_note)}</p><div class="plots">{figures}</div>'
+    return f'<p class="faint">{escape(progress.samples_note)}</p><div class="samples">{figures}</div>'
 
 
 def _alignment(progress: Progress) -> str:
@@ -345,9 +229,9 @@ def _alignment(progress: Progress) -> str:
         )
     )
     note = (
-        f"On the detections of {progress.seen} test images with {progress.figures['objects']} objects, as the last "
-        "evaluation had them: less likely predictions, which it leaves out, are not seen here, so figures differ a "
-        "little from those of align-detr analyze, which also looks into the decoder layers."
+        f"From the detections of the last evaluation on {progress.seen} test images with "
+        f"{progress.figures['objects']} objects. `align-detr analyze` also counts the predictions that an evaluation "
+        "leaves out, and measures all decoder layers, so its figures differ a little."
     )
     return f'<p class="faint">{note}</p><div class="plots">{plots}</div>'
 
@@ -362,6 +246,12 @@ def _plot(figure: Figure, text: str) -> str:
     return f'<figure>{_image(file.getvalue(), "png", text)}<figcaption>{escape(text)}</figcaption></figure>'
 
 
+def _zoom(data: bytes, text: str) -> str:
+    """A JPEG that a click shows as large as the window."""
+    label = f"{text}: click to enlarge"
+    return f'<label class="zoom"><input type="checkbox" aria-label="{label}">{_image(data, "jpeg", label)}</label>'
+
+
 def _image(data: bytes, kind: str, text: str) -> str:
     return f'<img src="data:image/{kind};base64,{base64.b64encode(data).decode()}" alt="{escape(text)}">'
 
@@ -373,7 +263,16 @@ EXTRA_STYLE = """
 .tiles small { color: var(--faint); font-size: .8rem; line-height: 1.3; display: block; }
 .dense th, .dense td { padding: .25rem .5rem; white-space: nowrap; }
 .dense th:first-child { min-width: 4rem; }
+.dense td small, .dense th small { display: inline; }
+.classes { max-width: 30rem; }
+.samples { display: grid; gap: 1.2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 34rem), 1fr)); }
+.samples figure { max-width: none; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 4px; }
+.zoom { cursor: zoom-in; }
+.zoom input { position: absolute; opacity: 0; }
+.zoom input:focus-visible + img { outline: 3px solid #123c69; }
+.zoom input:checked + img { position: fixed; inset: 0; z-index: 1; width: 100vw; height: 100vh; object-fit: contain;
+  background: #000d; border: 0; cursor: zoom-out; }
 details pre { background: var(--shade); padding: .8rem; overflow-x: auto; font-size: .78rem; line-height: 1.4; }
 summary { cursor: pointer; }
 """
@@ -398,7 +297,7 @@ $evaluations
 $samples
 $plots
 $alignment
-<h2>What runs where</h2>
+<h2>Command and versions</h2>
 <dl>
 $facts
 </dl>

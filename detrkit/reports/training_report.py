@@ -1,7 +1,7 @@
-"""Keeps `report.html` in a training's output folder: what there is to see of it, after each evaluation.
+"""Write `report.html` in the output folder of a training, after each evaluation.
 
-`DetectionSample` takes part in the evaluation and keeps some of its detections. `ReportWriter` is the hook that writes
-a page with them and with the metrics. Neither can stop a training: their errors are logged.
+`DetectionSample` is an evaluator that keeps some detections of each evaluation. `ReportWriter` is a hook that writes a
+page with them and the metrics. Neither can stop a training: their errors are logged.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ from detectron2.structures import Instances
 from detectron2.utils import comm
 from detrex.layers import box_xyxy_to_cxcywh
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 
 from align_detr._platform import describe
 from detrkit.analysis import AlignmentTable, LayerPredictions, examine, summarize
 from detrkit.analysis.ground_truth import matcher_of, target_of
-from detrkit.reports.sheet import class_colors, draw_pair, plural, select
+from detrkit.reports.sheet import best_predictions, class_colors, describe_predictions, draw_pair, plural, select
 from detrkit.runtime.files import atomic_write
 from detrkit.runtime.program import program
 
@@ -44,9 +45,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("detectron2.training_report")
 
 NAME = "report.html"
-IMAGES = 200  # of each evaluation that alignment is measured on
-PICTURES = 6
-SCORE = 0.3  # predictions that are drawn in any case
+IMAGES = 200  # images of each evaluation on which alignment is measured
+DRAWN_IMAGES = 6
+SIDE = 480  # of a drawn image, in pixels
+SCORE = 0.3  # predictions that score more are drawn
 FIGURES = (
     "best_in_top_n",
     "best_in_top_2n",
@@ -61,7 +63,7 @@ VERSIONS = ("numpy", "scipy", "fvcore", "omegaconf", "pycocotools")
 
 @contextmanager
 def log_exceptions(task: str) -> Iterator[None]:
-    """Log an exception that is raised inside, and go on after the block."""
+    """Log an exception raised inside the block, instead of passing it on."""
     try:
         yield
     except Exception:
@@ -69,10 +71,10 @@ def log_exceptions(task: str) -> Iterator[None]:
 
 
 class DetectionSample(DatasetEvaluator):
-    """Keeps the detections of about `limit` images of an evaluation, and has no results of its own.
+    """An evaluator that keeps the detections of about `limit` images, and has no results.
 
     Attributes:
-        detections: `{image_id: Instances}` of the last evaluation, on the main process; None before there was one.
+        detections: `{image_id: Instances}` of the last evaluation, on the main process; None before the first one.
     """
 
     def __init__(self, limit: int = IMAGES):
@@ -92,17 +94,18 @@ class DetectionSample(DatasetEvaluator):
     def evaluate(self) -> None:
         gathered = comm.gather(self._kept)
         if comm.is_main_process():
-            self.detections = {id_: found for part in gathered for id_, found in part.items()}
+            self.detections = {id_: instances for part in gathered for id_, instances in part.items()}
 
 
 class ReportWriter(HookBase):
-    """Writes the page after each evaluation that `sample` took part in, and at the end. For the main process.
+    """A hook of the main process that writes the page after each evaluation, and at the end.
 
-    Register it behind the evaluation and before the writers: it records metrics (`alignment/spearman` and others, see
-    `detrkit.analysis.figures.headline`) and an image, for TensorBoard.
+    Register it after the evaluation and before the writers: it records metrics (`alignment/spearman` and others) and an
+    image for TensorBoard.
 
     Args:
-        cfg: the training's; its `config.yaml` is in the output folder.
+        cfg: config of the training, whose `config.yaml` is in the output folder.
+        sample: evaluator of the training.
     """
 
     def __init__(self, cfg: DictConfig, sample: DetectionSample):
@@ -112,6 +115,7 @@ class ReportWriter(HookBase):
         self._figures: dict | None = None
         self._seen = 0
         self._samples: list[Sample] = []
+        self._written = False
 
     def after_step(self) -> None:
         if self._sample.detections is not None:
@@ -125,23 +129,22 @@ class ReportWriter(HookBase):
         begin = time.perf_counter()
         detections, self._sample.detections = self._sample.detections, None
         if detections:
-            with log_exceptions("look at the evaluation's detections"):
-                self._look(detections, done)
+            with log_exceptions("measure and draw the detections of the evaluation"):
+                images = self._images(detections)
+                self._measure(images, detections)
+                self._draw(images, detections, done)
         with log_exceptions(f"write {NAME}"):
             path = self._write(done)
-            logger.info("Refreshed %s, in %.1f s", path, time.perf_counter() - begin)
-
-    def _look(self, detections: Mapping[int, Instances], done: int) -> None:
-        images = self._images(detections)
-        self._measure(images, detections)
-        self._draw(images, detections, done)
+            level = logging.DEBUG if self._written else logging.INFO
+            logger.log(level, "Wrote %s, in %.1f s; each evaluation updates it", path, time.perf_counter() - begin)
+            self._written = True
 
     def _images(self, detections: Mapping[int, Instances]) -> list[dict]:
-        """Dataset dicts, with annotations, of the images that there are detections of."""
+        """Dataset dicts, with annotations, of the images with detections."""
         return [image for image in self._ground_truth(frozenset(detections)) if "annotations" in image]
 
     def _ground_truth(self, ids: frozenset[int]) -> list[dict]:
-        """Reading a dataset takes seconds, and each evaluation keeps the same images."""
+        """Dataset dicts of images; kept, as reading a dataset takes seconds and each evaluation has the same images."""
         if getattr(self, "_known", (None,))[0] != ids:
             images = (image for name in self._datasets for image in DatasetCatalog.get(name))
             self._known = ids, [image for image in images if image["image_id"] in ids]
@@ -156,13 +159,13 @@ class ReportWriter(HookBase):
         matcher = matcher_of(self._cfg)
         tables, boxes, objects = [], 0, 0
         for number, image in enumerate(images):
-            found, target = detections[image["image_id"]], target_of(image)
-            boxes += int((found.scores >= SCORE).sum())
+            predictions, target = detections[image["image_id"]], target_of(image)
+            boxes += int((predictions.scores >= SCORE).sum())
             objects += len(target["labels"])
-            if len(found):
-                classes = 1 + max([found.pred_classes.max().item(), *target["labels"].tolist()])
+            if len(predictions):
+                classes = 1 + max([predictions.pred_classes.max().item(), *target["labels"].tolist()])
                 size = number, image["height"], image["width"]
-                tables.append(examine(as_queries(found, classes), [target], [size], matcher))
+                tables.append(examine(as_queries(predictions, classes), [target], [size], matcher))
         if not sum(map(len, tables)):
             return
         self._figures, self._seen = summarize(AlignmentTable.cat(tables)), len(tables)
@@ -178,17 +181,17 @@ class ReportWriter(HookBase):
         if not hasattr(classes, "thing_colors"):
             classes.thing_colors = class_colors(len(classes.thing_classes))
         samples, rows = [], []
-        for image in select(list(images), PICTURES):
+        for image in select(list(images), DRAWN_IMAGES):
             objects = sum(not a.get("iscrowd") for a in image["annotations"])
-            found = worth_drawing(detections[image["image_id"]], objects)
-            pair = draw_pair(image, found, classes)
+            predictions = best_predictions(detections[image["image_id"]], objects, SCORE)
+            pair = draw_pair(image, predictions, classes, SIDE)
             rows.append(np.concatenate([np.asarray(cell) for cell in pair], axis=1))
-            counts = f"{plural(objects, 'object')}, {plural(len(found), 'prediction')}"
+            counts = f"{plural(objects, 'object')}, {describe_predictions(predictions, SCORE)}"
             samples.append(Sample(*map(jpeg, pair), f"{Path(image['file_name']).name}: {counts}"))
         self._samples = samples
         self._samples_note = (
-            f"After {done} iterations, ground truth left. Drawn are predictions that score {SCORE:g} or more, and as "
-            "many as there are objects in any case."
+            f"After {done} iterations, with ground truth on the left. Predictions are drawn that score {SCORE:g} or "
+            "more, and in any case the best ones, as many as the image has objects. A click enlarges an image."
         )
         if rows:
             self.trainer.storage.put_image("ground_truth_and_predictions", np.concatenate(rows).transpose(2, 0, 1))
@@ -220,7 +223,7 @@ class ReportWriter(HookBase):
 
 
 class TrainingReport(NamedTuple):
-    """`report.html` of a training, as `detrkit.training.loop.train` takes it."""
+    """The report of a training, as `detrkit.training.loop.train` takes it."""
 
     sample: DetectionSample
     hook: ReportWriter
@@ -234,35 +237,30 @@ def build_report(cfg: DictConfig) -> TrainingReport | None:
     return TrainingReport(sample, ReportWriter(cfg, sample))
 
 
-def as_queries(found: Instances, num_classes: int) -> LayerPredictions:
-    """Detections of an image as one layer's predictions, (1, 1, N, `num_classes`) and (1, 1, N, 4).
+def as_queries(predictions: Instances, num_classes: int) -> LayerPredictions:
+    """Detections of an image as predictions of one layer: logits (1, 1, N, `num_classes`) and boxes (1, 1, N, 4).
 
-    Detections with one box are classes of one query. A class that a query was not detected as scores as low as the
-    image's lowest detection, which it cannot exceed.
+    Detections with the same box are classes of one query. The other classes of a query score just below the lowest
+    detection of the image, which is the highest they can score.
     """
-    height, width = found.image_size
-    boxes, query = found.pred_boxes.tensor.float().unique(dim=0, return_inverse=True)
-    scores = found.scores.float().logit(eps=1e-6)
+    height, width = predictions.image_size
+    boxes, query = predictions.pred_boxes.tensor.float().unique(dim=0, return_inverse=True)
+    scores = predictions.scores.float().logit(eps=1e-6)
     logits = scores.new_full((len(boxes), num_classes), scores.min().item() - 1e-3)
-    logits[query, found.pred_classes] = scores
+    logits[query, predictions.pred_classes] = scores
     normalized = box_xyxy_to_cxcywh(boxes) / boxes.new_tensor([width, height, width, height])
     return LayerPredictions(logits[None, None], normalized[None, None])
 
 
-def worth_drawing(found: Instances, objects: int) -> Instances:
-    order = found.scores.argsort(descending=True)
-    count = max(objects, int((found.scores >= SCORE).sum()))
-    return found[order[:count]]
-
-
-def jpeg(picture) -> bytes:
+def jpeg(image: Image.Image) -> bytes:
+    """An image as a JPEG file."""
     file = io.BytesIO()
-    picture.save(file, format="JPEG", quality=85)
+    image.save(file, format="JPEG", quality=85)
     return file.getvalue()
 
 
 def with_newest(rows: list[dict], latest: Mapping[str, tuple[float, int]]) -> list[dict]:
-    """The rows of metrics.json, and what has been recorded since the writers' turn."""
+    """The rows of metrics.json, and the metrics recorded since they were written."""
     by_iteration = {row["iteration"]: dict(row) for row in rows}
     written = max(by_iteration, default=-1)
     for name, (value, iteration) in latest.items():
@@ -272,14 +270,14 @@ def with_newest(rows: list[dict], latest: Mapping[str, tuple[float, int]]) -> li
 
 
 def read_config(path: Path) -> str:
-    """The config that a run saved, its references resolved, Python objects by their names."""
+    """The config that a run saved, with references resolved, and Python objects by their names."""
     if not path.is_file():
         return ""
     return OmegaConf.to_yaml(OmegaConf.create(yaml.load(path.read_text(encoding="utf-8"), NamesOnly)), resolve=True)
 
 
 class NamesOnly(yaml.SafeLoader):
-    """Reads the YAML of `LazyConfig.save` without making the Python objects it stands for."""
+    """A loader of the YAML of `LazyConfig.save` that creates no Python objects."""
 
     def name(self, kind: str, node: yaml.Node) -> Any:
         if kind == "tuple":
@@ -295,6 +293,7 @@ NamesOnly.add_multi_constructor("tag:yaml.org,2002:python/", NamesOnly.name)
 
 
 def facts(cfg: DictConfig) -> dict[str, str]:
+    """Command, device, platform, versions and system of this run."""
     device = torch.device(cfg.train.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     versions = [f"Python {platform.python_version()}", f"PyTorch {torch.__version__}"]

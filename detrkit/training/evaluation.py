@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from detrkit.datasets.annotations import annotations_explained
 from detrkit.datasets.classes import dataset_names
 from detrkit.datasets.registration import annotation_file_of
 from detrkit.datasets.results import restore_original_ids
+from detrkit.runtime.logs import terminal_quiet
 from detrkit.runtime.threads import ThreadChooser
 
 from .builders import autocast_of, build_loader, build_model
@@ -55,11 +57,11 @@ def build_evaluation(
         evaluators = [instantiate(cfg.dataloader.evaluator), *watchers]
 
     def run(weights: str) -> tuple[dict[str, Any], Exception | None]:
-        logger.info("Evaluating the %s weights", weights)
+        logger.debug("Evaluating the %s weights", weights)
         share_buffers(model)
         if threads and threads.chosen is None and len(loader) >= WORTH_MEASURING:
             choose_threads(cfg, model, loader, threads)
-        with autocast_of(cfg):
+        with autocast_of(cfg), terminal_quiet():
             return evaluate_together(model, loader, evaluators)
 
     def evaluate() -> dict[str, Any]:
@@ -176,21 +178,28 @@ class Evaluations:
     Attributes:
         results: of the last evaluation; {} if it failed.
         failures: a line for each evaluation that failed.
+        count: number of evaluations so far.
+        seconds: duration of the last one.
     """
 
     def __init__(self, evaluate: Callable[[], Mapping[str, Any]]):
         self._evaluate = evaluate
         self.results: dict[str, Any] = {}
         self.failures: list[str] = []
+        self.count = 0
+        self.seconds = 0.0
 
     def __call__(self) -> Mapping[str, Any]:
         self.results = {}
+        start = time.perf_counter()
         try:
             self.results = dict(self._evaluate())
         except Exception as error:  # whatever it was: the training is worth more than this evaluation
             self.failures.append(_one_line(error))
             logger.error("The evaluation failed, and the training goes on: %s", self.failures[-1])
             logger.debug("Where it failed:", exc_info=error)
+        self.count += 1
+        self.seconds = time.perf_counter() - start
         return self.results
 
     def raise_failures(self, folder: str) -> None:

@@ -1,16 +1,21 @@
-"""Hooks that save checkpoints and write metrics."""
+"""Hooks that save checkpoints, write metrics, and log a line for each evaluation."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from detectron2.engine import hooks
+from detectron2.engine import HookBase, hooks
 from detectron2.engine.defaults import default_writers
 from detectron2.utils.events import EventWriter, get_event_storage
 from omegaconf import DictConfig, OmegaConf
 
 from .checkpoints import BestCheckpointer, SafeCheckpointer
+from .evaluation import Evaluations
+
+logger = logging.getLogger("detectron2.training")
 
 BEST_METRIC = "bbox/AP"
 
@@ -53,6 +58,49 @@ class MetricsWriter(hooks.PeriodicWriter):
                 writer.write()
         else:
             super().after_step()
+
+
+class EvaluationLine(HookBase):
+    """Log one line after each evaluation: AP, AP50, AP75, and the best AP so far.
+
+    Register it after the evaluation and after `best`.
+
+    Args:
+        evaluations: the evaluations of the training.
+        best: knows the best AP, also from before a resume; None leaves it out.
+    """
+
+    def __init__(self, evaluations: Evaluations, best: BestCheckpointer | None):
+        self._evaluations = evaluations
+        self._best = best
+        self._logged = 0
+
+    def after_step(self) -> None:
+        self._log(self.trainer.iter + 1)
+
+    def after_train(self) -> None:
+        self._log(self.trainer.max_iter)
+
+    def _log(self, done: int) -> None:
+        if self._evaluations.count == self._logged:
+            return
+        self._logged = self._evaluations.count
+        metrics = main_metrics(self._evaluations.results)
+        if not metrics:
+            return
+        text = ", ".join(f"{name} {value:.2f}" for name, value in metrics.items())
+        if self._best is not None and self._best.best_metric is not None:
+            at = min(self._best.best_iter + 1, self.trainer.max_iter)
+            text += f"; best AP so far {self._best.best_metric:.2f}, after {at} iterations"
+        total, seconds = self.trainer.max_iter, self._evaluations.seconds
+        logger.info("Evaluation after %d of %d iterations: %s (%.0f s)", done, total, text, seconds)
+
+
+def main_metrics(results: Mapping[str, Any]) -> dict[str, float]:
+    """AP, AP50 and AP75 of the boxes; without them, up to three metrics of the first task."""
+    metrics = results.get("bbox") or next((m for m in results.values() if isinstance(m, Mapping) and m), {})
+    names = [name for name in ("AP", "AP50", "AP75") if name in metrics] or list(metrics)[:3]
+    return {name: metrics[name] for name in names}
 
 
 class WandbWriter(EventWriter):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from detectron2.evaluation import print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
+from tabulate import tabulate
 
 from align_detr._platform import describe
 from detrkit.config.changes import config_changes
@@ -170,8 +172,27 @@ def check_exists(checkpoint: str) -> None:
 
 
 def log_results(cfg: DictConfig, results: Mapping[str, Any]) -> None:
-    """Log which files are in the output folder, and the table of results."""
+    """Log which files are in the output folder, and the tables of results."""
     folder = Path(cfg.train.output_dir)
     names = ("report.html", "model_final.pth", "model_best.pth", "metrics.json", "coco_instances_results.json")
     logger.info("In %s: %s", folder, ", ".join(name for name in names if (folder / name).exists()))
+    for task, metrics in results.items():
+        if isinstance(metrics, Mapping):
+            logger.info("Results of %s, %%:\n%s", task, results_table(metrics))
     print_csv_format(results)
+
+
+def results_table(metrics: Mapping[str, float]) -> str:
+    """Tables of the metrics of a task: the main ones, and AP by class."""
+    by_class = {name.partition("-")[2]: value for name, value in metrics.items() if "-" in name}
+    main = {name: value for name, value in metrics.items() if "-" not in name}
+    style = {"tablefmt": "github", "floatfmt": ".2f", "missingval": "–"}
+    tables = [tabulate([_without_nan(main.values())], list(main), **style)]
+    if by_class:
+        rows = zip(by_class, _without_nan(by_class.values()), strict=True)
+        tables.append(tabulate(rows, ["class", "AP"], **style))
+    return "\n\n".join(tables)
+
+
+def _without_nan(values: Iterable[float]) -> list[float | None]:
+    return [None if math.isnan(value) else value for value in values]

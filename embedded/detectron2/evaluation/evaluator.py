@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from detectron2.utils.comm import get_world_size, is_main_process, synchronize
-from detectron2.utils.logger import log_every_n_seconds
 from torch import nn
 
 logger = logging.getLogger(__name__)
@@ -138,7 +137,7 @@ def inference_on_dataset(
     evaluator.reset()
     warmup = min(WARMUP_BATCHES, batches - 1)
     images = timed_images = 0
-    started = time.perf_counter()
+    started = reported = time.perf_counter()
     with inference_context(model) if isinstance(model, nn.Module) else nullcontext(), torch.no_grad():
         notify("on_start")
         watch = _Stopwatch()
@@ -159,15 +158,11 @@ def inference_on_dataset(
 
             images += len(inputs)
             timed_images += len(inputs)
-            if index >= warmup:
-                per_batch = sum(watch.seconds.values()) / (index + 1 - warmup)
-                log_every_n_seconds(
-                    logging.INFO,
-                    f"Inference on batch {index + 1}/{batches}. {watch.describe(timed_images)}. "
-                    f"ETA {_duration(per_batch * (batches - index - 1))}",
-                    n=REPORT_SECONDS,
-                    name=__name__,
-                )
+            if index >= warmup and time.perf_counter() - reported >= REPORT_SECONDS:
+                reported = time.perf_counter()
+                left = sum(watch.seconds.values()) / (index + 1 - warmup) * (batches - index - 1)
+                speed = watch.describe(timed_images)
+                logger.info("Inference on batch %d/%d. %s. ETA %s", index + 1, batches, speed, _duration(left))
         notify("on_end")
 
     if timed_images:

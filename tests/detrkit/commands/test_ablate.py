@@ -12,12 +12,13 @@ from threading import Thread
 import pytest
 
 from detrkit.commands import ablate
+from detrkit.config.load import load_config
+from detrkit.experiments import ablation, runner
 from detrkit.experiments import jobs as training_jobs
-from detrkit.experiments import runs as training_runs
 
 ROOT = Path(__file__).resolve().parents[3]
 TOY = Path(__file__).with_name("toy_config.py")
-TRAIN = training_runs.TRAIN
+TRAIN = runner.TRAIN
 
 # In place of `align-detr train`. AP is the seed, plus 10 for k=3; gamma=9 fails, and seed 7 waits for Ctrl-C once.
 TRAINER = """
@@ -49,7 +50,7 @@ def tool(monkeypatch, tmp_path):
     handler = signal.getsignal(signal.SIGTERM)
     trainer = tmp_path / "trainer.py"
     trainer.write_text(TRAINER)
-    monkeypatch.setattr(training_runs, "TRAIN", [sys.executable, str(trainer)])
+    monkeypatch.setattr(runner, "TRAIN", [sys.executable, str(trainer)])
     yield ablate
     signal.signal(signal.SIGTERM, handler)
 
@@ -70,33 +71,33 @@ def calls(folder):
     return (folder / "calls.txt").read_text().splitlines()
 
 
-def test_one_change_at_a_time_and_all_combinations(tool):
+def test_one_change_at_a_time_and_all_combinations():
     """The config's own values are the default, once; with --full every combination is there exactly once."""
-    cfg = tool.load_config(tool.CONFIG, [])
-    grid = tool.parse_grid(["alpha=0,0.250", "k=1,2,3", "optimizer.lr=1e-3"])
-    names = [s.name for s in tool.make_settings(cfg, tool.CONFIG, grid, False, tool.BASELINE)]
+    cfg = load_config("align_detr_tiny", [])
+    grid = ablation.parse_grid(["alpha=0,0.250", "k=1,2,3", "optimizer.lr=1e-3"])
+    names = [s.name for s in ablation.make_settings(cfg, "align_detr_tiny", grid, False, "dino_tiny")]
     assert names == ["baseline", "default", "alpha=0", "k=1", "k=3", "optimizer.lr=1e-3"]
     del grid["optimizer.lr"]
-    names = [s.name for s in tool.make_settings(cfg, tool.CONFIG, grid, True, None)]
+    names = [s.name for s in ablation.make_settings(cfg, "align_detr_tiny", grid, True, None)]
     assert sorted(names) == sorted(["default", "k=1", "k=3", "alpha=0", "alpha=0 k=1", "alpha=0 k=3"])
 
 
-def test_a_chain_keeps_what_it_changed(tool):
+def test_a_chain_keeps_what_it_changed():
     """One part after the other, in the given order; no link repeats the one before."""
-    cfg = tool.load_config(tool.CONFIG, [])
-    chain = tool.parse_chain(["k=1", "optimizer.lr=1e-3", "alpha=0"])
-    links = tool.make_links(cfg, tool.CONFIG, chain, tool.BASELINE)
+    cfg = load_config("align_detr_tiny", [])
+    chain = ablation.parse_chain(["k=1", "optimizer.lr=1e-3", "alpha=0"])
+    links = ablation.make_links(cfg, "align_detr_tiny", chain, "dino_tiny")
     assert [s.name for s in links] == [
         "baseline", "default", "k=1", "k=1 optimizer.lr=1e-3", "k=1 optimizer.lr=1e-3 alpha=0",
     ]
     assert dict(links[-1].changes) == {"model.criterion.k": "1", "optimizer.lr": "1e-3", "model.criterion.alpha": "0"}
 
 
-def test_defaults_that_the_config_does_not_spell_out(tool):
+def test_defaults_that_the_config_does_not_spell_out():
     """They are those of the constructor."""
-    cfg = tool.load_config(str(TOY), [])
-    assert tool.default_of(cfg, "model.scale") == 1.0
-    assert tool.default_of(cfg, "model.width") == 4
+    cfg = load_config(str(TOY), [])
+    assert ablation.default_of(cfg, "model.scale") == 1.0
+    assert ablation.default_of(cfg, "model.width") == 4
 
 
 @pytest.mark.parametrize(
@@ -183,8 +184,8 @@ def test_interrupted_trainings_are_told_and_resume(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT / 'tools')!r}); import checkout\n"
-        "from detrkit.commands import ablate\nfrom detrkit.experiments import runs as training_runs\n"
-        f"training_runs.TRAIN = {[sys.executable, str(tmp_path / 'trainer.py')]!r}\nablate.main()\n"
+        "from detrkit.commands import ablate\nfrom detrkit.experiments import runner\n"
+        f"runner.TRAIN = {[sys.executable, str(tmp_path / 'trainer.py')]!r}\nablate.main()\n"
     )
     command = [sys.executable, str(script), "--grid", "k=2", "--seeds", "7", "--no-baseline"]
     command += ["--output", str(tmp_path / "out")]
@@ -204,7 +205,7 @@ def test_interrupted_trainings_are_told_and_resume(tmp_path):
 
 def test_real_trainings(run, monkeypatch, tmp_path):
     """`align-detr train` takes what it is given, and its metrics are found."""
-    monkeypatch.setattr(training_runs, "TRAIN", TRAIN)
+    monkeypatch.setattr(runner, "TRAIN", TRAIN)
     out = tmp_path / "it's = out"
     arguments = ["--config-file", TOY, "--no-baseline", "--grid", "model.scale=1,3", "--seeds", 5, "--max-iter", 4]
     assert run(*arguments, "--output", out) == 0
@@ -221,8 +222,8 @@ def test_each_training_has_a_gpu_of_its_own(tool, monkeypatch, tmp_path):
     say = [sys.executable, "-c", "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES']); time.sleep(1)"]
     folders = [tmp_path / name for name in "abc"]
     jobs = [training_jobs.Job([say], str(folder), str(tmp_path), dict(os.environ), True) for folder in folders]
-    with training_runs.Runner(2, 2).client() as client:
-        done = [client.submit(training_jobs.carry_out, job, pure=False, resources={"GPU": 1}) for job in jobs]
+    with runner.Runner(2, 2).client() as client:
+        done = [client.submit(training_jobs.run_job, job, pure=False, resources={"GPU": 1}) for job in jobs]
         assert [future.result()[0] for future in done] == [0, 0, 0]
     first, second, third = ((folder / "console.txt").read_text().strip() for folder in folders)
     assert {first, second} == {"3", "5"} and third in ("3", "5")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
 
-from detrkit.benchmark import stopwatch, workloads
+from detrkit.benchmark import memory, stopwatch, suite, workloads
 from detrkit.commands import benchmark as tool
 from detrkit.commands import make_data
 
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def no_memory(monkeypatch):
     """Memory is measured in processes of their own, which take seconds to start."""
-    monkeypatch.setattr(tool, "peak_bytes", lambda setting, plain, device: 3_000_000 if plain else 1_500_000)
+    monkeypatch.setattr(suite, "peak_bytes", lambda workload, plain, device: 3_000_000 if plain else 1_500_000)
 
 
 def run(capsys, *arguments):
@@ -59,7 +59,7 @@ def test_the_plain_formulation_is_the_same_training_step(config, kind):
     cfg.model.criterion.loss_class_type = kind
     torch.manual_seed(0)
     model = instantiate(cfg.model).train()
-    batch = tool.synthetic_batch(2, (96, 128), 3, model.num_classes)
+    batch = workloads.synthetic_batch(2, (96, 128), 3, model.num_classes)
 
     def step():
         torch.manual_seed(1)  # of the denoising queries
@@ -70,12 +70,12 @@ def test_the_plain_formulation_is_the_same_training_step(config, kind):
         return {name: loss.item() for name, loss in losses.items()} | {"norm": norm.item()}
 
     ours = step()
-    with tool.reference().plain_formulation(model):
-        assert getattr(workloads.attention, workloads.ATTENTION) is tool.reference().deform_attn
+    with workloads.reference().plain_formulation(model):
+        assert getattr(workloads.attention, workloads.ATTENTION) is workloads.reference().deform_attn
         assert "forward" in vars(model.criterion)
         plain = step()
     assert ours == pytest.approx(plain, rel=1e-3)
-    assert getattr(workloads.attention, workloads.ATTENTION) is not tool.reference().deform_attn
+    assert getattr(workloads.attention, workloads.ATTENTION) is not workloads.reference().deform_attn
     assert step() == pytest.approx(ours, rel=1e-6)
 
 
@@ -115,9 +115,9 @@ def test_beside_another_option(capsys, monkeypatch, tmp_path, no_memory):
     """--beside times, by turns, what the same command times with that option; the ratio is ours to that."""
     seconds = {"model.num_queries=30": 1.0, "model.num_queries=60": 4.0}
 
-    def prepare(setting: workloads.Inference, plain: bool) -> Callable[[stopwatch.Stopwatch], None]:
+    def prepare(workload: workloads.Inference, plain: bool) -> Callable[[stopwatch.Stopwatch], None]:
         assert not plain
-        cfg = setting.config()
+        cfg = workload.config()
         return lambda watch: watch.seconds.update(inference=seconds[f"model.num_queries={cfg.model.num_queries}"])
 
     monkeypatch.setattr(workloads.Inference, "prepare", prepare)
@@ -175,25 +175,25 @@ def test_other_detectors(config, capsys, no_memory):
 
 def test_memory_is_that_of_a_run(tmp_path):
     """The criterion needs more than a copy of its predictions for 16 images, and far less than a model and PyTorch."""
-    if not stopwatch.Memory(CPU).known:
+    if not memory.Memory(CPU).known:
         pytest.skip("the memory of a process is not known here")
     outputs = {"pred_logits": torch.zeros(1, 400, 80), "pred_boxes": torch.zeros(1, 400, 4)}
     targets = [{"labels": torch.zeros(1), "boxes": torch.zeros(1, 4)}]
-    setting = tool.Criterion(
+    workload = workloads.Criterion(
         str(CONFIGS / "align_dab_detr_r50_50ep.py"), ["train.device=cpu"], 16, (96, 96), 5, [((outputs, targets), {})]
     )
     size = 4 * 16 * 400 * 84
-    assert size < tool.peak_bytes(setting, False, CPU) < 20 * size
+    assert size < memory.peak_bytes(workload, False, CPU) < 20 * size
 
 
 def test_traffic_of_the_attention():
     """Bytes by hand: 2 images of 10 cells, 3 queries, 2 heads of 8 channels, 1 level, 4 points, in bfloat16."""
     value = torch.zeros(1, 10, 2, 8, dtype=torch.bfloat16)
     locations, weights = torch.zeros(1, 3, 2, 1, 4, 2), torch.zeros(1, 3, 2, 1, 4, dtype=torch.bfloat16)
-    setting = tool.Attention("", [], 2, (1, 1), 1, (value, None, locations, weights))
+    workload = workloads.Attention("", [], 2, (1, 1), 1, (value, None, locations, weights))
     values, places, shares, output = 2 * 160 * 2, 2 * 48 * 4, 2 * 24 * 2, 2 * 48 * 2
     gathered = 2 * 24 * 4 * 8  # values read in all
-    assert setting.traffic() == {
+    assert workload.traffic() == {
         "forward": (values + places + shares + output, 2 * gathered),
         "backward": (4 * values + 2 * (places + shares) + output, 2 * gathered + 8 * gathered),
     }

@@ -34,13 +34,13 @@ else:
 def run(monkeypatch, tmp_path):
     """`run("--seeds", 1)` runs the tool and returns its exit status; output goes to tmp_path / "out"."""
     from detrkit.commands import compare
-    from detrkit.experiments import runs as training_runs
+    from detrkit.experiments import runner
 
     handler = signal.getsignal(signal.SIGTERM)
     for name in ("TRAIN", "ANALYZE"):
         script = tmp_path / f"{name}.py"
         script.write_text(TOOL)
-        monkeypatch.setattr(training_runs, name, [sys.executable, str(script)])
+        monkeypatch.setattr(runner, name, [sys.executable, str(script)])
 
     def run(*arguments):
         with pytest.raises(SystemExit) as stop:

@@ -1,12 +1,12 @@
 """The page about a GPU: here on a CPU, where it has the same sections and says what it is of."""
 
 import json
-from argparse import Namespace
 
 import pytest
 import torch
 
-from detrkit.commands import gpu_report as tool
+from detrkit.benchmark import gpu_report as tool
+from detrkit.commands import gpu_report as command
 
 pytestmark = pytest.mark.engine("the kernels are the engine's")
 
@@ -16,12 +16,12 @@ def quick(monkeypatch):
     """One precision, no compiler, and no processes for the memory."""
     monkeypatch.setattr(tool, "STEPS", {name: tool.STEPS[name] for name in ("plain, float32", "float32")})
     monkeypatch.setattr(tool, "INFERENCES", tool.STEPS)
-    monkeypatch.setattr(tool, "peak_bytes", lambda setting, plain, device: 2_000_000_000)
+    monkeypatch.setattr(tool, "peak_bytes", lambda workload, plain, device: 2_000_000_000)
 
 
 def test_every_section_is_written(quick, tmp_path, capsys):
     """Kernels that are right in three types, times beside the plain formulation's, and the hours that follow."""
-    tool.main(
+    command.main(
         [
             *("--config-file", "align_detr_tiny", "--output", str(tmp_path / "gpu"), "--image-size", "64x64"),
             *("--batch-sizes", "1", "--inference-batch-sizes", "1", "--repeats", "1", "train.device=cpu"),
@@ -55,7 +55,7 @@ def test_a_wrong_kernel_is_told(monkeypatch):
 
 
 def steps(monkeypatch, fits):
-    """The rows of training steps, where those fit into memory for which `fits(setting, plain)`."""
+    """The rows of training steps, where those fit into memory for which `fits(workload, plain)`."""
 
     def prepare(self, plain, real=tool.Step.prepare):
         if not fits(self, plain):
@@ -63,14 +63,14 @@ def steps(monkeypatch, fits):
         return real(self, plain)
 
     monkeypatch.setattr(tool.Step, "prepare", prepare)
-    options = {"config_file": "align_detr_tiny", "opts": ["train.device=cpu"], "image_size": (64, 64), "repeats": 1}
-    rows, _ = tool.Report(Namespace(**options, batch_sizes=[1])).step()
+    options = tool.GpuReportOptions("align_detr_tiny", ["train.device=cpu"], (64, 64), [1], repeats=1)
+    rows, _ = tool.GpuReport(options).step()
     return rows
 
 
 def test_what_does_not_fit_is_a_line(quick, monkeypatch):
     """Out of memory in one setting: the others are measured, and the page says which it was."""
-    plain, ours = steps(monkeypatch, lambda setting, plain: not plain)
+    plain, ours = steps(monkeypatch, lambda workload, plain: not plain)
     assert plain["images/s"] == "out of memory" and ours["images/s"] > 0 and ours["as fast as plain"] is None
 
 
@@ -79,7 +79,7 @@ def test_a_precision_is_compared_with_its_own_plain_formulation(quick, monkeypat
     monkeypatch.setattr(tool, "STEPS", {**tool.STEPS, **{f"{name}, again": it for name, it in tool.STEPS.items()}})
     calls = []
 
-    def fits(setting, plain):
+    def fits(workload, plain):
         calls.append(plain)
         return calls.count(True) < 2 or not plain
 

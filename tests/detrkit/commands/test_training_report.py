@@ -20,6 +20,7 @@ from detectron2.utils.events import EventStorage
 
 from align_detr._platform import describe
 from detrkit.config.load import load_config
+from detrkit.reports import training_curves
 from detrkit.reports import training_page as training
 
 TOOLS = Path(__file__).resolve().parents[3] / "tools"
@@ -148,9 +149,9 @@ def test_detections_with_one_box_are_one_query(tools):
 
 
 def test_written_at_each_evaluation_without_changing_the_training(train, tmp_path, capsys):
-    """Weights and metrics with the report are those without; its log lines say how long it took."""
+    """Weights and metrics with the report are those without; one log line names it."""
     with_report = train(folder="with")
-    assert capsys.readouterr().out.count("report.html, in ") == 2
+    assert capsys.readouterr().out.count("report.html, in ") == 1
     without = train("train.report.enabled=False", folder="without")
     assert not (without / "report.html").exists()
     weights = [torch.load(folder / "model_final.pth", weights_only=True)["model"] for folder in (with_report, without)]
@@ -212,7 +213,7 @@ def test_losses_are_told_apart_by_kind_branch_and_layer():
     """Names of DINO, with denoising and encoder, and of H-DETR; the one without a number is the last layer's."""
     names = {"loss_class", "loss_class_0", "loss_class_10", "loss_class_2", "loss_class_enc", "loss_bbox_dn_0"}
     names |= {"loss_bbox_dn", "loss_giou_0_one2many", "loss_giou_one2many", "lr", "total_loss", "loss"}
-    assert training._losses(names) == {
+    assert training_curves._losses(names) == {
         ("class", ""): {
             "encoder": "loss_class_enc",
             "layer 1": "loss_class_0",
@@ -226,10 +227,11 @@ def test_losses_are_told_apart_by_kind_branch_and_layer():
 
 
 def test_long_curves_are_averaged_and_short_ones_are_not():
-    rows = [{"iteration": i, "x": float(i % 2), "y": None if i else 2.0} for i in range(4 * training.MOST_POINTS)]
-    assert training._series(rows, "y") == [(0, 2.0)]
-    points = training._series(rows, "x")
-    assert len(points) == training.MOST_POINTS and {y for _, y in points} == {0.5}
+    count = 4 * training_curves.MOST_POINTS
+    rows = [{"iteration": i, "x": float(i % 2), "y": None if i else 2.0} for i in range(count)]
+    assert training_curves.series(rows, "y") == [(0, 2.0)]
+    points = training_curves.series(rows, "x")
+    assert len(points) == training_curves.MOST_POINTS and {y for _, y in points} == {0.5}
     assert points[0][0] == 1.5
 
 
@@ -239,7 +241,7 @@ class Terminal(io.StringIO):
 
 
 def test_live_line_on_a_terminal_makes_way_for_the_log(train, tools, monkeypatch):
-    """What is left when the terminal has erased what it is told to is the log, line by line."""
+    """Erased lines aside, the terminal shows the log, line by line, without the figures that the live line shows."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.setattr(tools.live_line, "SECONDS", 0)
@@ -253,7 +255,8 @@ def test_live_line_on_a_terminal_makes_way_for_the_log(train, tools, monkeypatch
     left = re.sub(r"[^\n]*\r\x1b\[K", "", text)
     lines = re.sub(r"\x1b\[\d*m", "", left).splitlines()
     assert not any(re.search(r"\d+/6 \(", line) for line in lines)
-    assert sum("d2.utils.events]" in line for line in lines) == 6
+    assert sum("Evaluation after" in line for line in lines) == 2
+    assert not any("d2.utils.events]" in line for line in lines)
 
 
 def test_no_live_line_elsewhere(train, capsys):

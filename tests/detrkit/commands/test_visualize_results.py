@@ -4,7 +4,9 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from detrkit.commands import make_data as make_tiny_coco
@@ -39,16 +41,30 @@ def run(tmp_path, path, *argv):
 
 
 def test_left_is_truth_and_right_is_predicted(dataset, tmp_path):
-    """Without predictions above the threshold the right cells are bare; with them they are not; runs repeat."""
+    """Without predictions the right cells are bare; with them they are not; runs repeat."""
     _, path, _ = dataset
+    empty = tmp_path / "empty.json"
+    empty.write_text("[]")
     drawn = run(tmp_path, path, "--num", 1, "--score-threshold", 0)
-    bare = run(tmp_path, path, "--num", 1, "--score-threshold", 2)
+    bare = run(tmp_path, empty, "--num", 1, "--score-threshold", 0)
     assert np.array_equal(drawn, run(tmp_path, path, "--num", 1, "--score-threshold", 0))
     left, right = (slice(start, start + sheet.CELL) for start in (sheet.MARGIN, sheet.MARGIN + sheet.CELL + sheet.GAP))
     picture = slice(-sheet.CELL, -60)  # within the row of cells, clear of the header
     assert np.array_equal(drawn[picture, left], bare[picture, left])
     assert not np.array_equal(drawn[picture, right], bare[picture, right])
     assert not np.array_equal(bare[picture, left], bare[picture, right])
+
+
+def test_where_nothing_scores_enough_the_best_are_drawn():
+    """As many as the image has objects; the caption names the highest score, which explains the threshold."""
+    scores = torch.tensor([0.1, 0.27, 0.2])
+    predictions = Instances((8, 8), scores=scores, pred_boxes=Boxes(torch.zeros(3, 4)), pred_classes=torch.arange(3))
+    low = sheet.best_predictions(predictions, 2, 0.3)
+    assert low.pred_classes.tolist() == [1, 2]
+    assert sheet.describe_predictions(low, 0.3) == "2 predictions, highest score 0.27"
+    assert sheet.best_predictions(predictions, 1, 0.15).pred_classes.tolist() == [1, 2]
+    assert sheet.describe_predictions(low, 0.2) == "2 predictions"
+    assert sheet.describe_predictions(sheet.best_predictions(predictions, 0, 0.3), 0.3) == "0 predictions"
 
 
 def test_sheet_grows_with_num(dataset, tmp_path):
