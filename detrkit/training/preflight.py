@@ -46,6 +46,8 @@ def check_data(cfg: DictConfig, splits: Sequence[str]) -> None:
     Raises:
         FileNotFoundError: one is not; the message says how to get it.
     """
+    if "dataloader" not in cfg:
+        return  # `prepare` reports it
     used = [split for split in splits if split != "test" or "evaluator" in cfg.dataloader]
     for name in dict.fromkeys(name for split in used for name in dataset_names(cfg, split)):
         registration = registration_of(name)
