@@ -243,6 +243,8 @@ def errors_in_one_line() -> Iterator[None]:
     threading.excepthook = _log_thread
     try:
         yield
+    except BrokenPipeError:  # `| head` has seen enough; `main` ends quietly
+        raise
     except Exception as error:
         from detrkit.runtime.logs import log_traceback
 

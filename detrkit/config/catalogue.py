@@ -1,4 +1,4 @@
-"""The configs that come with the project and the engine's baselines: where they are, and what is known of them."""
+"""The configs of the projects and the baselines: their files, models, schedules and published results."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ CONFIGS = EMBEDDED_ROOT.parent / "configs"
 
 
 class Entry(NamedTuple):
-    """What `align-detr configs` tells of a config.
+    """A row of `align-detr configs`.
 
     Attributes:
-        schedule: passes over COCO's training images, or what a small config does.
+        schedule: passes over COCO's training images; for a small config, iterations and batch size.
         parameters: millions.
-        ap: the paper's box AP on COCO val2017, in %; None where the paper has none. None of them was reproduced here.
+        ap: the paper's box AP on COCO val2017, in %; None if the paper has none. No value was reproduced here.
     """
 
     model: str
@@ -115,22 +115,22 @@ ENTRIES = {
     "h_deformable_detr_tiny": Entry("H-DETR", "small", "2400 x 4 images", 4.32),
 }
 NOTE = """\
-Parameters in millions. AP: the paper's box AP on COCO val2017, in %; none of them was reproduced here. Those of
-align_detr_r50_4scale_* are with model.criterion.loss_class_type=align_loss; as they stand (ia_bce_loss) the paper has
-50.2 for 12 and 51.3 for 24 epochs."""
+Parameters in millions. AP: the paper's box AP on COCO val2017, in %; no value was reproduced here. The values of
+align_detr_r50_4scale_* are for model.criterion.loss_class_type=align_loss. For the default, ia_bce_loss, the paper has
+50.2 (12 epochs) and 51.3 (24 epochs)."""
 
 
 def config_files() -> dict[str, Path]:
-    """Config files by name: Align-DETR's, those of the other projects, and the baselines."""
+    """Return the config files of all projects and the baselines by name."""
     folders = [*(PROJECTS / name / "configs" for name in PROJECT_NAMES), CONFIGS / "baselines"]
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.py")) if path.stem != "__init__"}
 
 
 def find_config(config: str) -> Path:
-    """The file of a config, given its path or, if there is no such file, its name in `config_files`.
+    """Find the file of a config by its path or, if there is no such file, by its name in `config_files`.
 
     Raises:
-        FileNotFoundError: there is neither. The message has names and paths like it.
+        FileNotFoundError: there is neither. The message has similar names and paths.
     """
     path = Path(config)
     if path.is_file():

@@ -1,4 +1,4 @@
-"""What differs between the config that a run began with and the one that it is to go on with."""
+"""Compare the config of a resumed training with the one it began with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-# What may change under way: how far and where to train, what is recorded, evaluated and kept.
+# Settings that may change when a training is resumed: its length, device, records, evaluation and checkpoints.
 HARMLESS = (
     "datasets.*",
     "dataloader.evaluator.*",
@@ -42,10 +42,10 @@ HARMLESS = (
 
 
 def flat_config(cfg: DictConfig) -> dict[str, str]:
-    """Every value of a config by its dotted key, as text. References are not followed: what they lead to has a key.
+    """Return every value of a config by its dotted key, as text. References are not resolved.
 
-    Classes and functions go by their names alone: the engine's lie in other modules than detectron2's and detrex's, and
-    a training may move between the two.
+    Classes and functions appear by their names without modules, as the modules of the embedded engine differ from those
+    of detectron2 and detrex, and a training may move between the two.
     """
     return dict(_values(OmegaConf.to_container(cfg, resolve=False), ""))
 
@@ -66,7 +66,7 @@ def _values(node: Any, key: str) -> Iterator[tuple[str, str]]:
 
 
 def config_changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """The differences that make another training of it, such as "optimizer.lr=0.1 (was 0.2)"."""
+    """Return the differences that change the training, such as "optimizer.lr=0.1 (was 0.2)"."""
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     serious = [key for key in keys if not any(fnmatch.fnmatchcase(key, pattern) for pattern in HARMLESS)]
     return [f"{key}={now.get(key, 'nothing')} (was {before.get(key, 'nothing')})" for key in serious]

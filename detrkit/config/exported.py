@@ -1,8 +1,8 @@
-"""Exported files: one `.safetensors` with a detector's weights and, as its metadata, all that they need beside them.
+"""Exported files: a `.safetensors` file with a detector's weights, and its config and classes as metadata.
 
-Any reader of safetensors finds the weights, under the names of checkpoints. The metadata are text: the config in YAML
-(model, and how pictures become its input), the classes and the input's size in JSON. The files may be a stranger's:
-what the config calls is of MODEL_PACKAGES, and nothing else in it is looked at.
+Any reader of safetensors finds the weights, under the names of checkpoints. The metadata are text: the config (model
+and preprocessing of images) in YAML, the classes and the input size in JSON. The files may come from strangers: the
+config may call only what lies in MODEL_PACKAGES.
 """
 
 from __future__ import annotations
@@ -42,25 +42,25 @@ MODEL_PACKAGES = (
 
 
 class InputSize(NamedTuple):
-    """Of the pictures that a model sees: their shorter side and the most of the longer one, in pixels."""
+    """Size of a model's input: the shorter side, and the limit of the longer side, in pixels."""
 
     short_edge: int
     max_size: int
 
     def shape(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) that a picture is resized to."""
+        """Return the (height, width) that an image of this size is resized to."""
         return tuple(T.ResizeShortestEdge.get_output_shape(height, width, self.short_edge, self.max_size))
 
 
 class Exported(NamedTuple):
-    """What an exported file says of its weights."""
+    """Config and classes in an exported file."""
 
     cfg: DictConfig
     classes: Classes
 
 
 def input_size(cfg: DictConfig) -> InputSize:
-    """What a config's test data are resized to.
+    """Return the size that a config resizes its test images to.
 
     Raises:
         ValueError: they are not resized by `ResizeShortestEdge` alone.
@@ -69,18 +69,18 @@ def input_size(cfg: DictConfig) -> InputSize:
     lengths = steps[0].get("short_edge_length") if len(steps) == 1 else None
     short = lengths if isinstance(lengths, int) or lengths is None else max(lengths)
     if not short:
-        raise ValueError("dataloader.test.mapper.augmentation is not one ResizeShortestEdge: no other size is known of")
+        raise ValueError("dataloader.test.mapper.augmentation is not one ResizeShortestEdge: unknown input size")
     return InputSize(int(short), int(steps[0].get("max_size", 1 << 30)))
 
 
 def write_exported(path: str | os.PathLike, state: Mapping[str, Tensor], cfg: DictConfig, classes: Classes) -> None:
-    """Write a model's weights with its config and classes; whole or not at all.
+    """Write a model's weights with its config and classes. On an error no file is changed.
 
     Args:
-        cfg: of which model and test input are kept, and nothing that names folders or devices.
+        cfg: its model and test preprocessing are written, and nothing that names folders or devices.
 
     Raises:
-        ValueError: the config could not be read again without trusting it.
+        ValueError: the config calls something outside MODEL_PACKAGES.
         OSError: the file cannot be written.
     """
     path = Path(path)
@@ -100,11 +100,11 @@ def write_exported(path: str | os.PathLike, state: Mapping[str, Tensor], cfg: Di
 
 
 def read_exported(path: str | os.PathLike) -> Exported | None:
-    """What a `.safetensors` file says of its weights; None if it has weights alone. No code in it is run.
+    """Read config and classes of a `.safetensors` file; None if it has weights alone. No code in it is run.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a safetensors file, or its config or classes are not what `write_exported` writes.
+        ValueError: it is not a safetensors file, or its config or classes were not written by `write_exported`.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no such file: {path}")
@@ -127,7 +127,7 @@ def _json(text: str | None, path: str | os.PathLike) -> Any:
 
 
 def _portable(cfg: DictConfig) -> str:
-    """The part of a config that makes a detector, as YAML without references to the rest."""
+    """Return the part of a config that builds a detector, as YAML without references to the rest."""
     mapper = cfg.dataloader.test.mapper
     kept = {
         "model": OmegaConf.to_container(cfg.model, resolve=True),

@@ -41,23 +41,22 @@ def get_project_config(path: str) -> DictConfig:
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """The config at `path`, or of that name, with overrides.
+    """Load the config at `path`, or of that name, with overrides.
 
     Such as `train.max_iter=100`, `model.criterion.k=3`, `+new.key=1`.
 
     Raises:
-        ValueError: an override that does not parse, has a key that the config does not have, or a value that cannot
-            stand where the old one did.
+        ValueError: an override cannot be parsed, its key is not in the config, or its value has the wrong type.
         FileNotFoundError: no such config.
     """
     return _overridden(load_config_file(path), list(overrides))
 
 
 def load_configs(paths: Sequence[str], overrides: list[str]) -> list[DictConfig]:
-    """The configs at `paths`, for looking at models side by side: each override goes to all that have its key.
+    """Load the configs at `paths`, to compare models. Each override changes all configs that have its key.
 
     Raises:
-        As `load_config`; an override that fits none of the configs is refused in the words of the first.
+        As `load_config`; for an override that fits no config, the message is about the first config.
     """
     configs = [load_config_file(path) for path in paths]
     fitting = [[override for override in overrides if _fits(cfg, override)] for cfg in configs]
@@ -136,7 +135,7 @@ def _all_keys(node: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _nearest(key: str, keys: Iterator[str]) -> str | None:
-    """The likeliest key that was meant: one with the same last part if there is any, else the most similar one."""
+    """Return the most similar key; keys with the same last part come first."""
     keys = list(keys)
     leaf = key.rpartition(".")[2]
     same_leaf = [k for k in keys if k.rpartition(".")[2] == leaf]
@@ -146,17 +145,17 @@ def _nearest(key: str, keys: Iterator[str]) -> str | None:
 
 
 def load_config_file(path: str) -> DictConfig:
-    """The config of that name or in a `.py` file, which is run; or in a `.yaml` or an exported `.safetensors`, not run.
+    """Load a config by its name or from a `.py` file, which is run, or from a `.yaml` or exported `.safetensors` file.
 
     Raises:
-        FileNotFoundError: no such file; the message has the names that are near.
-        ValueError: it is no config, or ends in an error, which is told with its line.
+        FileNotFoundError: no such file; the message has similar names.
+        ValueError: it is no config, or raises an error, which is reported with its line.
     """
     if not path:
-        raise ValueError("no config: give one by --config-file")
+        raise ValueError("no config: give its name or path; `align-detr configs` lists the names")
     path = str(find_config(path))
     if Path(path).suffix in (".yaml", ".yml"):
-        # Their import takes longer than most of what needs no data.
+        # These imports are slow, and only configs in YAML need them.
         from detrkit.datasets.registration import register_own_datasets, register_saved
 
         register_own_datasets()
@@ -170,10 +169,10 @@ def load_config_file(path: str) -> DictConfig:
         from detrkit.config.exported import read_exported  # which imports more than most configs need
 
         if (exported := read_exported(path)) is None:
-            raise ValueError(f"{path} has weights alone, no config: give the config of their model")
+            raise ValueError(f"{path} has weights and no config: give the config of their model")
         return exported.cfg
     if Path(path).suffix != ".py":
-        raise ValueError(f"{path} is no config: those are .py and .yaml files, and what `align-detr export` writes")
+        raise ValueError(f"{path} is no config: give a .py, a .yaml, or a .safetensors file of `align-detr export`")
     try:
         return LazyConfig.load(path)
     except (ValueError, OSError, OmegaConfBaseException, HydraException):
@@ -186,14 +185,14 @@ def load_config_file(path: str) -> DictConfig:
 
 
 def call_parameters(target: Any) -> set[str]:
-    """Names of the arguments that `target`, a callable or its dotted name, takes by keyword.
+    """Return the names of the keyword arguments of `target`, a callable or its dotted name.
 
     Where a constructor passes `**kwargs` on, its base class's arguments are among them.
     """
     if isinstance(target, str):
         try:
             target = get_object(target)
-        except Exception:  # whatever importing it raises; building it will say what is wrong
+        except Exception:  # importing it may raise anything; building the model will report it
             return set()
     if inspect.isclass(target):
         calls = [cls.__init__ for cls in inspect.getmro(target) if "__init__" in vars(cls)]

@@ -1,4 +1,4 @@
-"""Command-line overrides whose values are text that hydra's grammar refuses, or reads as something else.
+"""Quote the values of command-line overrides that hydra's grammar refuses, or reads as something else.
 
 detectron2 and the embedded engine read overrides in hydra's grammar. There, text with a `#`, a comma, a bracket, a
 quote or a letter outside ASCII has to be quoted, after the shell has taken its own quotes away.
@@ -22,13 +22,13 @@ BRACKETS = ("[", "{")
 
 
 def key_of(override: str) -> str:
-    """The key of an override: `a.b` of `a.b=1`, `+a.b=1` and `~a.b`. Its value need not be in the grammar."""
+    """Return the key of an override: `a.b` for `a.b=1`, `+a.b=1` and `~a.b`. Its value may be outside the grammar."""
     return override.partition("=")[0].lstrip("+~")
 
 
 def quoted(text: str) -> str:
-    """`text` as a value in hydra's grammar."""
-    # A backslash means itself, except in front of a quote, so also at the end.
+    """Return `text` as a quoted value of hydra's grammar."""
+    # A backslash is literal, except before a quote, and so at the end of the text.
     escaped = re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text)
     return f"'{escaped}'"
 

@@ -1,4 +1,4 @@
-"""Configs in YAML, such as the `config.yaml` of a training's output folder, without running what is in them.
+"""Read configs in YAML, such as the `config.yaml` of a training, without running code in them.
 
 detectron2 reads them by `yaml.unsafe_load`, which calls any function that the file names.
 """
@@ -27,12 +27,12 @@ MAX_BYTES = 4_000_000
 MAX_VALUES = 100_000
 MAX_DEPTH = 60
 TARGET = "_target_"
-# Of another value of the config; what else OmegaConf resolves, such as `${oc.decode:...}`, makes calls out of texts.
+# A reference to another value of the config. Other resolvers of OmegaConf, such as `${oc.decode:...}`, call functions.
 REFERENCE = re.compile(r"\$\{[\w.\[\]]*\}")
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain data, tuples, and names of what the packages of detectors define."""
+    """Loader of plain data, tuples, and names of classes and functions in the packages of detectors."""
 
 
 def _tuple(loader: _Loader, node: yaml.Node) -> tuple:
@@ -48,10 +48,10 @@ _Loader.add_multi_constructor("tag:yaml.org,2002:python/name:", _name)
 
 
 def trusted(name: str, packages: Sequence[str] = PACKAGES) -> Any:
-    """The class or function of a dotted name.
+    """Return the class or function of a dotted name.
 
     Raises:
-        ValueError: it is none of the packages, whatever way leads to it.
+        ValueError: it is not defined in one of the packages, also if one of them imports it.
     """
     if _is_of_packages(name, packages):
         try:
@@ -70,10 +70,10 @@ def _is_of_packages(name: str, packages: Sequence[str]) -> bool:
 
 
 def load_yaml(path: str | os.PathLike) -> DictConfig:
-    """The config in a file. What it would call is of the packages of detectors (PACKAGES).
+    """Load the config in a file. It may call only what lies in the packages of detectors (PACKAGES).
 
     Raises:
-        ValueError: it is not YAML, not a mapping, wants to call something else, or is larger than any config.
+        ValueError: it is not YAML, not a mapping, calls something else, or is larger than any config.
         OSError: it cannot be read.
     """
     path = Path(path)
@@ -83,11 +83,11 @@ def load_yaml(path: str | os.PathLike) -> DictConfig:
 
 
 def parse_yaml(text: str | bytes, path: str, packages: Sequence[str] = PACKAGES) -> DictConfig:
-    """As `load_yaml`, of a config's text.
+    """Parse the text of a config, as `load_yaml` does.
 
     Args:
-        path: where it is from, for errors.
-        packages: those of which the config may call something.
+        path: where it comes from, for errors.
+        packages: where the classes and functions lie that the config may call.
     """
     if len(text) > MAX_BYTES:
         raise ValueError(f"{path}: larger than any config: {len(text)} bytes")
@@ -108,7 +108,7 @@ def parse_yaml(text: str | bytes, path: str, packages: Sequence[str] = PACKAGES)
 
 
 def _check(value: Any, left: list[int], depth: int, packages: Sequence[str]) -> None:
-    # References within a file make a few lines of it as large as one likes.
+    # References within a YAML file can make a few lines arbitrarily large.
     left[0] -= 1
     if left[0] < 0 or depth < 0:
         raise ValueError("more values, or more deeply nested, than in any config")

@@ -31,7 +31,7 @@ from .annotation_values import (
     shortened_repr,
     to_number,
 )
-from .pictures import look_at
+from .dataset_images import inspect_image
 
 ORIGINAL_ID = "original_id"  # in a normalised file: the id of this image or category in the file that it was made from
 SHOWN = 5  # names in an error message
@@ -328,7 +328,7 @@ def _with_size(entry: dict[str, Any], at: str, root: Path | None, changes: Count
                     raise ValueError(f"{at} has {key} {shortened_repr(entry[key])}, not a number of pixels")
         if root is None:
             raise ValueError(f"{at} has no {'width' if size[0] is None else 'height'}")
-        file = look_at(root / entry["file_name"], decode=False)
+        file = inspect_image(root / entry["file_name"], decode=False)
         if file.error:
             raise ValueError(f"{at} has no size, and {root / entry['file_name']} cannot be read: {file.error}")
         size = [file.width, file.height]

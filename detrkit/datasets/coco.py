@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from .annotation_values import box_of_segmentation, is_number
+from .dataset_images import Box, Corners, DatasetImage, Problems, add_box, inspect_images, relative, to_upright
 from .files import DatasetFiles, beginning, is_file, split_named, split_of_folders
-from .pictures import Box, Corners, Picture, Problems, add_box, look_at_all, relative, to_upright
 from .reading import Dataset, Format, ReadOptions
 from .values import to_number
 
@@ -58,8 +58,8 @@ def read_coco(files: DatasetFiles, source: Path, problems: Problems, options: Re
         by_split[split] = path
     contents = {split: _load(path) for split, path in by_split.items()}
     places = {split: _image_paths(contents[split], by_split[split], split, files, problems) for split in by_split}
-    looked = look_at_all((path for paths in places.values() for path, _ in paths.values()), options.decode)
-    for path, file in looked.items():
+    image_files = inspect_images((path for paths in places.values() for path, _ in paths.values()), options.decode)
+    for path, file in image_files.items():
         if file.error:
             problems.add(file.kind, f"{relative(path, root)}: {file.error}: left out")
     names: dict[str, None] = {}  # the ids of two files may differ
@@ -68,18 +68,18 @@ def read_coco(files: DatasetFiles, source: Path, problems: Problems, options: Re
         where = relative(by_split[split], root)
         labels = _labels(content["categories"], where, problems)
         names.update(dict.fromkeys(labels[number] for number in sorted(labels, key=_in_order)))
-        pictures: dict[Path, Picture] = {}
+        images: dict[Path, DatasetImage] = {}
         found = {}
         for image_id, (path, entry) in places[split].items():
-            if looked[path].error:
+            if image_files[path].error:
                 continue
-            picture = pictures.setdefault(path, Picture(path, looked[path].width, looked[path].height))
+            image = images.setdefault(path, DatasetImage(path, image_files[path].width, image_files[path].height))
             annotated = entry.get("width"), entry.get("height")
             stated = annotated if all(is_number(side) and side > 0 for side in annotated) else None
-            found[image_id] = picture, to_upright(looked[path], stated, f"{where}, {path.name}", problems)
+            found[image_id] = image, to_upright(image_files[path], stated, f"{where}, {path.name}", problems)
         _add_objects(content, found, labels, where, problems)
-        parts[split] = list(pictures.values())
-    used = {box.label for part in parts.values() for picture in part for box in picture.boxes}
+        parts[split] = list(images.values())
+    used = {box.label for part in parts.values() for image in part for box in image.boxes}
     for name in names:
         if name not in used:
             problems.add("class without objects", f"{name}: left out")
@@ -199,7 +199,7 @@ def _labels(categories: list, where: str, problems: Problems) -> dict[Key, str]:
 
 def _add_objects(
     content: dict[str, list],
-    pictures: dict[Key, tuple[Picture, Callable[[Corners], Corners]]],
+    images: dict[Key, tuple[DatasetImage, Callable[[Corners], Corners]]],
     labels: dict[Key, str],
     where: str,
     problems: Problems,
@@ -211,12 +211,12 @@ def _add_objects(
             problems.add("entry that is no object", f"{at}: left out")
             continue
         image_id, category = id_key(entry.get("image_id")), id_key(entry.get("category_id"))
-        if image_id not in pictures:
+        if image_id not in images:
             if image_id not in listed:  # what became of the others was reported with the image
                 shown = str(entry.get("image_id"))[:50]
                 problems.add("object of no image", f"{at}: image {shown}: left out")
             continue
-        picture, to_image = pictures[image_id]
+        image, to_image = images[image_id]
         if category not in labels:
             problems.add("unknown class", f"{at}: category {str(entry.get('category_id'))[:50]}: left out")
             continue
@@ -232,7 +232,7 @@ def _add_objects(
             problems.add("box without area", f"{at}: x, y, width, height {shown}: left out")
             continue
         corners = to_image((left, top, left + width, top + height))
-        add_box(picture, Box(labels[category], corners, is_crowd(entry.get("iscrowd"))), at, problems)
+        add_box(image, Box(labels[category], corners, is_crowd(entry.get("iscrowd"))), at, problems)
 
 
 def is_crowd(value: Any) -> bool:

@@ -14,8 +14,10 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from detrkit.runtime.files import atomic_write
+
+from .dataset_images import DatasetImage, Problems
 from .formats import recognise
-from .pictures import Picture, Problems
 from .reading import Dataset, ReadOptions
 from .registration import own_prefix
 from .voc import DIFFICULT
@@ -113,23 +115,22 @@ def convert_dataset(
     source, output, problems = Path(source), Path(output), Problems()
     options = ReadOptions(list(dict.fromkeys(classes)) if classes else None, difficult, zero_based, decode)
     dataset, names = _read_dataset(source, format, options, only, problems)
-    pictures = _usable_splits(dataset.pictures, names, source, problems)
+    splits = _usable_splits(dataset.splits, names, source, problems)
     if two_parts:
-        pictures = train_and_val(pictures)
-    files = {split: output / f"{split}.json" for split in pictures}
+        splits = train_and_val(splits)
+    files = {split: output / f"{split}.json" for split in splits}
     if not force and (taken := [file for file in files.values() if file.exists()]):
         raise FileExistsError(f"{taken[0]} is there already: name another output, or replace it by --force")
     output.mkdir(parents=True, exist_ok=True)
     root = dataset.image_root
-    file_names = _file_names({p.path for found in pictures.values() for p in found}, root)
+    file_names = _file_names({p.path for images in splits.values() for p in images}, root)
     if copy_images:
         root = output / "images"
         file_names = _copy_images(file_names, root)
-    contents = {split: to_coco(found, names, file_names) for split, found in pictures.items()}
+    contents = {split: to_coco(images, names, file_names) for split, images in splits.items()}
     for split, content in contents.items():
-        unfinished = files[split].with_suffix(".part")
-        unfinished.write_text(json.dumps(content))
-        unfinished.replace(files[split])
+        with atomic_write(files[split]) as file:
+            file.write(json.dumps(content).encode())
     return Conversion(files, contents, root, problems)
 
 
@@ -144,26 +145,26 @@ def _read_dataset(
     layout, files, place = recognise(source, problems, format)
     dataset = layout.read(files, place, problems, options)
     names = list(dict.fromkeys(options.classes or dataset.classes))
-    _drop_others(dataset.pictures, names, "unknown class", problems)
+    _drop_others(dataset.splits, names, "unknown class", problems)
     if only:
         if strange := [name for name in only if name not in names]:
             raise ValueError(f"{source} has no class {strange[0]}; it has {', '.join(names)}")
         names = list(dict.fromkeys(only))
-        _drop_others(dataset.pictures, names, "other class", problems)
+        _drop_others(dataset.splits, names, "other class", problems)
     return dataset, names
 
 
 def _usable_splits(
-    pictures: dict[str, list[Picture]], names: list[str], source: Path, problems: Problems
-) -> dict[str, list[Picture]]:
+    splits: dict[str, list[DatasetImage]], names: list[str], source: Path, problems: Problems
+) -> dict[str, list[DatasetImage]]:
     """The splits that have images; ValueError if there is no object in any of them."""
-    _check_splits(pictures, names, problems)
-    pictures = {split: found for split, found in pictures.items() if found}
-    if not any(p.boxes for found in pictures.values() for p in found):
+    _check_splits(splits, names, problems)
+    splits = {split: images for split, images in splits.items() if images}
+    if not any(p.boxes for images in splits.values() for p in images):
         kind, count = next(iter(problems.counts.items()), ("", 0))
-        what = f"no objects in {source}" if pictures else f"no images with annotations in {source}"
+        what = f"no objects in {source}" if splits else f"no images with annotations in {source}"
         raise ValueError(f"{what} that could be used" + (f"; {problems.report()[0]} ({kind}: {count})" if kind else ""))
-    return pictures
+    return splits
 
 
 def _copy_images(file_names: Mapping[Path, str], folder: Path) -> dict[Path, str]:
@@ -175,7 +176,7 @@ def _copy_images(file_names: Mapping[Path, str], folder: Path) -> dict[Path, str
     return names
 
 
-def train_and_val(pictures: Mapping[str, list[Picture]]) -> dict[str, list[Picture]]:
+def train_and_val(splits: Mapping[str, list[DatasetImage]]) -> dict[str, list[DatasetImage]]:
     """The two parts that a training needs, "train" and "val".
 
     Uses val; if it is missing, test. Trains on train and on all images that are in neither val nor test. Where there is
@@ -185,10 +186,10 @@ def train_and_val(pictures: Mapping[str, list[Picture]]) -> dict[str, list[Pictu
     Raises:
         ValueError: there are too few images for two parts.
     """
-    val = pictures.get("val") or pictures.get("test") or []
-    in_train = pictures.get("train") or []
-    known = {p.path for split in ("train", "val", "test") for p in pictures.get(split, [])}
-    rest = {p.path: p for found in pictures.values() for p in found if p.path not in known}
+    val = splits.get("val") or splits.get("test") or []
+    in_train = splits.get("train") or []
+    known = {p.path for split in ("train", "val", "test") for p in splits.get(split, [])}
+    rest = {p.path: p for images in splits.values() for p in images if p.path not in known}
     train = [*in_train, *rest.values()]
     if not train and val:  # a dataset of one part, whatever it is called
         train, val = val, []
@@ -208,14 +209,14 @@ def _hash(name: str) -> bytes:
     return hashlib.sha256(name.encode(errors="surrogateescape")).digest()
 
 
-def to_coco(pictures: Sequence[Picture], classes: Sequence[str], file_names: dict[Path, str]) -> dict:
+def to_coco(images: Sequence[DatasetImage], classes: Sequence[str], file_names: dict[Path, str]) -> dict:
     """The content of a COCO annotation file; ids count from 1, and boxes to ignore are crowds."""
     ids = {name: number for number, name in enumerate(classes, 1)}
-    images, annotations = [], []
-    for image_id, picture in enumerate(pictures, 1):
-        name = file_names[picture.path]
-        images.append({"id": image_id, "file_name": name, "width": picture.width, "height": picture.height})
-        for box in picture.boxes:
+    entries, annotations = [], []
+    for image_id, image in enumerate(images, 1):
+        name = file_names[image.path]
+        entries.append({"id": image_id, "file_name": name, "width": image.width, "height": image.height})
+        for box in image.boxes:
             left, top, right, bottom = box.corners
             width, height = round(right - left, 3), round(bottom - top, 3)
             annotations.append(
@@ -229,28 +230,28 @@ def to_coco(pictures: Sequence[Picture], classes: Sequence[str], file_names: dic
                 }
             )
     categories = [{"id": number, "name": name} for name, number in ids.items()]
-    return {"images": images, "annotations": annotations, "categories": categories}
+    return {"images": entries, "annotations": annotations, "categories": categories}
 
 
-def _drop_others(pictures: dict[str, list[Picture]], classes: list[str], kind: str, problems: Problems) -> None:
+def _drop_others(splits: dict[str, list[DatasetImage]], classes: list[str], kind: str, problems: Problems) -> None:
     known = set(classes)
-    for picture in {id(p): p for found in pictures.values() for p in found}.values():
-        for box in picture.boxes:
+    for image in {id(p): p for images in splits.values() for p in images}.values():
+        for box in image.boxes:
             if box.label not in known:
-                problems.add(kind, f"{picture.path.name}: {box.label} is none of --classes: left out")
-        picture.boxes = [box for box in picture.boxes if box.label in known]
+                problems.add(kind, f"{image.path.name}: {box.label} is none of --classes: left out")
+        image.boxes = [box for box in image.boxes if box.label in known]
 
 
-def _check_splits(pictures: dict[str, list[Picture]], classes: list[str], problems: Problems) -> None:
+def _check_splits(splits: dict[str, list[DatasetImage]], classes: list[str], problems: Problems) -> None:
     """Tells of what is no fault of a single file, and yet often a mistake."""
-    for split, found in pictures.items():
-        if not found:
+    for split, images in splits.items():
+        if not images:
             problems.add("split without images", f"{split}: not written")
-    for one, other in combinations(pictures, 2):
+    for one, other in combinations(splits, 2):
         if {one, other} <= {"train", "val", "trainval"} and "trainval" in (one, other):
             continue
-        paths = {picture.path for picture in pictures[one]}
-        if shared := [p.path.name for p in pictures[other] if p.path in paths]:
+        paths = {image.path for image in splits[one]}
+        if shared := [p.path.name for p in splits[other] if p.path in paths]:
             line = f"{len(shared)} images of {other} are in {one} too, such as {shared[0]}"
             problems.add("images in two splits", line)
     for one, other in combinations(classes, 2):

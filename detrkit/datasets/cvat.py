@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
+from .dataset_images import ALL, Corners, Problems, relative
 from .files import DatasetFiles, split_named, split_of_folders
-from .pictures import ALL, Corners, Problems, relative
 from .reading import AnnotatedImage, Dataset, Format, LabelledBox, ReadOptions, assemble, one_line
 from .values import positive_size, rotated, rotated_ellipse, to_number
 from .xml_files import line_of, parse_xml, root_tag

@@ -14,8 +14,8 @@ from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from .dataset_images import ALL, Problems, relative
 from .images import image_suffixes
-from .pictures import ALL, Problems, relative
 
 SPLITS = {
     "trainval": "trainval", "train": "train", "training": "train",

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from .coco import COCO
 from .cvat import CVAT
+from .dataset_images import Problems
 from .files import DatasetFiles, image_files
 from .kitti import KITTI
 from .labelme import LABELME
 from .open_images import OPEN_IMAGES
-from .pictures import Problems
 from .reading import Format
 from .tensorflow_csv import TENSORFLOW_CSV
 from .via import VIA

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from .dataset_images import Problems, relative
 from .files import DatasetFiles, beginning, read_any_text, split_of_folders
-from .pictures import Problems, relative
 from .reading import AnnotatedImage, Dataset, Format, LabelledBox, ReadOptions, assemble, one_line
 from .values import to_number
 

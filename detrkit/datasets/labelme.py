@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from .annotation_values import is_number
+from .dataset_images import Corners, Problems, relative
 from .files import DatasetFiles, beginning, read_json, split_of_folders
-from .pictures import Corners, Problems, relative
 from .reading import AnnotatedImage, Dataset, Format, LabelledBox, ReadOptions, assemble, one_line
 
 WITHOUT_AREA = ("point", "points", "line", "linestrip")

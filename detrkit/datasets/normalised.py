@@ -20,6 +20,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from detrkit.runtime.files import atomic_write
+
 from .annotation_values import is_id
 from .annotations import ORIGINAL_ID, normalise, read_annotations
 
@@ -131,19 +133,13 @@ def _write(stem: str, content: bytes) -> str:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Write a file that appears whole, however many processes write it."""
+    """Replace a file; an error names the variable that moves the cache."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    number, unfinished = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
     try:
-        with os.fdopen(number, "wb") as file:
+        with atomic_write(path) as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
     except OSError as error:
-        Path(unfinished).unlink(missing_ok=True)
-        reason = error.strerror or error
-        raise OSError(f"cannot write {path}: {reason}; set ${CACHE} to a folder with space") from error
+        raise OSError(f"{error}; set ${CACHE} to a folder with space") from error
 
 
 def _touch(path: Path) -> None:

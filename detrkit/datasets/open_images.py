@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from .dataset_images import ALL, Problems, relative
 from .files import DatasetFiles, beginning, csv_header, csv_rows, read_any_text, split_named, split_of_folders
-from .pictures import ALL, Problems, relative
 from .reading import AnnotatedImage, Dataset, Format, LabelledBox, ReadOptions, assemble, one_line
 from .values import to_number
 

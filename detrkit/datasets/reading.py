@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .dataset_images import Box, Corners, DatasetImage, Problems, add_box, inspect_images, relative, to_upright
 from .files import NOT_PHOTOGRAPHS, DatasetFiles
-from .pictures import Box, Corners, Picture, Problems, add_box, look_at_all, relative, to_upright
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class Dataset:
     """A dataset as it was read.
 
     Attributes:
-        pictures: the images by split; "all" where the dataset has none.
+        splits: the images by split; the split is "all" if the dataset has none.
         image_root: the folder that file names are relative to.
         classes: class names, in the order of their ids.
     """
 
-    pictures: dict[str, list[Picture]]
+    splits: dict[str, list[DatasetImage]]
     image_root: Path
     classes: list[str]
 
@@ -98,30 +98,30 @@ class AnnotatedImage:
 def assemble(
     annotated: Iterable[AnnotatedImage], files: DatasetFiles, problems: Problems, options: ReadOptions
 ) -> Dataset:
-    """Look at the images and put the boxes on them; what is wrong is reported and left out.
+    """Read the image files, and add the boxes to them; what cannot be used is reported and left out.
 
     Several entries of one image and split are joined. Classes are those that occur, by name.
     """
     annotated = list(annotated)
-    looked = look_at_all((image.path for image in annotated), options.decode)
-    for path, file in looked.items():
+    image_files = inspect_images((image.path for image in annotated), options.decode)
+    for path, file in image_files.items():
         if file.error:
             problems.add(file.kind, f"{relative(path, files.root)}: {file.error}: left out")
-    pictures: dict[str, dict[Path, Picture]] = {}
+    splits: dict[str, dict[Path, DatasetImage]] = {}
     for image in annotated:
-        file = looked[image.path]
-        found = pictures.setdefault(image.split, {})
+        file = image_files[image.path]
+        of_split = splits.setdefault(image.split, {})
         if file.error:
             continue
-        picture = found.setdefault(image.path, Picture(image.path, file.width, file.height))
+        target = of_split.setdefault(image.path, DatasetImage(image.path, file.width, file.height))
         scale = (file.width, file.height) if image.is_relative else (1, 1)
         to_image = to_upright(file, image.size or (file.width, file.height), image.where, problems)
         for box in image.boxes:
             corners = to_image(tuple(value * scale[i % 2] for i, value in enumerate(box.corners)))
-            add_box(picture, Box(box.label, corners, box.ignored), box.where, problems)
+            add_box(target, Box(box.label, corners, box.ignored), box.where, problems)
     report_unannotated(files, {image.path for image in annotated}, problems)
-    parts = {split: list(found.values()) for split, found in pictures.items()}
-    classes = sorted({box.label for part in parts.values() for picture in part for box in picture.boxes})
+    parts = {split: list(images.values()) for split, images in splits.items()}
+    classes = sorted({box.label for part in parts.values() for image in part for box in image.boxes})
     return Dataset(parts, files.root, classes)
 
 

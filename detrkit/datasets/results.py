@@ -8,6 +8,8 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
+from detrkit.runtime.files import atomic_write
+
 from .annotations import original_ids, read_annotations
 
 
@@ -56,7 +58,6 @@ def restore_original_ids(results_file: str | os.PathLike, annotation_file: str |
             detection["image_id"] = images[detection["image_id"]]
         if categories is not None:
             detection["category_id"] = categories[detection["category_id"]]
-    unfinished = results_file.with_name(f"{results_file.name}.tmp")
-    unfinished.write_text(json.dumps(kept), encoding="utf-8")
-    os.replace(unfinished, results_file)
+    with atomic_write(results_file) as file:
+        file.write(json.dumps(kept).encode())
     return len(detections) - len(kept)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from .dataset_images import ALL, Problems, relative
 from .files import DatasetFiles, csv_header, csv_rows, split_named, split_of_folders
-from .pictures import ALL, Problems, relative
 from .reading import AnnotatedImage, Dataset, Format, LabelledBox, ReadOptions, assemble, one_line
 from .values import positive_size, to_number
 

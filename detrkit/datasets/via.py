@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from .annotation_values import is_number
+from .dataset_images import ALL, Corners, Problems, relative
 from .files import DatasetFiles, beginning, csv_header, csv_rows, read_json, split_named, split_of_folders
-from .pictures import ALL, Corners, Problems, relative
 from .reading import AnnotatedImage, Dataset, Format, LabelledBox, ReadOptions, assemble, one_line
 from .values import rotated_ellipse
 

@@ -7,21 +7,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
-from .files import IMAGE_FOLDERS, DatasetFiles, split_of_folders
-from .images import image_suffixes
-from .pictures import (
+from .dataset_images import (
     ALL,
     Box,
     Corners,
+    DatasetImage,
     ImageFile,
-    Picture,
     Problems,
     add_box,
-    look_at_all,
+    inspect_images,
     read_text,
     relative,
     to_upright,
 )
+from .files import IMAGE_FOLDERS, DatasetFiles, split_of_folders
+from .images import image_suffixes
 from .reading import Dataset, Format, ReadOptions, report_unannotated
 from .xml_files import parse_xml, root_tag
 
@@ -87,18 +87,18 @@ def read_voc(files: DatasetFiles, root: Path, problems: Problems, options: ReadO
             split = split_of_folders(xml, root)
             listed[split if split != ALL else split_of_folders(chosen[xml], root)].append(xml)
 
-    looked = look_at_all(chosen.values(), options.decode)
-    pictures: dict[Path, Picture] = {}
+    image_files = inspect_images(chosen.values(), options.decode)
+    images: dict[Path, DatasetImage] = {}
     for xml, path in chosen.items():
-        if looked[path].error:
-            problems.add(looked[path].kind, f"{relative(path, root)}: {looked[path].error}: left out")
+        if image_files[path].error:
+            problems.add(image_files[path].kind, f"{relative(path, root)}: {image_files[path].error}: left out")
             continue
         where = relative(xml, root)
-        pictures[xml] = _picture(
-            path, looked[path], elements[xml], where, problems, options.difficult, options.zero_based
+        images[xml] = _read_image(
+            path, image_files[path], elements[xml], where, problems, options.difficult, options.zero_based
         )
-    parts = {split: [pictures[xml] for xml in paths if xml in pictures] for split, paths in listed.items()}
-    classes = sorted({box.label for picture in pictures.values() for box in picture.boxes})
+    parts = {split: [images[xml] for xml in paths if xml in images] for split, paths in listed.items()}
+    classes = sorted({box.label for image in images.values() for box in image.boxes})
     return Dataset(parts, _image_root(root, list(owners)), classes)
 
 
@@ -219,10 +219,10 @@ def _image_root(root: Path, images: Sequence[Path]) -> Path:
     return root / name if name.lower() in IMAGE_FOLDERS and (root / name).is_dir() else root
 
 
-def _picture(
+def _read_image(
     path: Path, file: ImageFile, element: Element, xml: str, problems: Problems, difficult: str, zero_based: bool
-) -> Picture:
-    picture = Picture(path, file.width, file.height)
+) -> DatasetImage:
+    image = DatasetImage(path, file.width, file.height)
     width, height = (_number(element, f"size/{side}") for side in ("width", "height"))
     is_stated = None not in (width, height) and min(width, height) > 0
     to_image = to_upright(file, (width, height) if is_stated else None, xml, problems)
@@ -245,8 +245,8 @@ def _picture(
             problems.add("object without a box", f"{where}: xmin, ymin, xmax, ymax are not four numbers: left out")
             continue
         corners = _to_edges(corners, zero_based, where, problems)
-        add_box(picture, Box(label, to_image(corners), ignored), where, problems)
-    return picture
+        add_box(image, Box(label, to_image(corners), ignored), where, problems)
+    return image
 
 
 def _to_edges(corners: Corners, zero_based: bool, where: str, problems: Problems) -> Corners:

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
+from .dataset_images import ALL, Box, Corners, DatasetImage, Problems, add_box, inspect_images, read_text, relative
 from .files import DatasetFiles, beginning, image_files
 from .images import image_suffixes
-from .pictures import ALL, Box, Corners, Picture, Problems, add_box, look_at_all, read_text, relative
 from .reading import Dataset, Format, ReadOptions
 from .values import to_number
 
@@ -81,22 +81,22 @@ def read_yolo(files: DatasetFiles, description: Path, problems: Problems, option
         if name in names[:number]:
             problems.add("class named twice", f"{description.name}: {name} is also class {number}: taken as one")
 
-    looked = look_at_all((path for paths in splits.values() for path in paths), decode)
-    pictures: dict[Path, Picture] = {}
-    labels = {path: _label_file(path, root) for path in looked}
-    for path, file in looked.items():
+    image_files = inspect_images((path for paths in splits.values() for path in paths), decode)
+    images: dict[Path, DatasetImage] = {}
+    labels = {path: _label_file(path, root) for path in image_files}
+    for path, file in image_files.items():
         if file.error:
             problems.add(file.kind, f"{relative(path, root)}: {file.error}: left out")
             continue
-        picture = pictures[path] = Picture(path, file.width, file.height)
+        image = images[path] = DatasetImage(path, file.width, file.height)
         if labels[path].is_file():
-            _read_labels(picture, labels[path], names, root, problems, has_keypoints)
+            _read_labels(image, labels[path], names, root, problems, has_keypoints)
     for split, paths in splits.items():
         if paths and not any(labels[path].is_file() for path in paths):
             line = f"{split}: none of {len(paths)} images has one, such as {relative(labels[paths[0]], root)}"
             problems.add("no label files", line)
     _report_lost_labels(labels, root, problems)
-    parts = {split: [pictures[path] for path in paths if path in pictures] for split, paths in splits.items()}
+    parts = {split: [images[path] for path in paths if path in images] for split, paths in splits.items()}
     return Dataset(parts, root, names)
 
 
@@ -240,7 +240,7 @@ def _label_file(image: Path, root: Path) -> Path:
 
 
 def _read_labels(
-    picture: Picture, file: Path, names: list[str], root: Path, problems: Problems, has_keypoints: bool
+    image: DatasetImage, file: Path, names: list[str], root: Path, problems: Problems, has_keypoints: bool
 ) -> None:
     try:
         rows = read_text(file).splitlines()
@@ -261,8 +261,8 @@ def _read_labels(
         if values[0] not in range(len(names)):
             problems.add("unknown class", f"{where}: class {values[0]:g}, but there are {len(names)}: left out")
             continue
-        scaled = tuple(v * (picture.height if i % 2 else picture.width) for i, v in enumerate(corners))
-        add_box(picture, Box(names[int(values[0])], scaled), where, problems)
+        scaled = tuple(v * (image.height if i % 2 else image.width) for i, v in enumerate(corners))
+        add_box(image, Box(names[int(values[0])], scaled), where, problems)
 
 
 def _corners(values: list[float], has_keypoints: bool) -> Corners:

@@ -14,13 +14,13 @@ from omegaconf import DictConfig
 from detrkit.config.exported import read_exported
 from detrkit.config.load import load_config_file
 from detrkit.datasets.classes import Classes, classes_in_checkpoint, classes_of_dataset
+from detrkit.runtime.files import LAST_CHECKPOINT
 from detrkit.weights import classes_of_weights, is_of_other_code_base, look_at, prepare_config
 
 logger = logging.getLogger(__name__)
 
 # Files of weights in the folder of a training, by the names that users give them.
 CHECKPOINTS = {"final": "model_final.pth", "best": "model_best.pth"}
-LAST = "last_checkpoint"
 
 
 class Source(NamedTuple):
@@ -103,7 +103,7 @@ def weights_of_run(folder: Path, which: str | None = None) -> Path:
     """
     if which is not None and which not in CHECKPOINTS:
         raise ValueError(f"which={which!r} is not one of {', '.join(CHECKPOINTS)}")
-    last = folder / LAST
+    last = folder / LAST_CHECKPOINT
     named = Path(last.read_text(encoding="utf-8", errors="replace").strip()).name if last.is_file() else ""
     names = [CHECKPOINTS[which]] if which else [*CHECKPOINTS.values(), *([named] if named else [])]
     for name in names:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that are replaced in one step, and names of files that several packages read."""
 
 import logging
 import os
@@ -9,17 +9,20 @@ from typing import IO
 
 logger = logging.getLogger(__name__)
 
-UNFINISHED = ".tmp"  # suffix while a file is written
+UNFINISHED = ".tmp"  # suffix of a file that is being written
+LAST_CHECKPOINT = "last_checkpoint"  # in a run's folder; holds the name of its newest checkpoint
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a binary file that replaces `path` when the block ends, and never if writing fails.
 
+    Several processes may write the same path; the last one to finish wins.
+
     Raises:
         OSError: it cannot be written; the message names `path` and the reason.
     """
-    unfinished = path.with_name(f"{path.name}{UNFINISHED}")
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
     try:
         with unfinished.open("wb") as file:
             yield file
@@ -31,9 +34,9 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         if not isinstance(cause, OSError):
             raise
         reason = cause.strerror or str(cause)
-        raise OSError(f"cannot write {path}: {reason}; the checkpoints before it are as they were") from error
+        raise OSError(f"cannot write {path}: {reason}; files written before are as they were") from error
     finally:
         try:
             unfinished.unlink(missing_ok=True)
-        except OSError:  # the folder is gone or read-only, which has been said
+        except OSError:  # the folder is gone or read-only, as the first error says
             logger.debug("Could not delete %s", unfinished)

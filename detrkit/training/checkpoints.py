@@ -17,13 +17,11 @@ from detectron2.utils import comm
 from torch import Tensor
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
-from detrkit.runtime.files import UNFINISHED, atomic_write
+from detrkit.runtime.files import LAST_CHECKPOINT, UNFINISHED, atomic_write
 from detrkit.runtime.logs import terminal_quiet
 from detrkit.weights import load_state
 
 logger = logging.getLogger(__name__)
-
-LAST = "last_checkpoint"
 
 # What pickles of numpy arrays are made of.
 ARRAYS = {
@@ -120,7 +118,7 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Make a file of `save_dir` the newest."""
-        with atomic_write(Path(self.save_dir, LAST)) as file:
+        with atomic_write(Path(self.save_dir, LAST_CHECKPOINT)) as file:
             file.write(last_filename_basename.encode())
 
 
@@ -168,7 +166,7 @@ def newest_checkpoint(folder: str | os.PathLike) -> ResumePoint | None:
 
 def find_checkpoint(folder: Path) -> ResumePoint | None:
     names = [path.name for path in sorted(folder.glob("*.pth"), key=lambda path: -path.stat().st_mtime)]
-    last = folder / LAST
+    last = folder / LAST_CHECKPOINT
     named = last.read_text(encoding="utf-8", errors="replace").strip() if last.is_file() else ""
     if not names and not named:
         return None
@@ -181,8 +179,8 @@ def find_checkpoint(folder: Path) -> ResumePoint | None:
             continue
         remark = ""
         if name != named:
-            why = f"{LAST} names {named!r}, which {problems[named]}" if named else f"{LAST} is missing or empty"
-            remark = f"{why}: resuming from {name}, the newest whole checkpoint"
+            why = f"names {named!r}, which {problems[named]}" if named else "is missing or empty"
+            remark = f"{LAST_CHECKPOINT} {why}: resuming from {name}, the newest whole checkpoint"
             with atomic_write(last) as file:
                 file.write(name.encode())
         return ResumePoint(name, content["iteration"], content.get("trainer", {}).get("hooks", {}), remark)

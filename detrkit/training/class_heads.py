@@ -1,4 +1,4 @@
-"""Class heads of a detector that is trained on from a checkpoint with other classes."""
+"""Class heads of a detector that starts from a checkpoint with other classes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class ClassRows(NamedTuple):
-    """How the first dimension of a tensor counts classes.
+    """Meaning of the first dimension of a tensor of a class head.
 
     Attributes:
         per_class: rows of each class.
@@ -42,10 +42,10 @@ def class_heads_matched(
     known: Classes | None,
     outputs: Classes | None,
 ) -> Iterator[None]:
-    """Load the checkpoint's weights inside the block; on leaving, each class has the rows of its own name.
+    """Match the rows of class heads by class name, on exit of a block that loads the checkpoint.
 
-    Rows of classes that the checkpoint does not know are as they were before. If the names of either are not known, the
-    checkpointer alone decides.
+    Rows of classes that the checkpoint does not know keep their initial values. If the names of either side are not
+    known, the weights stay as the block loaded them.
 
     Args:
         cfg: the config of the model, with `model.num_classes`.
@@ -70,7 +70,7 @@ def class_heads_matched(
         weights = state.get(name)
         count = 0 if weights is None else (len(weights) - others) // per_class
         if count < len(known.names) or weights.shape[1:] != initial[name].shape[1:]:
-            continue  # what the checkpointer made of it stays
+            continue  # keep what the block loaded
         merged = initial[name]
         for new, old in pairs:
             merged[new * per_class : (new + 1) * per_class] = weights[old * per_class : (old + 1) * per_class]
@@ -88,13 +88,15 @@ def class_heads_matched(
 
 
 def _keep_objectness(heads: dict[str, Tensor], checkpoint: str | os.PathLike) -> None:
-    """Load row 0 of the encoder's class head, which chooses proposals whatever their class, where the head has another
-    number of rows in the checkpoint."""
+    """Load row 0 of the encoder's class head if the head has another number of rows in the checkpoint.
+
+    That row scores the proposals of any class.
+    """
     if not heads or local_file(os.fspath(checkpoint)) is None:
         return
     try:
         state = _weights(checkpoint)
-    except ValueError:  # a file that only the checkpointer reads; it has no other number of classes
+    except ValueError:  # only the checkpointer reads such files, and their number of classes is the model's
         return
     for name, ours in heads.items():
         theirs = state.get(name)
@@ -103,9 +105,9 @@ def _keep_objectness(heads: dict[str, Tensor], checkpoint: str | os.PathLike) ->
 
 
 def class_rows(cfg: DictConfig, model: nn.Module) -> dict[str, ClassRows]:
-    """The tensors whose first dimension counts classes: those that are larger in a model with one class more.
+    """Find the tensors whose first dimension counts classes: they are larger in a model with one more class.
 
-    Without `model.num_classes` there are none that could be found.
+    {} if the config has no `model.num_classes`.
     """
     larger = copy.deepcopy(cfg.model)
     count = larger.get("num_classes")

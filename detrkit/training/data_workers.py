@@ -1,4 +1,4 @@
-"""Data loading processes and signals: what they do with SIGTERM, and what a training does when one of them dies."""
+"""Data workers and signals: workers ignore SIGTERM, and the death of a worker raises at one place."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from typing import Any
 from torch.utils.data import DataLoader
 from torch.utils.data._utils import signal_handling
 
-PARENT_SECONDS = 2.0  # between two looks at whether the parent is alive
+PARENT_SECONDS = 2.0  # between two checks that the parent is alive
 
 
 def leave_signals_to_parent(worker_id: int = 0) -> None:
     """In a data worker: ignore SIGINT and SIGTERM unless the parent sent it, and end when the parent ends.
 
-    A scheduler or a terminal signals every process of a run at once. The training then finishes its iteration and saves
-    a checkpoint, for which it needs its workers. macOS does not tell who sent a signal: there SIGTERM ends a worker.
+    A scheduler or a terminal sends a signal to all processes of a run at once. The training then finishes its iteration
+    and saves a checkpoint, for which it needs its workers. On macOS, which does not name the sender, SIGTERM ends a
+    worker.
 
     Args:
         worker_id: unused; DataLoader passes it to a `worker_init_fn`.
@@ -42,7 +43,7 @@ def _obey_parent() -> None:
 
 
 def protect_workers(loader: Any) -> Any:
-    """Let the workers of a DataLoader leave signals to this process.
+    """Make the workers of a DataLoader leave signals to this process.
 
     Args:
         loader: a DataLoader, or one in detectron2's AspectRatioGroupedDataset; another type stays as it is.
@@ -69,14 +70,14 @@ class _Both:
 
 
 def is_worker_death(error: BaseException) -> bool:
-    """Whether PyTorch reports by this error that a data worker died."""
+    """Whether an error is PyTorch's report that a data worker died."""
     return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
 
 
 def next_batch(batches: Iterator[Any]) -> Any:
-    """`next(batches)`, during which the death of a data worker raises; until the next call it raises nowhere else.
+    """Return `next(batches)`. The death of a data worker raises here, and not between two calls.
 
-    PyTorch raises it wherever the main thread is when SIGCHLD arrives, so also between the updates of two parameters.
+    PyTorch raises where the main thread is when SIGCHLD arrives, for example between the updates of two parameters.
 
     Raises:
         RuntimeError: a worker died, now or since the last call; `is_worker_death` holds.
@@ -107,7 +108,7 @@ def _deaths_raised() -> Iterator[None]:
 
 @contextmanager
 def sigchld_restored() -> Iterator[None]:
-    """Restore PyTorch's SIGCHLD handler on exit, which `next_batch` sets aside between two calls."""
+    """Restore PyTorch's SIGCHLD handler on exit, which `next_batch` removes between two calls."""
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""A trained detector from its config and weights."""
+"""Load a trained detector from its config and weights."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ CLASS_HEADS = re.compile(r"(^|\.)class_embed(\.\d+)?\.(weight|bias)$")  # one ro
 
 
 class WholeModelCheckpointer(SafeCheckpointer):
-    """Refuses weights that leave a part of the model at its initial value, and averaged weights that are not the
-    model's: the figures would be of nothing that was trained."""
+    """A checkpointer that refuses weights which do not cover the model, and averaged weights of another model.
+
+    Otherwise the results would come from untrained weights.
+    """
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load `path`; "" leaves the model as it is.
@@ -58,15 +60,15 @@ class WholeModelCheckpointer(SafeCheckpointer):
         super()._log_incompatible_keys(incompatible)
 
     def _refuse_shapes(self, shapes: Sequence[tuple[str, Sequence[int], Sequence[int]]]) -> None:
-        for name, there, here in shapes:
-            if CLASS_HEADS.search(name) and there[1:] == here[1:]:
+        for name, saved, expected in shapes:
+            if CLASS_HEADS.search(name) and saved[1:] == expected[1:]:
                 raise ValueError(
-                    f"{self._source} has {there[0]} classes, the config's model has {here[0]} ({name}): set "
-                    f"model.num_classes={there[0]}"
+                    f"{self._source} has {saved[0]} classes, the config's model has {expected[0]} ({name}): set "
+                    f"model.num_classes={saved[0]}"
                 )
             raise ValueError(
-                f"{self._source} is of another model: {name} is {_size(there)} there, {_size(here)} in the config's "
-                "model (another number of classes or queries?)"
+                f"{self._source} is of another model: {name} is {_size(saved)} in it, {_size(expected)} in the "
+                "config's model (another number of classes or queries?)"
             )
 
 
@@ -77,22 +79,23 @@ def _size(shape: Sequence[int]) -> str:
 def load_detector(
     cfg: DictConfig, checkpoint: str, for_training: bool = False, overrides: Sequence[str] = ()
 ) -> nn.Module:
-    """The model of `cfg` on `cfg.train.device`, in evaluation mode, without what only training needs; with averaged
-    weights where the checkpoint has them.
+    """Build the model of `cfg` on `cfg.train.device` in evaluation mode, without parts that only training needs.
+
+    It has the averaged weights if the checkpoint has them.
 
     Args:
-        cfg: as `load_config` gives it; its device is resolved, and what belongs to the weights is set, in place.
+        cfg: as `load_config` returns it. Its device is resolved, and settings of the weights are set, in place.
         checkpoint: a .pth or .safetensors file, or a URL that DetectionCheckpointer reads; "" for random weights.
             Weights of other code bases are converted, see `detrkit.weights`.
-        for_training: in training mode and whole instead.
-        overrides: `key=value` that the user gave, which are not replaced by what belongs to the weights.
+        for_training: return the complete model in training mode.
+        overrides: `key=value` that the user gave; settings of the weights do not replace them.
 
     Raises:
         FileNotFoundError: no such checkpoint.
-        ValueError: it is not one of this model; the config has no model; the device is not there.
+        ValueError: the checkpoint is of another model, the config has no model, or there is no such device.
     """
     if "model" not in cfg or "train" not in cfg:
-        raise ValueError("the config needs model and train, as those for `align-detr train` have them")
+        raise ValueError("the config has no model or no train: expected one of those that `align-detr configs` lists")
     if checkpoint and "://" not in checkpoint and not Path(checkpoint).is_file():
         raise FileNotFoundError(f"no such checkpoint: {checkpoint}")
     cfg.train.device = resolve_device(cfg.train.device)

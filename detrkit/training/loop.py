@@ -69,7 +69,7 @@ def train(
         overwrite: delete the files of an earlier training in the output folder.
         config_file: where the config came from, for the log.
         overrides: `key=value` that the user gave; settings that belong to the weights do not replace them.
-        build_report: a page about the training, or None.
+        build_report: makes the page about the training; returns None for no page.
 
     Returns:
         The results of the last evaluation, `{task: metrics}`; {} without an evaluator.
@@ -115,8 +115,8 @@ def run_iterations(
     """Build everything, register the hooks in their order, and run the iterations.
 
     Args:
-        point: the checkpoint to go on from; None to begin.
-        resume: whether metrics.json is of this training.
+        point: the checkpoint to resume from; None to start a training.
+        resume: whether metrics.json belongs to this training.
         facts: plain data for the checkpoints.
         report: a page about the training.
     """
@@ -145,23 +145,23 @@ def run_iterations(
     trainer.register_hooks(
         [
             hooks.IterationTimer(),  # seconds of each iteration
-            ema.EMAHook(cfg, model) if cfg.train.model_ema.enabled else None,  # average the new weights
-            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),  # the next iteration's rate
-            state.before_checkpoint(),  # collect what a checkpoint holds, before evaluation
+            ema.EMAHook(cfg, model) if cfg.train.model_ema.enabled else None,  # update the averaged weights
+            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),  # set the learning rate of the next iteration
+            state.before_checkpoint(),  # collect random states and data position for a checkpoint
             periodic_checkpointer(cfg, checkpointer) if is_main else None,  # save before evaluation, which may fail
             hooks.EvalHook(cfg.train.eval_period, evaluations),  # evaluate
-            report.hook if report and is_main else None,  # refresh the page, and record its metrics
-            MetricsWriter(cfg) if is_main else None,  # write what the hooks above have recorded
-            state,  # collect again: evaluation has drawn random numbers
-            best,  # save the model if it is the best so far
+            report.hook if report and is_main else None,  # update report.html, and record its metrics
+            MetricsWriter(cfg) if is_main else None,  # write the metrics recorded by the hooks above
+            state,  # collect again, as evaluation has drawn random numbers
+            best,  # save model_best.pth if AP is the highest so far
             EvaluationLine(evaluations, best) if is_main else None,  # log one line for each evaluation
-            stop,  # on a signal: save and stop
-            LiveLine() if is_main else None,  # progress on the terminal
+            stop,  # on Ctrl-C or SIGTERM: save a checkpoint and stop
+            LiveLine() if is_main else None,  # show progress on the terminal
         ]
     )
     start = "" if point else cfg.train.init_checkpoint
     with class_heads_matched(cfg, model, start, known_classes(start, classes, assume=True), classes):
         checkpointer.resume_or_load(start, resume=point is not None)
-    with watchdog.watching(), stop.listening(), sigchld_restored():
+    with watchdog.watching(), stop.handling_signals(), sigchld_restored():
         trainer.train(point.iteration + 1 if point else 0, cfg.train.max_iter)
     return evaluations

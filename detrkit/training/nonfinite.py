@@ -1,4 +1,4 @@
-"""What there is to know of a training step whose losses or gradients are not finite."""
+"""Diagnose a training step whose losses or gradients are not finite."""
 
 from __future__ import annotations
 
@@ -19,51 +19,52 @@ logger = logging.getLogger(__name__)
 
 
 def image_names(batch: Any) -> list[str]:
-    """The file names of a batch's images, where it has any."""
+    """File names of the images of a batch, as far as it has them."""
     items = batch if isinstance(batch, Sequence) else []
     return [str(item["file_name"]) for item in items if isinstance(item, Mapping) and "file_name" in item]
 
 
 def first_bad_layer(model: nn.Module, step: Callable[[nn.Module], Tensor], random_states: dict[str, Any]) -> str:
-    """Repeat a step and say where a number first is not finite, such as "the output of backbone.stem". Every process of
-    a run calls it, as the losses are agreed on between them.
+    """Repeat a step and return where a number first is not finite, such as "the output of backbone.stem".
+
+    Every process of a run calls it, as computing the losses takes all of them.
 
     Args:
-        model: its weights are left as they are, its gradients are dropped.
-        step: the forward pass of a model, to the sum of the losses.
-        random_states: those of before the step.
+        model: its weights do not change, its gradients are deleted.
+        step: from a model to the sum of its losses.
+        random_states: the states before the step.
 
     Returns:
-        "" if nothing is found.
+        "" if all numbers are finite.
     """
-    # In DistributedDataParallel, processes that find something would wait for the gradients of those that do not.
+    # DistributedDataParallel would wait for the gradients of processes that find nothing.
     bare = model.module if isinstance(model, DistributedDataParallel) else model
     weights = (name for name, parameter in bare.named_parameters() if not parameter.isfinite().all())
     if (name := next(weights, None)) is not None:
         return f"the weights of {name}"
     backward: list[str] = []
 
-    def look(name: str) -> Callable:
+    def check_layer(name: str) -> Callable:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             for tensor in _tensors(output):
                 if not tensor.isfinite().all():
-                    raise _FoundError(name)
+                    raise _NotFiniteError(name)
                 if tensor.requires_grad and tensor.grad_fn is not None:
-                    tensor.register_hook(lambda gradient: _note(gradient, name, backward))
+                    tensor.register_hook(lambda gradient: _check_gradient(gradient, name, backward))
 
         return hook
 
-    handles = [module.register_forward_hook(look(name)) for name, module in bare.named_modules() if name]
+    handles = [module.register_forward_hook(check_layer(name)) for name, module in bare.named_modules() if name]
     try:
         with random_states_kept():
             set_random_states(random_states)
             loss = step(bare)
             if loss.requires_grad:
                 loss.backward()
-    except _FoundError as found:  # before the losses, which processes may not be alone in
-        return f"the output of {found}"
+    except _NotFiniteError as layer:
+        return f"the output of {layer}"
     except ValueError:
-        logger.debug("The step does not come to its losses")
+        logger.debug("The step failed before its losses")
     finally:
         for handle in handles:
             handle.remove()
@@ -71,17 +72,17 @@ def first_bad_layer(model: nn.Module, step: Callable[[nn.Module], Tensor], rando
     return f"the gradient of the output of {backward[0]}" if backward else ""
 
 
-class _FoundError(Exception):
-    """Its message is the layer's name."""
+class _NotFiniteError(Exception):
+    """A layer's output is not finite; the message is its name."""
 
 
-def _note(gradient: Tensor, name: str, found: list[str]) -> None:
+def _check_gradient(gradient: Tensor, name: str, found: list[str]) -> None:
     if not found and not gradient.isfinite().all():
         found.append(name)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    """The floating-point tensors in an output, or losses."""
+    """The floating-point tensors in an output or in losses."""
     if isinstance(value, Tensor):
         if value.is_floating_point():
             yield value
@@ -94,8 +95,10 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def save_batch(batch: Any, path: Path, **facts: Any) -> None:
-    """Write a batch and `facts` to a file that `torch.load` reads without running anything: tensors and plain data,
-    `Instances` as a dict of their fields."""
+    """Save a batch and `facts` as tensors and plain data, which `torch.load(weights_only=True)` reads.
+
+    `Instances` become a dict of their fields.
+    """
     with atomic_write(path) as file:
         torch.save({"batch": _plain(batch), **facts}, file)
 

@@ -21,12 +21,15 @@ WRITTEN = (
 """Patterns of the files that a training writes."""
 
 
-def check_output_folder(folder: str | os.PathLike, *, resume: bool | str, overwrite: bool) -> None:
+def check_output_folder(
+    folder: str | os.PathLike, *, resume: bool | str, overwrite: bool, is_main: bool = True
+) -> None:
     """Check that a training may write to a folder. Nothing is changed there.
 
     Args:
         resume: the training goes on with the one in the folder, which must have a checkpoint unless this is "auto".
         overwrite: the files of an earlier training may be deleted.
+        is_main: whether this process tries to write: several would disturb each other.
 
     Raises:
         ValueError: the folder holds a training and neither was asked for, or no training to resume.
@@ -45,7 +48,8 @@ def check_output_folder(folder: str | os.PathLike, *, resume: bool | str, overwr
             f"{path} holds a training already ({found[0]}): --resume goes on with it, --overwrite deletes its files, "
             "train.output_dir=FOLDER trains elsewhere"
         )
-    check_writable(path)
+    if is_main:
+        check_writable(path)
 
 
 def check_writable(folder: Path) -> None:
@@ -82,7 +86,7 @@ def claim_output_folder(folder: str | os.PathLike, *, resume: bool | str, overwr
     from detectron2.utils import comm  # imports PyTorch, which the check above need not wait for
 
     path = Path(folder)
-    check_output_folder(path, resume=resume, overwrite=overwrite)
+    check_output_folder(path, resume=resume, overwrite=overwrite, is_main=comm.is_main_process())
     comm.synchronize()  # no process may see what another one has deleted
     if overwrite and not resume and comm.is_main_process():
         for pattern in WRITTEN:

@@ -33,7 +33,7 @@ from .run_state import RunState
 logger = logging.getLogger("detectron2.preflight")
 
 ORIENTATION = 0x0112  # EXIF; from 5 on, width and height change places
-NAMED = 3  # images that an error names
+NAMED = 3  # images named in an error
 SECONDS_WITHOUT_PROGRESS = 3
 
 
@@ -46,6 +46,8 @@ def check_data(cfg: DictConfig, splits: Sequence[str]) -> None:
     Raises:
         FileNotFoundError: one is not; the message says how to get it.
     """
+    if "dataloader" not in cfg:
+        return  # `prepare` reports it
     used = [split for split in splits if split != "test" or "evaluator" in cfg.dataloader]
     for name in dict.fromkeys(name for split in used for name in dataset_names(cfg, split)):
         registration = registration_of(name)
@@ -72,7 +74,7 @@ def match_training(cfg: DictConfig, point: ResumePoint | None) -> Classes | None
 
     Raises:
         ValueError: classes cannot be matched by name, the model has another number of outputs, or an annotation file
-            has a mistake that cannot be mended.
+            has a mistake that cannot be corrected.
     """
     names = dataset_names(cfg, "train")
     own = classes_of(names[0]) if names else None
@@ -102,8 +104,11 @@ def match_evaluation(cfg: DictConfig, checkpoint: str) -> Classes | None:
 
     The outputs are those that the checkpoint knows, else those of `dataset_of_outputs`.
 
-    Returns and raises:
-        As `match_training`.
+    Returns:
+        The classes of the outputs; None if the test data are not a registered dataset with classes.
+
+    Raises:
+        ValueError: classes cannot be matched by name, or the model has too few outputs.
     """
     count = cfg.model.get("num_classes")
     test = dataset_names(cfg, "test")
@@ -122,11 +127,11 @@ def match_evaluation(cfg: DictConfig, checkpoint: str) -> Classes | None:
 
 
 def known_classes(checkpoint: str, data: Classes | None = None, assume: bool = False) -> Classes | None:
-    """The classes that a checkpoint or an exported file knows by name; None if it knows none or there is no such file.
+    """The class names stored in a checkpoint or an exported file; None if it has none or there is no such file.
 
     Args:
-        data: the classes of the data to use it with, for files of other code bases: see `weights.classes_of_weights`.
-        assume: files with detrex's names that name no classes are COCO's if they have 80 rows.
+        data: classes of the data, for files of other code bases; see `weights.classes_of_weights`.
+        assume: take a file with detrex's tensor names, 80 rows and no class names to have COCO's classes.
     """
     path = local_file(checkpoint)
     if path is None:
@@ -155,14 +160,14 @@ def _cover(known: Classes, own: Classes, outputs: int | None) -> bool:
 def _warn_without_objects(cfg: DictConfig) -> None:
     for name in dataset_names(cfg, "test"):
         if (found := annotation_file_of(name)) and not found.objects:
-            logger.warning("%s has no annotated objects: evaluations will have detections, but no figures", name)
+            logger.warning("%s has no annotated objects: evaluations have detections, but no metrics", name)
 
 
 def check_images(name: str, images: Sequence[Mapping[str, Any]]) -> None:
-    """Look at the headers of a dataset's images, each process of a run at its share.
+    """Check the headers of a dataset's images; each process of a run checks its share.
 
     Args:
-        images: dataset dicts; those without `file_name` and those with a URL are passed over.
+        images: dataset dicts; those without `file_name` and those with a URL are skipped.
 
     Raises:
         ValueError: an image is missing, cannot be read or has another size than its annotation; in all processes.
@@ -183,7 +188,7 @@ def check_images(name: str, images: Sequence[Mapping[str, Any]]) -> None:
     if problems:
         more = f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
         raise ValueError(
-            f"{len(problems)} of {len(images)} images of {name} cannot be evaluated on: "
+            f"{len(problems)} of {len(images)} images of {name} cannot be used for evaluation: "
             f"{'; '.join(problems[:NAMED])}{more}"
         )
 
@@ -198,7 +203,7 @@ def _image_problem(image: Mapping[str, Any]) -> str | None:
             if exif.get(ORIENTATION, 1) in range(5, 9):
                 size = size[::-1]
             if file.mode == "F" or file.mode.startswith("I"):
-                to_rgb(file)  # whose error says that the values have no known range
+                to_rgb(file)  # raises if the values have no known range
     except FileNotFoundError:
         return f"{path} is not there"
     except Image.UnidentifiedImageError:

@@ -1,4 +1,4 @@
-"""The states of the random generators that a training draws from: Python's, NumPy's and PyTorch's."""
+"""States of the random generators of Python, NumPy and PyTorch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import torch
 
 
 def random_states() -> dict[str, Any]:
-    """States of this process's generators, as tensors and numbers, so that a checkpoint may hold them: Python's,
-    NumPy's, PyTorch's on the CPU and on the current CUDA device."""
+    """States of this process's generators as tensors and numbers, which a checkpoint can hold.
+
+    They are those of Python, NumPy, and PyTorch on the CPU and the current CUDA device.
+    """
     version, words, gauss = random.getstate()
     kind, array, position, has_gauss, cached = np.random.get_state()
     states = {
@@ -27,7 +29,7 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """Take up `random_states()`. A CUDA state is passed over where there is no CUDA."""
+    """Restore `random_states()`. A CUDA state is ignored on machines without CUDA."""
     version, words, gauss = states["python"]
     random.setstate((version, tuple(words.tolist()), gauss))
     kind, array, position, has_gauss, cached = states["numpy"]
@@ -39,7 +41,7 @@ def set_random_states(states: dict[str, Any]) -> None:
 
 @contextmanager
 def random_states_kept() -> Iterator[None]:
-    """What is drawn on the CPU inside the block is not missing behind it."""
+    """Restore the CPU random state on exit."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
@@ -50,7 +52,7 @@ def random_states_kept() -> Iterator[None]:
 
 
 def seed_cpu(*numbers: int) -> None:
-    """Seed the generators of the CPU with a mixture of non-negative numbers."""
+    """Seed the CPU generators with a combination of non-negative numbers."""
     words = np.random.SeedSequence(numbers).generate_state(4)
     random.seed(int(words[0]) << 32 | int(words[1]))
     np.random.seed(words)

@@ -1,4 +1,4 @@
-"""The part of a training's state that detectron2's trainers do not keep, as a hook: see `RunState`."""
+"""State of a training that detectron2's trainers do not save: data position, random generators, smoothed metrics."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from .randomness import random_states, set_random_states
 
 logger = logging.getLogger(__name__)
 
-WINDOW = 20  # iterations that writers smooth over
-TIMES = ("time", "data_time", "rank_data_time", "eta_seconds")  # of a process, not of the training
+WINDOW = 20  # iterations over which writers take medians
+TIMES = ("time", "data_time", "rank_data_time", "eta_seconds")  # metrics that start anew in each process
 
 
 class RunState(HookBase):
-    """Keeps in every checkpoint, by process, where the data and the random generators are, and of the main process what
-    metrics are smoothed over. With the weights, the optimizer and the trainer's own state, a training that resumes is
-    the one that was interrupted.
+    """A hook that saves in each checkpoint what an exact resume needs besides weights, optimizer and trainer.
 
-    An iteration may be saved twice: before and after evaluation. A checkpoint from before evaluation says so, and a run
-    that resumes from it evaluates first (`Trainer.unfinished_iteration`).
+    For each process: data position and random states. For the main process: the values that metrics are smoothed over.
 
-    Register `before_checkpoint()` before the hook that saves, and this one after evaluation and the metrics' writer.
+    An iteration may be saved twice: before and after evaluation. A checkpoint from before evaluation is marked, and a
+    run that resumes from it evaluates first (`Trainer.unfinished_iteration`).
+
+    Register `before_checkpoint()` before the hook that saves, and this hook after evaluation and the metrics' writer.
 
     Args:
-        loader: the training data. Its position is kept if it has `state_dict()`, and `load_state_dicts(states)` as
-            `ResumableLoader` or `load_state_dict(state)` for one process; else the data start over.
-        saves_at: whether a checkpoint may follow this iteration.
-        facts: plain data to keep as well.
+        loader: the training data. Its position is saved if it has `state_dict()` and either `load_state_dicts(states)`,
+            like `ResumableLoader`, or `load_state_dict(state)` for one process; else the data start over on resume.
+        saves_at: whether a checkpoint may be saved after an iteration.
+        facts: plain data to save as well.
     """
 
     def __init__(self, loader: Any, saves_at: Callable[[int], bool], facts: dict[str, Any]):
@@ -49,10 +49,10 @@ class RunState(HookBase):
         return BeforeCheckpoint(self)
 
     def collect(self, complete: bool) -> None:
-        """Take the states of all processes, for the saves that follow. Every process calls it.
+        """Gather the states of all processes for the next checkpoints. Every process calls it.
 
         Args:
-            complete: whether all of this iteration has been done.
+            complete: whether all hooks of this iteration have run.
         """
         self._complete = complete
         position = self._loader.state_dict() if hasattr(self._loader, "state_dict") else None
@@ -74,7 +74,7 @@ class RunState(HookBase):
         self._loaded = state_dict
 
     def before_train(self) -> None:
-        """Go on from the state that was loaded; the other hooks have begun by now."""
+        """Restore the loaded state, after the other hooks have started."""
         if self._loaded is None:
             return
         state, self._loaded = self._loaded, None
@@ -91,7 +91,7 @@ class RunState(HookBase):
 
     def _resume_data(self, positions: list[Any]) -> str:
         if positions[0] is None or not hasattr(self._loader, "state_dict"):
-            return "this loader cannot tell where in the data it was: they start over"
+            return "this loader does not know its position in the data: they start over"
         if hasattr(self._loader, "load_state_dicts"):
             return self._loader.load_state_dicts(positions)
         if len(positions) != comm.get_world_size():
@@ -103,7 +103,7 @@ class RunState(HookBase):
         now, was = self._facts.get("batch_size"), before.get("batch_size")
         if now == was:
             return ""
-        return f"batches of {now} images now, {was} before: iterations count on, and the data go on where they were"
+        return f"batches of {now} images now, {was} before: iteration count and data position are kept"
 
     def _scalars(self) -> dict[str, Any]:
         if not comm.is_main_process():
@@ -121,14 +121,14 @@ class RunState(HookBase):
 
     def _restore_scalars(self, scalars: dict[str, Any], complete: bool) -> None:
         for name, (smoothed, values) in scalars.items():
-            if complete and not smoothed:  # it has been written
+            if complete and not smoothed:  # already in metrics.json
                 continue
             for value, iteration in values:
                 self.trainer.storage.put_scalar(name, value, smoothing_hint=smoothed, cur_iter=iteration)
 
 
 class BeforeCheckpoint(HookBase):
-    """Collects the state before a checkpoint is saved."""
+    """A hook that collects the state before a checkpoint is saved."""
 
     def __init__(self, state: RunState):
         self._state = state
@@ -139,15 +139,14 @@ class BeforeCheckpoint(HookBase):
 
 
 def cut_metrics(path: str | os.PathLike, point: ResumePoint | None, *, resumes: bool, max_iter: int) -> None:
-    """Take from the end of `metrics.json` a line that was cut short, and those of iterations that will be done again.
+    """Remove incomplete lines, and those of iterations that will be repeated, from the end of `metrics.json`.
 
-    The evaluation at the end of an earlier, shorter run stays. Nothing else is touched, and a kill meanwhile does no
-    harm.
+    The evaluation at the end of an earlier, shorter run stays. If the process is killed meanwhile, the file is valid.
 
     Args:
-        point: where the run goes on; None for one from the start.
-        resumes: whether the lines are of the same run, so that one from the start does all of them again.
-        max_iter: where the run will end.
+        point: the checkpoint to resume from; None to start from iteration 0.
+        resumes: whether the lines belong to the same run, which repeats all of them if it starts from iteration 0.
+        max_iter: number of iterations of the run.
     """
     path = Path(path)
     if not path.is_file():
@@ -165,7 +164,7 @@ def cut_metrics(path: str | os.PathLike, point: ResumePoint | None, *, resumes: 
             if row["iteration"] < first or is_end:
                 break
         except (ValueError, KeyError, TypeError):
-            logger.warning("%s has a line that is not one of metrics: it is taken away", path)
+            logger.warning("%s has a line that is not one of metrics: it is removed", path)
         end = begin
     if end < len(content):
         os.truncate(path, end)

@@ -1,4 +1,4 @@
-"""Ends a training early, with a checkpoint: on Ctrl-C, on SIGTERM, or if a data worker dies."""
+"""Stop a training early, with a checkpoint: on Ctrl-C, on SIGTERM, or if a data worker dies."""
 
 from __future__ import annotations
 
@@ -29,16 +29,17 @@ SAME_SIGNAL = 1.0  # seconds in which a second SIGINT counts as the same one
 
 
 class Interrupted(KeyboardInterrupt):
-    """A training was ended by a signal, whose number is the argument, after it saved a checkpoint."""
+    """A signal, whose number is the argument, ended a training after it saved a checkpoint."""
 
 
 class StopEarly(HookBase):
-    """Ctrl-C, the SIGTERM that clusters send, or the death of a data worker ends the training after the current
-    iteration, with a checkpoint of it. A second Ctrl-C ends it at once.
+    """A hook that ends the training after the current iteration, with a checkpoint.
+
+    Reasons are Ctrl-C, the SIGTERM that clusters send, and the death of a data worker. A second Ctrl-C ends it at once.
 
     Args:
-        loader: the training data. If one of its workers dies and it does not read on by itself, as a `ResumableLoader`
-            does, the checkpoint is of the iteration before, and only a run of one process saves one.
+        loader: the training data. After the death of a worker a `ResumableLoader` finishes the iteration. With another
+            loader the checkpoint is of the iteration before, and only a run of one process saves one.
     """
 
     def __init__(self, checkpointer: SafeCheckpointer, state: RunState, loader: Iterable[Any]):
@@ -48,9 +49,8 @@ class StopEarly(HookBase):
         self._stopped = False
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Handle SIGINT and SIGTERM in this way inside the block; not in other threads than the main one, where Python
-        allows no signal handlers."""
+    def handling_signals(self) -> Iterator[None]:
+        """Handle SIGINT and SIGTERM inside the block. Outside the main thread, where Python forbids it, do nothing."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -63,9 +63,9 @@ class StopEarly(HookBase):
                 signal.signal(number, handler)
 
     def _ask(self, signum: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a data loader's worker: the iteration that is to be finished may need it
+        if os.getpid() != self._process:  # a data worker, which the current iteration may need
             return
-        if self._signal:  # launchers pass on what all processes were sent already
+        if self._signal:  # a launcher repeats a signal that all processes have received
             if signum == signal.SIGINT and time.monotonic() - self._asked_at > SAME_SIGNAL:
                 raise KeyboardInterrupt
             return
@@ -86,7 +86,7 @@ class StopEarly(HookBase):
             )
 
     def _save(self) -> str:
-        """Save the current iteration; returns the checkpoint's name."""
+        """Save a checkpoint of the current iteration; return its name."""
         self._stopped = True
         iteration = self.trainer.iter
         self._state.collect(complete=True)
@@ -96,7 +96,7 @@ class StopEarly(HookBase):
     def after_train(self) -> None:
         trainer = self.trainer
         if trainer.worker_death and trainer.iter > trainer.start_iter and comm.get_world_size() == 1:
-            trainer.iter -= 1  # the last whole iteration
+            trainer.iter -= 1  # the last complete iteration
             self._save()
         if self._stopped:
             words = list(zip(sys.argv, sys.argv[1:], strict=False))
@@ -109,7 +109,7 @@ class StopEarly(HookBase):
 
 @contextmanager
 def sigterm_passed_on() -> Iterator[None]:
-    """Pass SIGTERM on to the processes of a run, which this process started."""
+    """Pass SIGTERM on to the processes of the run, which this process has started."""
 
     def pass_on(signum: int, frame: FrameType | None) -> None:
         for process in multiprocessing.active_children():

@@ -1,8 +1,7 @@
-"""A training's images as a stream in which the position alone determines everything.
+"""Training images as a stream in which the position determines image and augmentation.
 
-Position p is image number p % size of the shuffle number p // size, and its augmentation is drawn from generators
-seeded with p. So a process that knows the positions it has not trained on yet can go on exactly, with any number of
-data workers, whatever these had read ahead.
+Position p is image p % size of shuffle p // size, and its augmentation uses generators seeded with p. A process that
+knows the positions it has not trained on yet can therefore resume exactly, with any number of data workers.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from .data_workers import is_worker_death, leave_signals_to_parent, next_batch
 from .randomness import random_states_kept, seed_cpu
 
 POSITION = "stream_position"
-SHUFFLE, AUGMENTATION = 0, 1  # what a seed is for
+SHUFFLE, AUGMENTATION = 0, 1  # purposes of a seed
 WORKER_OPTIONS = ("multiprocessing_context", "persistent_workers", "prefetch_factor", "timeout")  # of DataLoader
 
 
@@ -34,12 +33,14 @@ class SampleStream(IterableDataset):
     """The training examples at `waiting`, then at `front`, `front + step`, … without end.
 
     Args:
-        dataset: from a number to what `mapper` takes.
-        mapper: makes a dict, the training example, or None for what cannot be used: then another image takes its
-            place. Its `stream_position` will be the position.
-        seed: of shuffles and augmentation.
-        chunk: how many neighbours in the stream one data worker reads: what it makes a batch of, else 1. So the
-            examples come in the stream's order, however many workers there are.
+        dataset: items by number.
+        mapper: from an item to a training example, a dict, or to None if the item cannot be used; then a random other
+            item takes its place. `stream_position` is added to the dict.
+        seed: seed of shuffles and augmentation.
+        waiting: positions that come first.
+        front, step: the positions after them are `front`, `front + step`, …
+        chunk: number of consecutive positions that a data worker reads: its batch size if workers make batches, else
+            1. It keeps the order of the stream for any number of workers.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class SampleStream(IterableDataset):
         return map(self.example, positions)
 
     def example(self, position: int) -> dict:
-        """The one at a position; the same on every call. Leaves the CPU's generators seeded with it."""
+        """The example at a position, the same in every call. Seeds the CPU generators with the position."""
         epoch, place = divmod(position, len(self._dataset))
         seed_cpu(self._seed, position, AUGMENTATION)
         example = self._map(self._order(epoch)[place])
@@ -85,7 +86,7 @@ class SampleStream(IterableDataset):
         item = self._dataset[number]
         try:
             return self._mapper(item)
-        except (Image.DecompressionBombError, SyntaxError) as error:  # the other of which is of broken PNGs
+        except (Image.DecompressionBombError, SyntaxError) as error:  # SyntaxError: a broken PNG
             name = item.get("file_name") if isinstance(item, Mapping) else number
             raise OSError(f"cannot read image file {name}: {error}") from error
 
@@ -94,7 +95,7 @@ class SampleStream(IterableDataset):
             seed_cpu(self._seed, epoch, SHUFFLE)
             return torch.randperm(len(self._dataset)).tolist()
 
-    def __getstate__(self) -> dict:  # a cache cannot be pickled, as workers that are not forked need it
+    def __getstate__(self) -> dict:  # spawned workers pickle this object, which the cache does not allow
         return {name: value for name, value in vars(self).items() if name != "_order"}
 
     def __setstate__(self, state: dict) -> None:
@@ -111,7 +112,7 @@ def _every_nth_chunk(positions: Iterable[int], first: int, n: int, size: int) ->
 
 
 class _Tagged:
-    """A collate function that gives the positions of a batch's examples beside the batch."""
+    """A collate function that returns the positions of the examples, and the batch."""
 
     def __init__(self, collate: Callable[[list], Any] | None):
         self._collate = collate
@@ -122,16 +123,16 @@ class _Tagged:
 
 
 class ResumableLoader:
-    """An endless stream of batches that knows where it is.
+    """An endless stream of batches whose position can be saved and restored.
 
-    Iterating it draws nothing from the process's generators. If a data worker dies, this process reads the same batches
-    itself from there on.
+    Iterating it does not change the random generators of the process. If a data worker dies, this process continues
+    with the same batches without workers.
 
     Args:
-        dataset, mapper: as in `SampleStream`; None: the dataset's items are examples already.
-        build: makes an iterable of batches from a `SampleStream` and a collate function.
-        build_in_process: the same without data workers. None: the death of a worker is an error.
-        collate: makes a batch of a list of examples; None: the list is the batch.
+        dataset, mapper: see `SampleStream`; without a mapper the items are the examples.
+        build: from a `SampleStream` and a collate function to an iterable of batches.
+        build_in_process: the same without data workers; None makes the death of a worker an error.
+        collate: from a list of examples to a batch; None for the list itself.
         chunk: as in `SampleStream`.
 
     Attributes:
@@ -160,7 +161,7 @@ class ResumableLoader:
     def __iter__(self) -> Iterator[Any]:
         with random_states_kept():
             batches = iter(self._build(self._stream(), self._collate))
-            # Built now, as building is for all processes of a run together, and a worker dies in one of them.
+            # Built now, as all processes of a run have to build it together, and a worker dies in one of them.
             spare_stream = self._stream()
             spare = self._build_in_process(spare_stream, self._collate) if self._build_in_process else None
         while True:
@@ -175,11 +176,11 @@ class ResumableLoader:
                 with random_states_kept():
                     batches = iter(spare)
                 continue
-            self._hand_over(positions)
+            self._mark_returned(positions)
             yield batch
 
     def _stream(self) -> SampleStream:
-        """The examples that were not handed over yet."""
+        """The examples that have not been returned yet."""
         return SampleStream(
             self._dataset,
             self._mapper,
@@ -190,9 +191,9 @@ class ResumableLoader:
             chunk=self._chunk,
         )
 
-    def _hand_over(self, positions: list[int]) -> None:
-        # Examples come in the stream's order, so what lies before the newest is in a batch, or waits for one of its
-        # shape to be full.
+    def _mark_returned(self, positions: list[int]) -> None:
+        # Examples come in the order of the stream. One before the newest is either in a batch, or waits until a batch
+        # of its shape is full.
         newest = max(positions)
         while self._front <= newest:
             self._waiting.append(self._front)
@@ -201,7 +202,7 @@ class ResumableLoader:
         self._waiting = [position for position in self._waiting if position not in given]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where this process is, behind the batch that it was given last."""
+        """Position of this process after the last batch."""
         return {
             "seed": self._seed,
             "size": len(self._dataset),
@@ -210,13 +211,13 @@ class ResumableLoader:
         }
 
     def load_state_dicts(self, states: Sequence[Mapping[str, Any]]) -> str:
-        """Go on where the processes of an earlier run were, as many as `states`. Before the first batch.
+        """Resume from the `state_dict()` of all processes of an earlier run. Call it before the first batch.
 
-        With as many processes as then, each goes on exactly. Otherwise what none of them has trained on yet is dealt
-        out anew: every image comes once per epoch still.
+        With the same number of processes each resumes exactly. Otherwise the images that no process has trained on yet
+        are distributed anew, and every image still comes once per epoch.
 
         Returns:
-            What could not be kept, for the person who resumes; empty if nothing was lost.
+            What could not be restored, for a warning; "" if nothing was lost.
         """
         size = len(self._dataset)
         if states[0]["size"] != size:
@@ -237,15 +238,14 @@ class ResumableLoader:
 
 
 def resumable_loader(node: DictConfig, dataset: Any) -> ResumableLoader | None:
-    """The loader that a config describes, as one that can resume.
+    """Build the loader of a config as a `ResumableLoader`.
 
     Args:
         node: a call of detectron2's `build_detection_train_loader`.
-        dataset: what its `dataset` was instantiated to.
+        dataset: its dataset, instantiated.
 
     Returns:
-        None if the config's data cannot be resumed in this way: another loader, a sampler of its own, or a dataset that
-        is a stream itself.
+        None if the data cannot be resumed: another loader, a sampler in the config, or an iterable dataset.
     """
     target = node.get("_target_")
     name = f"{build_detection_train_loader.__module__}.{build_detection_train_loader.__qualname__}"

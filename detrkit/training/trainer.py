@@ -32,10 +32,10 @@ HISTORY = 1000  # values of a metric: the longest window that a writer looks at
 
 
 class Trainer(SimpleTrainer):
-    """detectron2's `SimpleTrainer` and `AMPTrainer` in one, whose mixed precision does not ask for CUDA.
+    """Trainer of one model: forward, backward, gradient clipping, step; in float32 or mixed precision on any device.
 
-    Losses and the norm of the gradients are read before the optimizer steps, in one transfer from the device, so that
-    what is not finite never reaches the parameters. It ends the training, with the batch saved and the layer named.
+    Losses and gradient norm are read before the optimizer steps, in one transfer from the device, so that values that
+    are not finite never reach the parameters. They end the training; the batch is saved, and the layer named.
 
     Args:
         model: from a batch to a mapping of losses, of which the sum is minimised, or to that sum itself.
@@ -43,8 +43,8 @@ class Trainer(SimpleTrainer):
         optimizer: over the model's parameters.
         precision: torch.float16 (with loss scaling) or torch.bfloat16 puts the forward pass under autocast on the
             device of the parameters; None leaves it as it is.
-        skip_nonfinite: pass over so many steps in a row, at most, instead.
-        folder: where the batch is saved.
+        skip_nonfinite: number of such steps in a row to skip, before they end the training.
+        folder: where their batch is saved.
         clip_grad: arguments of `torch.nn.utils.clip_grad_norm_`; None: gradients are not clipped.
         report_phase: called when a part of a step begins: "reading data", "the forward pass", …, and "" after it.
 
@@ -84,14 +84,14 @@ class Trainer(SimpleTrainer):
         self._batches: Iterator[Any] | None = None
 
     def before_train(self) -> None:
-        # Every value of every metric would be kept, hundreds of megabytes in a long run.
+        # By default every value of every metric is kept, hundreds of megabytes in a long run.
         self.storage.histories().default_factory = partial(HistoryBuffer, max_length=HISTORY)
         super().before_train()
         if self.unfinished_iteration is not None:
             self._finish_iteration(self.unfinished_iteration)
 
     def _finish_iteration(self, iteration: int) -> None:
-        """Run the hooks after the one that saved the checkpoint; in the last iteration, saved twice, that one too."""
+        """Run the hooks after the one that saved the checkpoint; after the last iteration that one, too."""
         first = next(i for i, hook in enumerate(self._hooks) if isinstance(hook, BeforeCheckpoint))
         rest = self._hooks[first:]
         if iteration < self.max_iter - 1:
@@ -103,7 +103,7 @@ class Trainer(SimpleTrainer):
         self.iter = self.storage.iter = start
 
     def after_train(self) -> None:
-        self.iter = min(self.iter, self.max_iter)  # detectron2 counts one more where nothing was left to do
+        self.iter = min(self.iter, self.max_iter)  # detectron2 counts one more if no iteration was left
         super().after_train()
 
     def run_step(self) -> None:
@@ -118,14 +118,14 @@ class Trainer(SimpleTrainer):
 
     def _update(self, data: Any, data_time: float) -> None:
         """Forward and backward pass, and the optimizer's step unless a number is not finite."""
-        # Before the forward pass, or the last step's gradients would be there still when memory is short.
+        # Before the forward pass, which needs the memory of the last gradients.
         self.optimizer.zero_grad()
         before = random_states()
         self.grad_norm = None
         self.report_phase("the forward pass")
         try:
             losses = self._losses(self.model, data)
-        except ValueError as error:  # a matcher's, say, of costs that are not finite
+        except ValueError as error:  # for example of the matcher, if costs are not finite
             self._explain_error(error, data, before)
             raise
         self.report_phase("the backward pass")
@@ -135,13 +135,13 @@ class Trainer(SimpleTrainer):
         self._clip_gradients()
         self.report_phase("the update")
         if bad := self._record(losses, data_time):
-            self._pass_over(bad, data, before)
+            self._skip_step(bad, data, before)
         elif self.grad_scaler:
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
         else:
             self.optimizer.step()
-        norm = self.grad_norm.item()  # not earlier: it waits for the device
+        norm = self.grad_norm.item()  # here, as it waits for the device
         if math.isfinite(norm):
             self.storage.put_scalar("grad_norm", norm)
 
@@ -154,7 +154,7 @@ class Trainer(SimpleTrainer):
     def _read(self) -> Any:
         if self._batches is None:
             self._batches = iter(self.data_loader)
-        if isinstance(self.data_loader, ResumableLoader):  # which deals with dead workers itself
+        if isinstance(self.data_loader, ResumableLoader):  # it handles dead workers itself
             return next(self._batches)
         try:
             return next_batch(self._batches)
@@ -172,12 +172,13 @@ class Trainer(SimpleTrainer):
         return torch.autocast(self.device_type, self.precision) if self.precision else nullcontext()
 
     def _record(self, losses: Mapping[str, Tensor], data_time: float) -> str:
-        """Losses, their mean over the processes, and their sum; the data's time, the slowest process's.
+        """Record the losses (mean over processes), their sum, and the time for data (of the slowest process).
 
         Returns:
-            What is not finite in any process, the same in all of them; empty, and only then all is recorded.
+            What is not finite in any process, the same text in all of them, and nothing is recorded. "" if all is
+            finite.
         """
-        # Non-finite gradients are for the scaler to deal with, which steps over them.
+        # The scaler of float16 skips steps with gradients that are not finite.
         norm = [self.grad_norm] if self.grad_norm is not None and not self.grad_scaler else []
         values = [value.detach().float().reshape(()) for value in [*losses.values(), *norm]]
         gathered = comm.all_gather((torch.stack(values).tolist(), data_time))
@@ -194,18 +195,18 @@ class Trainer(SimpleTrainer):
         self.storage.put_scalars(**{"total_loss": total, **by_name})
         return ""
 
-    def _pass_over(self, bad: str, data: Any, before: dict[str, Any]) -> None:
-        """Leave out this step, or end the training if there were too many.
+    def _skip_step(self, bad: str, data: Any, before: dict[str, Any]) -> None:
+        """Skip this step, or end the training if there were too many.
 
         Raises:
-            FloatingPointError: on every process.
+            FloatingPointError: in every process, if there were too many.
         """
         self._skipped += 1
         names = [name for rank in comm.all_gather(image_names(data)) for name in rank]
         images = f"; images {', '.join(names)}" if names else ""
         if self._skipped <= self.skip_nonfinite:
-            logger.warning("Passed over, %d in a row: %s%s", self._skipped, bad, images)
-            if self.grad_scaler and self.grad_norm is not None:  # it counts on an update behind each unscaling
+            logger.warning("Skipped a step, %d in a row: %s%s", self._skipped, bad, images)
+            if self.grad_scaler and self.grad_norm is not None:  # it expects an update after each unscaling
                 self.grad_scaler.update()
             return
         layer = self._bad_layer(data, before)
@@ -214,7 +215,7 @@ class Trainer(SimpleTrainer):
         raise FloatingPointError(self._failure_message(what, data, before))
 
     def _explain_error(self, error: ValueError, data: Any, before: dict[str, Any]) -> None:
-        """Raise FloatingPointError in place of an error in the forward pass that numbers that are not finite led to."""
+        """Raise FloatingPointError if numbers that are not finite caused an error in the forward pass."""
         if layer := self._bad_layer(data, before):
             images = ", ".join(image_names(data))
             said = f"{layer} is not finite at iteration {self.iter}, so that {error}; images {images}"
@@ -224,7 +225,7 @@ class Trainer(SimpleTrainer):
         return first_bad_layer(self.model, lambda model: sum(self._losses(model, data).values()), before)
 
     def _failure_message(self, what: str, data: Any, before: dict[str, Any]) -> str:
-        """`what` happened, where its batch was saved just now, and what to do."""
+        """Save the batch; return a message of what happened, where the batch is, and what to do."""
         path = self._folder / f"nonfinite_{self.iter:07d}_process_{comm.get_rank()}.pth"
         saved = f"the batch is in {path}"
         try:
@@ -233,7 +234,7 @@ class Trainer(SimpleTrainer):
             saved = f"the batch is lost: {error}"
         return (
             f"{what}; {saved}; a lower learning rate, gradient clipping or full precision may help, and "
-            "train.skip_nonfinite=N passes over up to N such steps in a row"
+            "train.skip_nonfinite=N skips up to N such steps in a row"
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -255,10 +256,10 @@ def grad_scaler(device_type: str) -> "torch.amp.GradScaler":
 
 
 def stride_gradients_as_parameters(model: nn.Module) -> None:
-    """Give gradients that lie in memory as their parameters do the same strides, too.
+    """Give gradients the strides of their parameters where both describe the same memory layout.
 
-    Those of a 1×1 convolution may come "channels last", which is the same memory; but DistributedDataParallel compares
-    the strides, warns, and copies them in a slower way.
+    Gradients of a 1×1 convolution may be "channels last", which is the same layout with other strides.
+    DistributedDataParallel then warns, and copies them more slowly.
     """
 
     def hook(shape: torch.Size, strides: tuple[int, ...], gradient: Tensor) -> Tensor | None:

@@ -1,7 +1,7 @@
-"""Ends the processes of a distributed training when one of them has died or hangs, and says which.
+"""End a distributed training when one of its processes has died or hangs, and say which one.
 
-The others would wait for it in a collective, for half an hour and more. So each process tells the others every second,
-by a datagram, what it is doing.
+Otherwise the other processes wait for it in a collective operation for half an hour or more. Each process sends its
+state to the others every second, in a datagram.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from types import FrameType
 from detectron2.utils import comm
 
 SECONDS = 1.0  # between two datagrams
-SILENT = 12.0  # a process that was not heard of for so long is gone
-LATER = 1.5  # the second to tell what the first has told, if it has not
-PATIENCE = 10  # times the longest step yet is too long for one
-COLLECTIVES = ("distributed_c10d.py",)  # a process there waits for the others
+SILENT = 12.0  # seconds without a datagram after which a process counts as dead
+LATER = 1.5  # seconds after which other processes may report too
+PATIENCE = 10  # a step may take this many times the longest step so far
+COLLECTIVES = ("distributed_c10d.py",)  # files in which a process waits for the others
 ORDER = ("", "reading data", "the forward pass", "the backward pass", "the update")
 
 
 @dataclass
 class _Seen:
-    """What is known of a process."""
+    """Last state of another process, and when it arrived."""
 
     heard: float = field(default_factory=time.monotonic)
     news: dict = field(default_factory=dict)
 
 
 class Watchdog:
-    """Watches the other processes while `watching()`; does nothing in a run of one.
+    """Watches the other processes inside `watching()`; does nothing in a run of one process.
 
-    A process counts as gone if it was not heard of for 12 seconds; as hanging if it has been at one part of a training
-    step for `hang_seconds`, and ten times the longest step before, while another one is further or waits in a
-    collective. The first step may take any time, and so may evaluation and checkpoints between the steps.
+    A process counts as dead after 12 seconds without a datagram. It counts as hanging if one part of a training step
+    takes longer than `hang_seconds` and ten times the longest step so far, while another process is further or waits in
+    a collective. The first step, evaluation and checkpoints may take any time.
 
     Args:
-        hang_seconds: 0: no process is taken to hang.
+        hang_seconds: 0 switches the detection of hanging processes off.
     """
 
     def __init__(self, hang_seconds: float):
@@ -59,7 +59,7 @@ class Watchdog:
         self._seen: dict[int, _Seen] = {}
 
     def report_phase(self, doing: str) -> None:
-        """Note what the main thread begins to do; "" after a step."""
+        """Note the part of a step that the main thread begins; "" after the step."""
         now = time.monotonic()
         if doing == ORDER[1]:
             self._step_began = now
@@ -74,7 +74,7 @@ class Watchdog:
         """Watch inside the block. All processes enter it.
 
         Raises:
-            ConnectionError: another process has failed, and nobody knows more.
+            ConnectionError: another process has failed, for a reason that is not known here.
         """
         if self._count == 1:
             yield
@@ -95,7 +95,7 @@ class Watchdog:
             if not _is_of_a_collective(error):
                 self._leave(thread, "failed")
                 raise
-            # Whose fault it is will be known soon, which ends this process.
+            # Soon the watchdog knows which process has failed, and ends this one.
             time.sleep(SILENT + 4 * SECONDS)
             self._leave(thread, "failed")
             line = " ".join(str(error).split())
@@ -120,7 +120,7 @@ class Watchdog:
                 late = last and now - last > SILENT / 2
                 last = now
                 self._send(self._news(now))
-                if late:  # this process was stopped itself, or the whole machine was
+                if late:  # this process or the whole machine was paused
                     self._seen = {rank: _Seen(news=seen.news) for rank, seen in self._seen.items()}
                 elif culprit := self._culprit(now):
                     self._end(*culprit)
@@ -129,7 +129,7 @@ class Watchdog:
     def _send(self, news: dict) -> None:
         packet = json.dumps({"token": self._token, "rank": self._rank, **news}).encode()
         for address in self._peers.values():
-            with suppress(OSError):  # lost, like any datagram may be
+            with suppress(OSError):  # as datagrams may be lost anyway
                 self._socket.sendto(packet, address)
 
     def _receive(self) -> None:
@@ -156,15 +156,15 @@ class Watchdog:
         }
 
     def _culprit(self, now: float) -> tuple[int, str, bool] | None:
-        """A process that the others wait for in vain, what is to be said of it, and whether it does not answer."""
+        """The process that has failed, a message, and whether it has stopped sending; None if there is none."""
         for rank, seen in sorted(self._seen.items()):
             left = seen.news.get("left")
-            if left == "failed" and now - seen.heard > SILENT:  # it has said why itself
+            if left == "failed" and now - seen.heard > SILENT:  # it has reported the reason itself
                 return rank, "", False
             if left is None and now - seen.heard > SILENT:
                 doing = seen.news["doing"] or "the work between two steps"
                 at = f"in {doing} of iteration {seen.news['iteration']}, {seen.news['where']}"
-                return rank, f"process {rank} (pid {self._pids[rank]}) is dead or stopped: last heard of {at}", True
+                return rank, f"process {rank} (pid {self._pids[rank]}) is dead or stopped: last seen {at}", True
         states = {rank: seen.news for rank, seen in self._seen.items() if "doing" in seen.news}
         states[self._rank] = self._news(now)
         if len(states) < self._count:
@@ -182,22 +182,22 @@ class Watchdog:
                 return rank, f"process {rank} (pid {self._pids[rank]}) hangs: {news['seconds']:.0f} s {at}", False
         return None
 
-    def _end(self, culprit: int, said: str, silent: bool) -> None:
-        """End this process; the lowest of the others speaks for all."""
+    def _end(self, culprit: int, message: str, silent: bool) -> None:
+        """End this process. The one with the lowest rank reports for all."""
         speaker = min(rank for rank in range(self._count) if rank != culprit)
         if self._rank != speaker:
             time.sleep(LATER)
-        if said and self._rank == speaker:
-            advice = "the others end; --resume goes on from the last checkpoint"
-            print(f"error: {said}; {advice}", file=sys.stderr, flush=True)
+        if message and self._rank == speaker:
+            advice = "the other processes end; --resume continues from the last checkpoint"
+            print(f"error: {message}; {advice}", file=sys.stderr, flush=True)
         if silent and self._rank == speaker and self._peers[culprit][0] == self._host:
-            with suppress(OSError):  # stopped, it would not heed the launcher's SIGTERM
+            with suppress(OSError):  # a stopped process does not react to SIGTERM
                 os.kill(self._pids[culprit], signal.SIGKILL)
         os._exit(1)
 
 
 def _own_address() -> str:
-    """Of the interface that leads to the run's other machines."""
+    """Address of the network interface that leads to the other machines of the run."""
     master = os.environ.get("MASTER_ADDR", "127.0.0.1")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:

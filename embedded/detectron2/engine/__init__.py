@@ -3,10 +3,9 @@
 from . import hooks
 from .defaults import create_ddp_model, default_argument_parser, default_setup, default_writers
 from .launch import launch
-from .train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
+from .train_loop import HookBase, SimpleTrainer, TrainerBase
 
 __all__ = [
-    "AMPTrainer",
     "HookBase",
     "SimpleTrainer",
     "TrainerBase",

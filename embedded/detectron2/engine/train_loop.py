@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, get_event_storage
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 logger = logging.getLogger(__name__)
 
@@ -174,34 +173,20 @@ class SimpleTrainer(TrainerBase):
 
         if self.zero_grad_before_forward:
             self.optimizer.zero_grad()
-        losses = self._forward(data)
+        losses = self.model(data)
+        losses = {"total_loss": losses} if isinstance(losses, torch.Tensor) else losses
         if not self.zero_grad_before_forward:
             self.optimizer.zero_grad()
-        self._backward(sum(losses.values()))
+        sum(losses.values()).backward()
         self.after_backward()
         if (self.iter + 1) % self.gather_metric_period == 0:
             self.write_metrics(losses, data_time, self.iter)
-        self._update()
+        self.optimizer.step()
 
     def _next_batch(self) -> Any:
         if self._batches is None:
             self._batches = iter(self.data_loader)
         return next(self._batches)
-
-    def _forward(self, data: Any) -> Mapping[str, torch.Tensor]:
-        losses = self.model(data)
-        return {"total_loss": losses} if isinstance(losses, torch.Tensor) else losses
-
-    def _backward(self, loss: torch.Tensor) -> None:
-        loss.backward()
-
-    def _update(self) -> None:
-        self.optimizer.step()
-
-    def reset_data_loader(self, data_loader_builder: Callable[[], Iterable[Any]]) -> None:
-        """Go on with another data loader, built once the workers of the old one are gone."""
-        self.data_loader = self._batches = None
-        self.data_loader = data_loader_builder()
 
     @staticmethod
     def write_metrics(
@@ -238,65 +223,3 @@ class SimpleTrainer(TrainerBase):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self.optimizer.load_state_dict(state_dict["optimizer"])
-
-
-def _grad_scaler(device_type: str, enabled: bool) -> torch.amp.GradScaler:
-    if hasattr(torch.amp, "GradScaler"):
-        return torch.amp.GradScaler(device_type, enabled=enabled)
-    return torch.cuda.amp.GradScaler(enabled=enabled and device_type == "cuda")  # torch < 2.3
-
-
-class AMPTrainer(SimpleTrainer):
-    """`SimpleTrainer` with the forward pass under autocast, on the device of the model's parameters.
-
-    Args:
-        grad_scaler: by default one that scales where `precision` is float16 and passes through bfloat16.
-        precision: torch.float16 or torch.bfloat16.
-        log_grad_scaler: record the scale as a metric.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        data_loader: Iterable[Any],
-        optimizer: torch.optim.Optimizer,
-        gather_metric_period: int = 1,
-        zero_grad_before_forward: bool = False,
-        grad_scaler: torch.amp.GradScaler | None = None,
-        precision: torch.dtype = torch.float16,
-        log_grad_scaler: bool = False,
-        async_write_metrics: bool = False,
-    ):
-        if precision not in (torch.float16, torch.bfloat16):
-            raise ValueError(f"precision is {precision}, but autocast takes torch.float16 or torch.bfloat16")
-        if isinstance(model, DistributedDataParallel) and len(model.device_ids or ()) > 1:
-            raise ValueError("AMPTrainer wants one device a process, not a model spread over several")
-        super().__init__(
-            model, data_loader, optimizer, gather_metric_period, zero_grad_before_forward, async_write_metrics
-        )
-        self._device_type = next(model.parameters()).device.type
-        self.grad_scaler = grad_scaler or _grad_scaler(self._device_type, enabled=precision == torch.float16)
-        self.precision = precision
-        self.log_grad_scaler = log_grad_scaler
-
-    def _forward(self, data: Any) -> Mapping[str, torch.Tensor]:
-        with torch.autocast(self._device_type, self.precision):
-            return super()._forward(data)
-
-    def _backward(self, loss: torch.Tensor) -> None:
-        self.grad_scaler.scale(loss).backward()
-
-    def _update(self) -> None:
-        if self.log_grad_scaler:
-            self.storage.put_scalar("grad_scaler", self.grad_scaler.get_scale(), smoothing_hint=False)
-        self.grad_scaler.step(self.optimizer)
-        self.grad_scaler.update()
-
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"grad_scaler": self.grad_scaler.state_dict()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        scale = state_dict.get("grad_scaler")
-        if scale and self.grad_scaler.is_enabled():
-            self.grad_scaler.load_state_dict(scale)

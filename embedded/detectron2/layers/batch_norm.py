@@ -70,20 +70,6 @@ class FrozenBatchNorm2d(nn.Module):
 
         return _replace_modules(module, freeze)
 
-    @classmethod
-    def convert_frozenbatchnorm2d_to_batchnorm2d(cls, module: nn.Module) -> nn.Module:
-        """The opposite: `nn.BatchNorm2d` in place of every frozen one, with its values."""
-
-        def thaw(norm: nn.Module) -> nn.Module | None:
-            if not isinstance(norm, cls):
-                return None
-            batch_norm = nn.BatchNorm2d(norm.num_features, norm.eps).to(norm.weight.device)
-            batch_norm.load_state_dict(norm.state_dict(), strict=False)
-            return batch_norm
-
-        return _replace_modules(module, thaw)
-
-
 class LayerNorm(nn.Module):
     """Layer norm of the channels of each cell of a feature map.
 

@@ -43,8 +43,3 @@ class Conv2d(nn.Conv2d):
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """`torch.cat`, without the copy for a single tensor."""
     return tensors[0] if len(tensors) == 1 else torch.cat(tuple(tensors), dim)
-
-
-def nonzero_tuple(x: Tensor) -> tuple[Tensor, ...]:
-    """The indices of nonzero entries, one tensor for each dimension; a scalar counts as one-dimensional."""
-    return torch.atleast_1d(x).nonzero(as_tuple=True)

@@ -97,17 +97,6 @@ class Boxes:
         """(N,) bool: which boxes are wider and higher than `threshold` pixels."""
         return (self.tensor[:, 2:] - self.tensor[:, :2] > threshold).all(dim=1)
 
-    def inside_box(self, box_size: tuple[int, int], boundary_threshold: int = 0) -> Tensor:
-        """(N,) bool: which boxes stick out of an image of size (height, width) by no more than the threshold."""
-        height, width = box_size
-        low = self.tensor[:, :2] >= -boundary_threshold
-        high = self.tensor[:, 2:] < self.tensor.new_tensor([width, height]) + boundary_threshold
-        return (low & high).all(dim=1)
-
-    def get_centers(self) -> Tensor:
-        """(N, 2) centres as (x, y)."""
-        return (self.tensor[:, :2] + self.tensor[:, 2:]) / 2
-
     def scale(self, scale_x: float, scale_y: float) -> None:
         """Multiplies the coordinates, in place."""
         self.tensor[:, 0::2] *= scale_x

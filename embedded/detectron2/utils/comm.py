@@ -9,7 +9,6 @@ import os
 from typing import Any
 
 import numpy as np
-import torch
 import torch.distributed as dist
 
 
@@ -60,23 +59,6 @@ def all_gather(data: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
     received: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(received, data, group=group)
     return received
-
-
-@torch.no_grad()
-def reduce_dict(input_dict: dict[str, torch.Tensor], average: bool = True) -> dict[str, torch.Tensor]:
-    """Sum or mean over processes of scalar tensors, key by key, in one collective.
-
-    Every process must come with the same keys. The result is right on rank 0 only.
-    """
-    world_size = get_world_size()
-    if world_size == 1:
-        return input_dict
-    keys = sorted(input_dict)
-    values = torch.stack([input_dict[key].float() for key in keys])
-    dist.reduce(values, dst=0)
-    if average:
-        values /= world_size
-    return dict(zip(keys, values.unbind(), strict=True))
 
 
 def shared_random_seed() -> int:

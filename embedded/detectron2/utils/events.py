@@ -10,8 +10,7 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -36,19 +35,17 @@ def get_event_storage() -> EventStorage:
 
 
 class EventStorage:
-    """Scalars with their history, and the images and histograms not yet written, of one training run.
+    """Scalars with their history, and images not yet written, of one training run.
 
     Used as a context manager, it is what `get_event_storage()` returns inside the block.
     """
 
     def __init__(self, start_iter: int = 0):
         self.iter = start_iter
-        self._prefix = ""
         self._histories: defaultdict[str, HistoryBuffer] = defaultdict(HistoryBuffer)
         self._smoothed: dict[str, bool] = {}
         self._latest: dict[str, tuple[float, int]] = {}
         self._vis_data: list[tuple[str, torch.Tensor | np.ndarray, int]] = []
-        self._histograms: list[dict[str, Any]] = []
         self._tokens: list[Any] = []
 
     def __enter__(self) -> EventStorage:
@@ -67,15 +64,6 @@ class EventStorage:
         """Go on to the next iteration."""
         self.iter += 1
 
-    @contextmanager
-    def name_scope(self, name: str) -> Iterator[None]:
-        """Put `name/` before the names of what is recorded inside the block. Scopes nest."""
-        outer, self._prefix = self._prefix, f"{self._prefix}{name.rstrip('/')}/"
-        try:
-            yield
-        finally:
-            self._prefix = outer
-
     def put_scalar(
         self, name: str, value: float | torch.Tensor, smoothing_hint: bool = True, cur_iter: int | None = None
     ) -> None:
@@ -86,7 +74,7 @@ class EventStorage:
                 a property of the name: every value of it must come with the same hint.
             cur_iter: the iteration it belongs to, the current one by default.
         """
-        name, iteration, value = self._prefix + name, self.iter if cur_iter is None else cur_iter, float(value)
+        iteration, value = self.iter if cur_iter is None else cur_iter, float(value)
         if self._smoothed.setdefault(name, smoothing_hint) != smoothing_hint:
             raise ValueError(f"{name} was recorded with smoothing_hint={not smoothing_hint} before")
         self._histories[name].update(value, iteration)
@@ -99,26 +87,7 @@ class EventStorage:
 
     def put_image(self, img_name: str, img_tensor: torch.Tensor | np.ndarray) -> None:
         """Keep an image of shape (3, H, W), uint8 in [0, 255] or float in [0, 1], until the next write."""
-        self._vis_data.append((self._prefix + img_name, img_tensor, self.iter))
-
-    def put_histogram(self, hist_name: str, hist_tensor: torch.Tensor, bins: int = 1000) -> None:
-        """Keep the histogram of a tensor of any shape, in `bins` equal bins, until the next write."""
-        values = hist_tensor.detach().float().flatten().cpu()
-        low, high = values.min().item(), values.max().item()
-        counts, edges = np.histogram(values.numpy(), bins=bins, range=(low, high))
-        self._histograms.append(
-            {
-                "tag": self._prefix + hist_name,
-                "global_step": self.iter,
-                "min": low,
-                "max": high,
-                "num": values.numel(),
-                "sum": values.sum().item(),
-                "sum_squares": values.square().sum().item(),
-                "bucket_limits": edges[1:].tolist(),
-                "bucket_counts": counts.tolist(),
-            }
-        )
+        self._vis_data.append((img_name, img_tensor, self.iter))
 
     def history(self, name: str) -> HistoryBuffer:
         """Every value recorded under `name`.
@@ -160,11 +129,6 @@ class EventStorage:
     def clear_images(self) -> None:
         """Forget the images, once they are written."""
         self._vis_data = []
-
-    def clear_histograms(self) -> None:
-        """Forget the histograms, once they are written."""
-        self._histograms = []
-
 
 class EventWriter:
     """Takes metrics from the current storage to a person or a file. `write()` is called every few iterations."""
@@ -269,7 +233,7 @@ class JSONWriter(EventWriter):
 
 
 class TensorboardXWriter(EventWriter):
-    """Scalars, images and histograms for TensorBoard. The folder is made at the first write."""
+    """Scalars and images for TensorBoard. The folder is made at the first write."""
 
     def __init__(self, log_dir: str, window_size: int = 20, **kwargs: Any):
         self._log_dir, self._window_size, self._kwargs = log_dir, window_size, kwargs
@@ -291,9 +255,6 @@ class TensorboardXWriter(EventWriter):
         for name, image, iteration in storage._vis_data:
             self._summary.add_image(name, image, iteration)
         storage.clear_images()
-        for histogram in storage._histograms:
-            self._summary.add_histogram_raw(**histogram)
-        storage.clear_histograms()
 
     def close(self) -> None:
         if self._summary is not None:

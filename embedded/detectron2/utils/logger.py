@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
-from collections import Counter
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from termcolor import colored
 
@@ -92,42 +89,3 @@ def setup_logger(
     if output is not None:
         logger.addHandler(_file_handler(_log_file(output, distributed_rank)))
     return logger
-
-
-def _caller() -> tuple[tuple[str, int], str]:
-    """File and line, and the module, of the first frame outside this file."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename == __file__:
-        frame = frame.f_back
-    return (frame.f_code.co_filename, frame.f_lineno), frame.f_globals.get("__name__", __name__)
-
-
-_times_called: Counter[Any] = Counter()
-_last_logged: dict[Any, float] = {}
-
-
-def log_first_n(lvl: int, msg: str, n: int = 1, *, name: str | None = None, key: str | tuple = "caller") -> None:
-    """Log the first `n` times only, counted by `key`: the calling line ("caller"), the "message", or both."""
-    place, module = _caller()
-    keys = (key,) if isinstance(key, str) else tuple(key)
-    identity = tuple({"caller": place, "message": msg}[k] for k in keys)
-    _times_called[identity] += 1
-    if _times_called[identity] <= n:
-        logging.getLogger(name or module).log(lvl, msg)
-
-
-def log_every_n(lvl: int, msg: str, n: int = 1, *, name: str | None = None) -> None:
-    """Log the first of every `n` calls from a line."""
-    place, module = _caller()
-    _times_called[place] += 1
-    if n == 1 or _times_called[place] % n == 1:
-        logging.getLogger(name or module).log(lvl, msg)
-
-
-def log_every_n_seconds(lvl: int, msg: str, n: float = 1, *, name: str | None = None) -> None:
-    """Log unless the same line has logged less than `n` seconds ago."""
-    place, module = _caller()
-    now = time.monotonic()
-    if now - _last_logged.get(place, float("-inf")) >= n:
-        _last_logged[place] = now
-        logging.getLogger(name or module).log(lvl, msg)

@@ -59,11 +59,6 @@ class EMAState:
         finally:
             own.apply_to(model)
 
-    def get_ema_model(self, model: nn.Module) -> nn.Module:
-        """`model` itself, with these weights written into it."""
-        self.apply_to(model)
-        return model
-
     @property
     def device(self) -> torch.device | None:
         """Where the copy is, None if there is none."""

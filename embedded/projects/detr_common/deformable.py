@@ -15,7 +15,7 @@ from detrex.utils import inverse_sigmoid
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .pyramid import Shapes, TokenPyramid, encoder_proposals, reference_points, valid_ratio
+from .pyramid import Shapes, TokenPyramid, encoder_proposals, reference_points
 
 
 def _feed_forward(embed_dim: int, feedforward_dim: int, dropout: float) -> FFN:
@@ -274,10 +274,6 @@ class DeformableTransformer(nn.Module):
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight)
         nn.init.normal_(self.level_embeds)
-
-    def get_valid_ratio(self, mask: Tensor) -> Tensor:
-        """See `detr_common.valid_ratio`."""
-        return valid_ratio(mask)
 
     @staticmethod
     def get_reference_points(spatial_shapes: Shapes, valid_ratios: Tensor, device: torch.device) -> Tensor:

@@ -309,7 +309,7 @@ def cut(path):
 def test_images_are_looked_at_before_the_first_iteration(root, fails, tmp_path, harm, said):
     harm(root)
     line = fails()
-    assert line.startswith("1 of 4 images of oracle_val cannot be evaluated on: ") and said in line
+    assert line.startswith("1 of 4 images of oracle_val cannot be used for evaluation: ") and said in line
     assert not (tmp_path / "out/metrics.json").exists()
 
 

@@ -22,7 +22,7 @@ from detrkit.weights import families
 
 ROOT = Path(__file__).resolve().parents[3]
 ITERATIONS_PER_EPOCH = 7500  # of 16 images
-OTHERS = {"ablate", "benchmark", "compare", "gpu-report"}  # whose help has its examples in the description
+OTHERS = {"ablate", "benchmark", "compare", "gpu-report"}  # their description has the examples
 
 
 def align_detr(*words, cwd, python=("-m", "align_detr")):

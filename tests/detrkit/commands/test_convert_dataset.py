@@ -167,7 +167,7 @@ def test_configs_of_earlier_versions_go_on_working(tmp_path, monkeypatch):
             monkeypatch.setattr(catalog, name, dict(value))
     cfg = load_config(str(config), [])
     assert len(DatasetCatalog.get(cfg.dataloader.test.dataset.names)) == 2
-    cfg = folder_config("coco_2017", "--config-file", "align_detr_tiny", "--resume")
+    cfg = folder_config("coco_2017", "--config-file", "align_detr_tiny", "--resume=auto")
     assert cfg.dataloader.test.dataset.names == "coco_2017_val"
 
 
@@ -194,11 +194,11 @@ def test_the_config_of_a_folder(tmp_path, monkeypatch):
     assert (cfg.train.max_iter, cfg.train.eval_period, cfg.train.checkpointer.period) == (175, 18, 18)
     assert (cfg.model.num_classes, cfg.train.output_dir, cfg.model.dn_number) == (1, "o", 7)
     assert cfg.model.select_box_nums_for_evaluation == cfg.model.num_queries == 30  # there are no more of one class
-    cfg = folder_config("mine", "--resume", *words, "train.max_iter=9")
+    cfg = folder_config("mine", "--resume=auto", *words, "train.max_iter=9")
     assert cfg.train.max_iter == 9
     before = Path("o/data/train.json").read_text()
     with pytest.raises(ValueError, match="mine or --classes are not as they were when the training in o began"):
-        folder_config("mine", "--resume", "train.output_dir=o")
+        folder_config("mine", "--resume=auto", "train.output_dir=o")
     assert Path("o/data/train.json").read_text() == before
 
 

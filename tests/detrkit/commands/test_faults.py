@@ -100,7 +100,7 @@ def test_a_process_that_dies_or_stops_ends_the_others(start, how):
     assert time.monotonic() - begin < 60
     assert re.search(r"process \d", line)
     if how == signal.SIGSTOP:
-        assert f"(pid {victim}) is dead or stopped: last heard of" in line
+        assert f"(pid {victim}) is dead or stopped: last seen" in line
 
 
 @pytest.mark.slow
@@ -174,6 +174,6 @@ def test_steps_that_are_not_finite_may_be_passed_over(start, tmp_path):
     process = start("train.skip_nonfinite=1", "train.log_period=1", environment=poison)
     out, err = process.communicate(timeout=100)
     assert process.returncode == 0, err
-    assert "Passed over, 1 in a row: the loss is not finite at iteration 3" in out
+    assert "Skipped a step, 1 in a row: the loss is not finite at iteration 3" in out
     rows = [json.loads(line) for line in (tmp_path / "out/metrics.json").read_text().splitlines()]
     assert [row["iteration"] for row in rows if "total_loss" in row] == [0, 1, 2, *range(4, 12)]

@@ -14,7 +14,7 @@ from PIL import Image
 
 from detrkit.datasets import convert_dataset, register_coco
 from detrkit.datasets.convert import train_and_val
-from detrkit.datasets.pictures import LINES_PER_KIND, Box, Picture, Problems, turn
+from detrkit.datasets.dataset_images import LINES_PER_KIND, Box, DatasetImage, Problems, turn
 
 SIZE = (40, 30)
 ORIENTATION = 0x0112
@@ -496,7 +496,7 @@ def parts(**splits):
     """Splits of images with one object each, but for those whose name begins with "empty"."""
     box = Box("cat", (1, 1, 5, 5))
     made = {
-        split: [Picture(Path(f"{file}.jpg"), *SIZE, [] if file.startswith("empty") else [box]) for file in files]
+        split: [DatasetImage(Path(f"{file}.jpg"), *SIZE, [] if file.startswith("empty") else [box]) for file in files]
         for split, files in splits.items()
     }
     return {split: [p.path.stem for p in part] for split, part in train_and_val(made).items()}

@@ -5,7 +5,7 @@ from argparse import Namespace
 
 import pytest
 import torch
-from detectron2.engine import AMPTrainer, SimpleTrainer, default_argument_parser, default_setup, default_writers
+from detectron2.engine import SimpleTrainer, default_argument_parser, default_setup, default_writers
 from detectron2.engine.train_loop import HookBase
 from detectron2.utils.env import seed_all_rng
 from omegaconf import OmegaConf
@@ -84,38 +84,11 @@ def test_hooks_run_in_order_around_each_step():
     assert calls == ["before_train", (1, True, True), True, (2, True, True), True, (3, 3)]
 
 
-@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
-def test_mixed_precision_computes_in_it_and_follows_full_precision(precision):
-    """Autocast is on for the device of the model, a CPU too; the result is that of float32 up to rounding."""
-    model, batches, optimizer = parts()
-    SimpleTrainer(model, batches, optimizer).train(0, 5)
-    expected = weights(model)
-    model, batches, optimizer = parts()
-    trainer = AMPTrainer(model, batches, optimizer, precision=precision)
-    assert trainer.grad_scaler.is_enabled() == (precision == torch.float16), "bfloat16 has float32's range"
-    if trainer.grad_scaler.is_enabled():
-        trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=128)  # its default skips steps until it is lower
-    trainer.train(0, 5)
-    assert model.seen.dtype == precision
-    torch.testing.assert_close(weights(model), expected, rtol=0.03, atol=0.02)
-
-    other = AMPTrainer(*parts(), precision=precision)
-    other.load_state_dict(trainer.state_dict())
-    assert other.grad_scaler.state_dict() == trainer.grad_scaler.state_dict()
-    assert other.optimizer.state_dict()["state"][0]["momentum_buffer"].abs().sum() > 0
-
-
-def test_a_precision_that_autocast_does_not_have_is_refused():
-    with pytest.raises(ValueError, match="float64"):
-        AMPTrainer(*parts(), precision=torch.float64)
-
-
-@pytest.mark.parametrize("trainer_type", [SimpleTrainer, lambda *a: AMPTrainer(*a, precision=torch.bfloat16)])
-def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights(trainer_type):
+def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights():
     """One line names the iteration and the losses, and what is in memory is still a model."""
     model, batches, optimizer = parts()
     batches[2] = float("nan")
-    trainer = trainer_type(model, batches, optimizer)
+    trainer = SimpleTrainer(model, batches, optimizer)
     with pytest.raises(FloatingPointError, match="iteration 2: loss_a=nan, loss_b=nan") as error:
         trainer.train(0, 5)
     assert "\n" not in str(error.value)

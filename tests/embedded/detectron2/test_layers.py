@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from detectron2.layers import CNNBlockBase, Conv2d, FrozenBatchNorm2d, cat, get_norm, nonzero_tuple
+from detectron2.layers import CNNBlockBase, Conv2d, FrozenBatchNorm2d, cat, get_norm
 from torch import nn
 
 
@@ -41,17 +41,14 @@ def test_frozen_batch_norm_keeps_half_precision(dtype, with_grad):
     assert FrozenBatchNorm2d(3)(x).dtype == dtype
 
 
-def test_conversions_reach_nested_modules_and_go_both_ways():
-    """Freezing a backbone and thawing it gives back the same function."""
+def test_freezing_reaches_nested_modules():
+    """A frozen backbone computes the same function."""
     model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Sequential(trained_batch_norm(), nn.ReLU()))
     x = torch.randn(2, 3, 4, 4)
     expected = model.eval()(x)
     frozen = FrozenBatchNorm2d.convert_frozen_batchnorm(model)
     assert isinstance(frozen[1][0], FrozenBatchNorm2d)
     torch.testing.assert_close(frozen(x), expected)
-    thawed = FrozenBatchNorm2d.convert_frozenbatchnorm2d_to_batchnorm2d(frozen)
-    assert isinstance(thawed[1][0], nn.BatchNorm2d)
-    torch.testing.assert_close(thawed.eval()(x), expected)
 
 
 def test_freeze_freezes_in_place():
@@ -82,9 +79,7 @@ def test_conv2d_applies_norm_then_activation():
 
 
 def test_tensor_helpers():
-    """A single tensor is not copied; a scalar has an index."""
+    """A single tensor is not copied."""
     x = torch.ones(3)
     assert cat([x]) is x
     assert cat([x, x]).shape == (6,)
-    assert [index.tolist() for index in nonzero_tuple(torch.tensor(1))] == [[0]]
-    assert [index.tolist() for index in nonzero_tuple(torch.tensor([[0, 2], [1, 0]]))] == [[0, 1], [1, 0]]

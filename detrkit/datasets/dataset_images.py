@@ -65,7 +65,7 @@ class Box:
 
 
 @dataclass
-class Picture:
+class DatasetImage:
     """An image that can be read; width and height in pixels, upright as its EXIF data say."""
 
     path: Path
@@ -96,7 +96,7 @@ class ImageFile:
         return self.orientation >= 5
 
 
-def look_at(path: Path, decode: bool) -> ImageFile:
+def inspect_image(path: Path, decode: bool) -> ImageFile:
     """Upright size of an image file. With `decode` all of it is read, so that training does not find it broken."""
     try:
         with Image.open(path) as image:
@@ -116,11 +116,11 @@ def look_at(path: Path, decode: bool) -> ImageFile:
         return ImageFile(error=str(error).partition(": ")[0] or type(error).__name__)
 
 
-def look_at_all(paths: Iterable[Path], decode: bool) -> dict[Path, ImageFile]:
-    """`look_at` each of them once, several at a time."""
+def inspect_images(paths: Iterable[Path], decode: bool) -> dict[Path, ImageFile]:
+    """`inspect_image` each of them once, several at a time."""
     paths = list(dict.fromkeys(paths))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        found = pool.map(lambda path: look_at(path, decode), paths)
+        found = pool.map(lambda path: inspect_image(path, decode), paths)
         return dict(zip(paths, tqdm(found, "images", len(paths), leave=False, disable=None), strict=True))
 
 
@@ -158,8 +158,8 @@ def to_upright(
     return lambda corners: corners
 
 
-def add_box(picture: Picture, box: Box, where: str, problems: Problems) -> None:
-    """Adds a box to its picture, clipped to the image, unless nothing of it is left; `where` is for the report."""
+def add_box(image: DatasetImage, box: Box, where: str, problems: Problems) -> None:
+    """Adds a box to its image, clipped to the image, unless nothing of it is left; `where` is for the report."""
     left, top, right, bottom = box.corners
     shown = " ".join(f"{value:g}" for value in box.corners)
     if not all(map(math.isfinite, box.corners)):
@@ -168,8 +168,8 @@ def add_box(picture: Picture, box: Box, where: str, problems: Problems) -> None:
     if right <= left or bottom <= top:
         problems.add("box without area", f"{where}: {shown}: left out")
         return
-    inside = max(left, 0.0), max(top, 0.0), min(right, float(picture.width)), min(bottom, float(picture.height))
-    size = f"the image is {picture.width}x{picture.height}"
+    inside = max(left, 0.0), max(top, 0.0), min(right, float(image.width)), min(bottom, float(image.height))
+    size = f"the image is {image.width}x{image.height}"
     if inside[2] <= inside[0] or inside[3] <= inside[1]:
         problems.add("box outside the image", f"{where}: {shown}, but {size}: left out")
         return
@@ -179,10 +179,10 @@ def add_box(picture: Picture, box: Box, where: str, problems: Problems) -> None:
     box = Box(box.label, tuple(round(value, 3) for value in inside), box.ignored)
     if box.corners[2] <= box.corners[0] or box.corners[3] <= box.corners[1]:
         problems.add("box without area", f"{where}: {shown}: left out")
-    elif box in picture.boxes:
+    elif box in image.boxes:
         problems.add("object given twice", f"{where}: {box.label} at {shown}: kept once")
     else:
-        picture.boxes.append(box)
+        image.boxes.append(box)
 
 
 def relative(path: Path, root: Path) -> str:
