@@ -25,7 +25,7 @@ def claim_output_folder(folder: str | os.PathLike, *, resume: bool, overwrite: b
     """Make sure that a training may write to a folder. Every process of a run calls it.
 
     Args:
-        resume: the training goes on with the one in the folder.
+        resume: the training continues the one in the folder.
         overwrite: delete the files that an earlier training wrote there; others stay.
 
     Raises:
