@@ -56,8 +56,8 @@ def recognise(source: Path, problems: Problems, name: str | None = None) -> tupl
         seen = " and ".join(f"{layout.title} ({place})" for layout, place in found)
         raise ValueError(f"{source} looks like {seen}: say --format")
     if not found:
-        wanted = "; ".join(f"{layout.title}: {layout.content}" for layout in layouts)
-        raise ValueError(f"{source} is in no known layout. {wanted}")
+        known = "; ".join(f"{layout.title}: {layout.content}" for layout in layouts)
+        raise ValueError(f"{source} is in no known layout. {known}")
     layout, place = found[0]
     return layout, files, place
 

@@ -76,8 +76,8 @@ class ProposalNetwork(nn.Module):
         assigned = assign_by_iou(
             anchors, objects.boxes, objects.present, usable, self.positive_iou, self.negative_iou, self.negative_iou
         )
-        drawn = sample(assigned, self.num_samples, self.num_samples // 2)
-        losses = self.losses(logits, deltas, anchors, assigned, drawn, objects)
+        sampled = sample(assigned, self.num_samples, self.num_samples // 2)
+        losses = self.losses(logits, deltas, anchors, assigned, sampled, objects)
         scores = logits.detach().masked_fill(~usable, -torch.inf)
         return losses, *self.proposals(scores, deltas.detach(), levels, pyramid.extent)
 
@@ -87,21 +87,21 @@ class ProposalNetwork(nn.Module):
         deltas: Tensor,
         anchors: Tensor,
         assigned: Tensor,
-        drawn: Tensor,
+        sampled: Tensor,
         objects: PaddedGroundTruth,
     ) -> dict[str, Tensor]:
-        """Of logits (B, A) and deltas (B, A, 4), over the `drawn` (B, S) anchors; divided by their number."""
-        valid = drawn >= 0
-        drawn = drawn.clamp(min=0)
+        """Of logits (B, A) and deltas (B, A, 4), over the `sampled` (B, S) anchors; divided by their number."""
+        valid = sampled >= 0
+        sampled = sampled.clamp(min=0)
         number = valid.sum().clamp(min=1)
-        index = assigned.gather(1, drawn)
+        index = assigned.gather(1, sampled)
         positive = valid & (index >= 0)
-        bce = F.binary_cross_entropy_with_logits(logits.gather(1, drawn), positive.float(), reduction="none")
+        bce = F.binary_cross_entropy_with_logits(logits.gather(1, sampled), positive.float(), reduction="none")
 
         image, place = positive.nonzero(as_tuple=True)
-        anchor = drawn[image, place]
-        wanted = box_deltas(anchors[anchor], objects.boxes[image, index[image, place]])
-        distance = (deltas[image, anchor] - wanted).abs().sum()
+        anchor = sampled[image, place]
+        target = box_deltas(anchors[anchor], objects.boxes[image, index[image, place]])
+        distance = (deltas[image, anchor] - target).abs().sum()
         return {
             "rpn_class": self.class_weight * (bce * valid).sum() / number,
             "rpn_bbox": self.box_weight * distance / number,
@@ -130,14 +130,14 @@ class ProposalNetwork(nn.Module):
         sound = (boxes[..., 2:] > boxes[..., :2]).all(-1) & scores.isfinite()
 
         result = boxes.new_zeros(len(boxes), self.num_after, 4)
-        there = sound.new_zeros(result.shape[:2])
+        valid = sound.new_zeros(result.shape[:2])
         # Image by image, as each has another number of boxes, and suppression is not linear in it.
         for i, keep in enumerate(sound):
             place = keep.nonzero().squeeze(1)
             kept = place[nms(boxes[i, place], scores[i, place], self.nms_iou, group[place], self.num_after)]
             result[i, : len(kept)] = boxes[i, kept]
-            there[i, : len(kept)] = True
-        return result, there
+            valid[i, : len(kept)] = True
+        return result, valid
 
 
 class FasterRCNNHead(AuxiliaryHead):
@@ -199,8 +199,8 @@ class FasterRCNNHead(AuxiliaryHead):
 
     def forward(self, pyramid: Pyramid, objects: PaddedGroundTruth) -> tuple[dict[str, Tensor], Candidates]:
         """Losses `rpn_class`, `rpn_bbox`, `class` (cross-entropy) and `giou`; candidates are the sampled proposals."""
-        losses, proposals, there = self.proposals(pyramid, objects)
-        boxes, assigned = self.sample(proposals, there, objects)
+        losses, proposals, valid = self.proposals(pyramid, objects)
+        boxes, assigned = self.sample(proposals, valid, objects)
         image = torch.arange(len(boxes), device=boxes.device).repeat_interleave(boxes.shape[1])
         pooled = pyramid_roi_align(
             pyramid.maps[:-1], pyramid.strides[:-1], boxes.flatten(0, 1), image, self.pooled_size, self.finest
@@ -210,18 +210,18 @@ class FasterRCNNHead(AuxiliaryHead):
         losses |= self.losses(logits, deltas.unflatten(-1, (-1, 4)), boxes, assigned, objects)
         return losses, Candidates(boxes, assigned)
 
-    def sample(self, proposals: Tensor, there: Tensor, objects: PaddedGroundTruth) -> tuple[Tensor, Tensor]:
+    def sample(self, proposals: Tensor, valid: Tensor, objects: PaddedGroundTruth) -> tuple[Tensor, Tensor]:
         """Boxes (B, S, 4) of proposals (B, P, 4) and objects, and what they are assigned (B, S)."""
         boxes = torch.cat([objects.boxes, proposals], dim=1)
-        there = torch.cat([objects.present, there], dim=1)
+        valid = torch.cat([objects.present, there], dim=1)
         assigned = assign_by_iou(
-            boxes, objects.boxes, objects.present, there, self.positive_iou, self.positive_iou
+            boxes, objects.boxes, objects.present, valid, self.positive_iou, self.positive_iou
         )
-        drawn = sample(assigned, self.num_samples, int(self.num_samples * self.positive_share))
-        place = drawn.clamp(min=0)
+        sampled = sample(assigned, self.num_samples, int(self.num_samples * self.positive_share))
+        place = sampled.clamp(min=0)
         return (
             boxes.gather(1, place[..., None].expand(-1, -1, 4)),
-            assigned.gather(1, place).masked_fill(drawn < 0, IGNORED),
+            assigned.gather(1, place).masked_fill(sampled < 0, IGNORED),
         )
 
     def losses(
@@ -237,8 +237,8 @@ class FasterRCNNHead(AuxiliaryHead):
 
         image, place = (assigned >= 0).nonzero(as_tuple=True)
         found = apply_deltas(boxes[image, place], deltas[image, place, labels[image, place]], self.delta_weights)
-        wanted = objects.boxes[image, assigned[image, place]]
+        target = objects.boxes[image, assigned[image, place]]
         return {
             "class": self.class_weight * (entropy * valid).sum() / number,
-            "giou": self.giou_weight * (1 - giou(found, wanted)).sum() / number,
+            "giou": self.giou_weight * (1 - giou(found, target)).sum() / number,
         }

@@ -36,8 +36,8 @@ def draw_queries(candidates: Candidates, extent: Tensor, most: int, least: int) 
     number = min(max(longest, least), assigned.shape[1])
     # Any positive comes before any negative, and among equals the lot decides.
     order = torch.rand(assigned.shape, device=assigned.device) + 2.0 * (assigned >= 0) + (assigned == BACKGROUND)
-    drawn = order.topk(number, dim=1).indices
-    rows = drawn[..., None].expand(-1, -1, 4)
-    chosen = boxes[drawn] if boxes.dim() == 2 else boxes.gather(1, rows)
+    sampled = order.topk(number, dim=1).indices
+    rows = sampled[..., None].expand(-1, -1, 4)
+    chosen = boxes[sampled] if boxes.dim() == 2 else boxes.gather(1, rows)
     centered = box_xyxy_to_cxcywh(chosen.float()) / extent.repeat(1, 2)[:, None]
-    return PositiveQueries(centered.clamp(0, 1), assigned.gather(1, drawn))
+    return PositiveQueries(centered.clamp(0, 1), assigned.gather(1, sampled))
