@@ -229,7 +229,8 @@ def _check(
         in_file, in_model = len(file_blocks[stage]), len(model_blocks[stage])
         if in_file != in_model:
             raise ValueError(
-                f"{report.source} is of a ResNet of another depth: {in_file} blocks in {stage}, the model has {in_model}"
+                f"{report.source} is of a ResNet of another depth: {in_file} blocks in {stage}, this model's has "
+                f"{in_model}"
             )
 
 

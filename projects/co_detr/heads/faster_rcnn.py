@@ -65,7 +65,7 @@ class ProposalNetwork(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, pyramid: Pyramid, objects: PaddedGroundTruth) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Losses `rpn_class` and `rpn_bbox`; proposals (B, P, 4), and which of them there are (B, P) bool."""
+        """Losses `rpn_class` and `rpn_bbox`; proposals (B, P, 4), and which of them are valid (B, P) bool."""
         hidden = [F.relu(self.conv(level)) for level in pyramid.maps]
         logits = as_rows([self.class_pred(x) for x in hidden], 1).squeeze(-1)
         deltas = as_rows([self.box_pred(x) for x in hidden], 4)
@@ -111,7 +111,7 @@ class ProposalNetwork(nn.Module):
     def proposals(
         self, scores: Tensor, deltas: Tensor, levels: Sequence[Tensor], extent: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The best boxes of each image: (B, P, 4), and (B, P) bool, which of them there are.
+        """The best boxes of each image: (B, P, 4), and (B, P) bool, which of them are valid.
 
         Args:
             scores: (B, A), -inf where there is no image.
@@ -213,7 +213,7 @@ class FasterRCNNHead(AuxiliaryHead):
     def sample(self, proposals: Tensor, valid: Tensor, objects: PaddedGroundTruth) -> tuple[Tensor, Tensor]:
         """Boxes (B, S, 4) of proposals (B, P, 4) and objects, and what they are assigned (B, S)."""
         boxes = torch.cat([objects.boxes, proposals], dim=1)
-        valid = torch.cat([objects.present, there], dim=1)
+        valid = torch.cat([objects.present, valid], dim=1)
         assigned = assign_by_iou(
             boxes, objects.boxes, objects.present, valid, self.positive_iou, self.positive_iou
         )
