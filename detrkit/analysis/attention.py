@@ -1,4 +1,4 @@
-"""Where the branches of a decoder attend, for pictures."""
+"""Attention maps of the branches of a decoder."""
 
 import inspect
 import math
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 
 @dataclass
-class Looks:
-    """What a forward pass looked at; B images, N queries.
+class AttentionMaps:
+    """Attention of a forward pass; B images, N queries.
 
     Attributes:
         attention: by branch (B, N, H, W), the mean of the heads of the last decoder layer; sums to 1 over a map.
@@ -32,13 +32,13 @@ def branches(decoder: nn.Module) -> dict[str, nn.Module]:
         decoder: SD-DETR's, Conditional DETR's or DAB-DETR's, embedded or detrex's.
 
     Raises:
-        ValueError: it attends in another way.
+        ValueError: it has another kind of attention.
     """
     last = getattr(getattr(decoder, "layers", [None])[-1], "attentions", [None])[-1]
     if not isinstance(last, ConditionalCrossAttention):
         raise ValueError(
-            f"{type(decoder).__name__} has no attention to every place of the image, as the decoders of SD-DETR, "
-            "Conditional DETR and DAB-DETR have it"
+            f"{type(decoder).__name__} has no attention to every place of the image, unlike those of SD-DETR, "
+            "Conditional DETR and DAB-DETR"
         )
     if not hasattr(decoder, "box_layers"):
         return {"class and box": last}
@@ -46,36 +46,36 @@ def branches(decoder: nn.Module) -> dict[str, nn.Module]:
 
 
 @contextmanager
-def looking(model: nn.Module) -> Iterator[Looks]:
-    """Fills the `Looks` at every forward pass of `model` inside the context; the last one stays.
+def capture_attention(model: nn.Module) -> Iterator[AttentionMaps]:
+    """Capture the attention of the last forward pass of `model` inside the block.
 
     Raises:
         ValueError: see `branches`.
     """
     decoder = getattr(getattr(model, "transformer", None), "decoder", nn.Module())
     parts = branches(decoder)
-    looks, size = Looks(), []
+    maps, size = AttentionMaps(), []
 
-    def see_map(_: nn.Module, args: tuple) -> None:
+    def record_size(_: nn.Module, args: tuple) -> None:
         size[:] = args[0].shape[-2:]
 
-    def see_points(_: nn.Module, args: tuple, queries: Any) -> None:
-        looks.points.update(zip(parts, queries.points.permute(0, 2, 1, 3, 4).detach(), strict=True))
+    def record_points(_: nn.Module, args: tuple, queries: Any) -> None:
+        maps.points.update(zip(parts, queries.points.permute(0, 2, 1, 3, 4).detach(), strict=True))
 
-    def see_attention(name: str):
+    def record_attention(name: str):
         def hook(module: nn.Module, args: tuple, kwargs: dict, _: Tensor) -> None:
-            given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
-            looks.attention[name] = attention_weights(module, given).mean(1).unflatten(-1, tuple(size))
+            arguments = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+            maps.attention[name] = attention_weights(module, arguments).mean(1).unflatten(-1, tuple(size))
 
         return hook
 
     with ExitStack() as hooks:
-        hooks.callback(model.transformer.register_forward_pre_hook(see_map).remove)
+        hooks.callback(model.transformer.register_forward_pre_hook(record_size).remove)
         if getattr(decoder, "task_queries", None) is not None:
-            hooks.callback(decoder.task_queries.register_forward_hook(see_points).remove)
+            hooks.callback(decoder.task_queries.register_forward_hook(record_points).remove)
         for name, module in parts.items():
-            hooks.callback(module.register_forward_hook(see_attention(name), with_kwargs=True).remove)
-        yield looks
+            hooks.callback(module.register_forward_hook(record_attention(name), with_kwargs=True).remove)
+        yield maps
 
 
 @torch.no_grad()

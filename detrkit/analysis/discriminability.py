@@ -99,7 +99,12 @@ def curve(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def discriminability(counts: np.ndarray) -> float:
-    """The area under the curve, IoF over IoB: how often a place of an object scores higher than one of the background.
-    0.5 tells nothing apart; nan if there is only one of the two. `counts` (2, BINS)."""
+    """Area under the curve of IoF over IoB: how often a location of an object scores higher than one of the background.
+
+    0.5 means no difference; nan if there is only one of both.
+
+    Args:
+        counts: histograms (2, BINS) of object and background.
+    """
     iof, iob = curve(counts)
     return float(np.sum((iob[1:] - iob[:-1]) * (iof[1:] + iof[:-1]) / 2))

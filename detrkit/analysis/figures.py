@@ -32,7 +32,7 @@ class AlignmentTable:
     in [0, 1]. Where there are fewer queries than ground truths, some have no query: -1, and nan for all about it.
 
     Attributes:
-        image: (M,) int, any number that tells images apart.
+        image: (M,) int, a different number for each image.
         label: (M,) int, the class.
         count: (M,) int, ground truths in the image.
         query: (L, M) int, its query in each layer.
@@ -161,7 +161,7 @@ def aligned_logits(logits: Tensor, table: AlignmentTable, rows_by_image: Sequenc
     Args:
         logits: (B, N, C), of the last layer.
         table: of these images.
-        rows_by_image: the number of each image of the batch, as the table has it.
+        rows_by_image: number of each image of the batch in the table.
     """
     position = {number: i for i, number in enumerate(rows_by_image)}
     matched = table[table.query[-1] >= 0]

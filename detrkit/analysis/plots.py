@@ -1,6 +1,6 @@
-"""Plots of the figures, for one model or several side by side; they read in grey as well.
+"""Plots of the figures of one or several models; they can be read without colours.
 
-Each function takes models as `{"name": ..., "figures": <summarize>, "ap": <plain and aligned>}` and gives a figure.
+Each function takes models as `{"name": …, "figures": <summarize>, "ap": <plain and aligned>}` and returns a figure.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def iou_frequency(models: Sequence[dict]) -> Figure:
 
 
 def reliability_diagram(models: Sequence[dict]) -> Figure:
-    """Mean IoU by score: on the diagonal, a score is what it promises."""
+    """Mean IoU by score. On the diagonal both are equal."""
     with rc_context(STYLE):
         figure, axes = _axes()
         axes.plot([0, 1], [0, 1], color="#555555", linewidth=1, label="score = IoU")
@@ -149,7 +149,7 @@ def reliability_diagram(models: Sequence[dict]) -> Figure:
 
 
 def iof_iob(models: Sequence[dict]) -> Figure:
-    """Co-DETR's curve: above the diagonal, the encoder's features tell objects from background."""
+    """Co-DETR's curve. Above the diagonal, the encoder's features separate objects from background."""
     with rc_context(STYLE):
         figure, axes = _axes()
         axes.plot([0, 1], [0, 1], color="#555555", linewidth=1, label="no difference")
@@ -238,8 +238,12 @@ def _grouped_bars(
     limit: float | None = None,
     number: str | None = "{:.2f}",
 ) -> Figure:
-    """A bar per model in each group; `values` is one row per model, None where it has none. `number` formats what is
-    written on each bar, as long as there is room."""
+    """A bar per model in each group.
+
+    Args:
+        values: a row per model; None for no bar.
+        number: format of the number on each bar; None for no numbers. They are left out if there is no room.
+    """
     with rc_context(STYLE):
         figure, axes = _axes()
         axes.grid(axis="x", visible=False)

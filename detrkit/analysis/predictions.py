@@ -1,4 +1,4 @@
-"""The predictions of every decoder layer of a DETR detector, as they are at inference."""
+"""Predictions of every decoder layer of a DETR detector at inference."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,21 +9,21 @@ from detectron2.modeling import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-# What a detector adds in training and inference does without: denoising, the hybrid branch, pictures of training,
-# auxiliary heads. Auxiliary outputs are what this is about.
+# Switches off the parts that only training has: denoising, the hybrid branch, images for TensorBoard, auxiliary heads.
+# Auxiliary outputs stay on.
 RECORDED_WITH = {"dn_number": 0, "k_one2many": 0, "vis_period": 0, "aux_loss": True, "collaboration": None}
 WAITING_BATCHES = 16
 
 
 class LayerPredictions(NamedTuple):
-    """Of L decoder layers, last one last, for B images, N queries and C classes."""
+    """Predictions of L decoder layers, in order, for B images, N queries and C classes."""
 
     logits: Tensor  # (L, B, N, C) float32
     boxes: Tensor  # (L, B, N, 4) float32, cxcywh in [0, 1]
 
 
 class _Recorder(nn.Module):
-    """Stands in for a criterion: keeps the outputs of its first call and asks for no losses."""
+    """Replaces a criterion: keeps the outputs of its first call, and returns no losses."""
 
     def __init__(self):
         super().__init__()
@@ -57,19 +57,18 @@ def _recording(model: nn.Module) -> Iterator[_Recorder]:
 
 @torch.no_grad()
 def predict_layers(model: nn.Module, batched_inputs: Sequence[Mapping]) -> LayerPredictions:
-    """What each decoder layer predicts at inference.
+    """Predictions of each decoder layer at inference.
 
-    At inference the detectors give the last layer's predictions alone; all of them go to the criterion, in training.
-    So a recorder takes the criterion's place, and `training` is set on the detector itself only: it chooses what is
-    done with the outputs, while batch norm, dropout and query selection below it are in evaluation mode. Hooks on the
-    prediction heads would not do: detectors differ in how often they call them, and boxes are made from the heads'
-    outputs later.
+    At inference the detectors return only the last layer's predictions; in training the criterion gets those of all
+    layers. Therefore a recorder replaces the criterion, and `training` is set on the detector only, not on its parts:
+    batch norm, dropout and query selection stay in evaluation mode. Hooks on the heads would not work, as detectors
+    call them differently often, and compute boxes from their outputs later.
 
     Args:
         model: a DINO, H-Deformable-DETR, DAB-DETR, Conditional DETR or SD-DETR detector, embedded or detrex's, with
-            Align-DETR's criterion or its own. It is left as it was.
-        batched_inputs: dataset dicts with `image` (3, H, W), all of one size: the detectors treat padding in training
-            otherwise than at inference. Ground truth is not used.
+            Align-DETR's criterion or its own. It is restored.
+        batched_inputs: dataset dicts with `image` (3, H, W), all of one size, as detectors treat padding in
+            training differently. Ground truth is not used.
 
     Raises:
         ValueError: the model has no criterion that is called with `pred_logits` and `pred_boxes`, or the images

@@ -19,14 +19,14 @@ from .registration import BUILT_IN, annotation_file_of, number_classes
 logger = logging.getLogger(__name__)
 
 MAX_CLASSES = 100_000
-UNUSED = "(unused {})"  # the name of an output that stands for no class, such as a category id without one in COCO
+UNUSED = "(unused {})"  # name of an output without a class, such as an unused category id of COCO
 
 
 @dataclass(frozen=True)
 class Classes:
-    """By a model's output: the class's name, and its category id in COCO's format.
+    """Names of the classes of a model's outputs, and their category ids in COCO's format.
 
-    An output named `UNUSED`, with its number, stands for no class: detections of it are not reported.
+    An output named `UNUSED`, with its number, has no class; its detections are not reported.
     """
 
     names: tuple[str, ...]
@@ -34,20 +34,20 @@ class Classes:
 
     @classmethod
     def named(cls, names: Sequence[str]) -> Classes:
-        """Categories count from 1."""
+        """Classes with category ids from 1."""
         return cls(tuple(names), tuple(range(1, len(names) + 1)))
 
     @classmethod
     def numbered(cls, count: int) -> Classes:
-        """For classes whose names are not known: "0", "1", ..."""
+        """Classes named "0", "1", …, if their names are not known."""
         return cls.named([str(index) for index in range(count)])
 
     @classmethod
     def from_plain(cls, content: object, source: str) -> Classes:
-        """What `plain` gave, from a file that may hold anything.
+        """Classes from the value of `plain`, read from a file.
 
         Raises:
-            ValueError: it is something else.
+            ValueError: the content is not such a value.
         """
         is_list = isinstance(content, list) and 0 < len(content) <= MAX_CLASSES
         for entry in content if is_list else [None]:
@@ -58,15 +58,15 @@ class Classes:
 
     @property
     def used(self) -> list[bool]:
-        """For each output, whether it stands for a class."""
+        """For each output, whether it has a class."""
         return [name != UNUSED.format(index) for index, name in enumerate(self.names)]
 
     def plain(self) -> list[list[int | str]]:
-        """For a file: `[[id, name], ...]`."""
+        """Plain data for a file: `[[id, name], …]`."""
         return [[number, name] for number, name in zip(self.ids, self.names, strict=True)]
 
     def metadata(self) -> Metadata:
-        """As detectron2 knows the classes of a dataset."""
+        """Metadata of detectron2 with these classes."""
         metadata = Metadata(name="detector")
         metadata.thing_classes = list(self.names)
         metadata.thing_dataset_id_to_contiguous_id = {number: index for index, number in enumerate(self.ids)}
@@ -74,11 +74,11 @@ class Classes:
 
     @property
     def are_numbers(self) -> bool:
-        """Whether the names say nothing: see `numbered`."""
+        """Whether the names are only numbers, as `numbered` makes them."""
         return self.names == Classes.numbered(len(self.names)).names
 
     def for_outputs(self, count: int) -> Classes:
-        """As many as a model has outputs: a dataset may have fewer classes; the others are numbered.
+        """Extend the classes to the number of a model's outputs; the additional ones are numbered.
 
         Raises:
             ValueError: there are more names than outputs.
@@ -98,11 +98,11 @@ def dataset_names(cfg: DictConfig, split: str) -> list[str]:
 
 
 def dataset_of_outputs(cfg: DictConfig) -> tuple[str, Classes] | None:
-    """The dataset that a config's model was most probably trained on, and its classes.
+    """The dataset that the model of a config was most probably trained on, and its classes.
 
     Returns:
         The first of the training and test data with as many classes as the model has outputs; else the first with
-        fewer; None if the annotations of such data are not here.
+        fewer; None if there are no annotations of such data.
     """
     outputs = OmegaConf.select(cfg, "model.num_classes")
     fewer = None
@@ -126,7 +126,7 @@ def classes_of(name: str) -> Classes | None:
     """The classes of a dataset in the order of its registration, with the ids of its annotation file.
 
     Returns:
-        None if nothing is known of them.
+        None if they are not known.
     """
     metadata = MetadataCatalog.get(name)
     numbers = metadata.get("thing_dataset_id_to_contiguous_id")
@@ -152,16 +152,16 @@ def classes_of(name: str) -> Classes | None:
 
 
 def match_classes(cfg: DictConfig, splits: Sequence[str], outputs: Classes, origin: str) -> None:
-    """Register a config's datasets anew with the classes of a model's outputs, in their order.
+    """Register the datasets of a config again, with the classes of a model's outputs in their order.
 
-    Classes are matched by name. Log what had to be changed in an annotation file.
+    Classes are matched by name. Changes of an annotation file are logged.
 
     Args:
         splits: of "train" and "test".
         origin: where the outputs' names come from, for errors.
 
     Raises:
-        ValueError: a dataset has objects of other classes, or another mistake that cannot be mended.
+        ValueError: a dataset has objects of other classes, or another mistake that cannot be corrected.
     """
     for name in (name for split in splits for name in dataset_names(cfg, split)):
         try:
@@ -173,10 +173,10 @@ def match_classes(cfg: DictConfig, splits: Sequence[str], outputs: Classes, orig
 
 
 def classes_in_checkpoint(path: str | Path) -> Classes | None:
-    """The classes that a training left in a checkpoint; None if there are none, or it is another file."""
+    """The classes stored in the checkpoint of a training; None if it has none, or is another file."""
     try:
         content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)  # PyTorch 2.1 maps no Path
         found = content["trainer"]["hooks"]["RunState"]["facts"]["classes"]
-    except Exception:  # not a checkpoint of a training, or damaged; who loads its weights will say so
+    except Exception:  # another or a damaged file; loading its weights raises
         return None
     return Classes.from_plain(found, str(path)) if found else None

@@ -1,4 +1,4 @@
-"""Datasets of every layout to annotation files of COCO's format, as the configs take them."""
+"""Convert datasets of any known layout to annotation files in COCO's format."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from .reading import Dataset, ReadOptions
 from .registration import own_prefix
 from .voc import DIFFICULT
 
-VALIDATION = 0.2  # of a dataset that has no such part
+VALIDATION = 0.2  # share of the images, if a dataset has no validation split
 
 
 @dataclass
 class Conversion:
-    """What `convert_dataset` wrote.
+    """Result of `convert_dataset`.
 
     Attributes:
         files: the annotation file of each split.
-        contents: what is in it.
-        image_root: the folder that its file names are relative to.
-        problems: what was found wrong with the dataset.
+        contents: content of these files.
+        image_root: folder to which their file names are relative.
+        problems: problems of the dataset.
     """
 
     files: dict[str, Path]
@@ -46,7 +46,7 @@ class Conversion:
         return [category["name"] for category in next(iter(self.contents.values()))["categories"]]
 
     def table(self) -> str:
-        """What there is by split and class, and the problems by kind."""
+        """Counts by split and class, and problems by kind."""
         names = {c["id"]: c["name"] for c in next(iter(self.contents.values()))["categories"]}
         rows = []
         for content in self.contents.values():
@@ -63,7 +63,7 @@ class Conversion:
         return "\n\n".join(parts)
 
     def summary(self) -> str:
-        """The table, and the lines for a config."""
+        """The table, and the lines that register the dataset in a config."""
         lines = [
             f"register_coco({_name_of(file)!r}, {file.as_posix()!r}, {self.image_root.as_posix()!r})"
             for file in self.files.values()
@@ -89,9 +89,9 @@ def convert_dataset(
     decode: bool = True,
     force: bool = False,
 ) -> Conversion:
-    """Write `<output>/<split>.json` for each split of a dataset, which stays as it is.
+    """Write `<output>/<split>.json` for each split of a dataset, which is not changed.
 
-    What is wrong with the dataset is left out or mended and listed in `Conversion.problems`; nothing else is lost.
+    Mistakes of the dataset are corrected or left out, and listed in `Conversion.problems`.
 
     Args:
         source: the dataset's folder, or one annotation file, such as YOLO's data.yaml or a file of COCO's annotations.
@@ -104,11 +104,11 @@ def convert_dataset(
         two_parts: write train.json and val.json alone, see `train_and_val`.
         copy_images: copy the images to `<output>/images`; otherwise the annotations refer to them where they are.
         decode: read every image to its end, as training will; otherwise only as far as its size.
-        force: replace annotation files that are there.
+        force: replace existing annotation files.
 
     Raises:
         FileNotFoundError: no such folder.
-        FileExistsError: an annotation file is there, and `force` is not given.
+        FileExistsError: an annotation file exists, and `force` is false.
         ValueError: the folder has no known layout, or nothing in it can be used, or `only` names a class that is not
             there.
     """
@@ -177,11 +177,11 @@ def _copy_images(file_names: Mapping[Path, str], folder: Path) -> dict[Path, str
 
 
 def train_and_val(splits: Mapping[str, list[DatasetImage]]) -> dict[str, list[DatasetImage]]:
-    """The two parts that a training needs, "train" and "val".
+    """Make the splits "train" and "val" that a training needs.
 
-    Uses val; if it is missing, test. Trains on train and on all images that are in neither val nor test. Where there is
-    nothing to validate on, takes a fifth of the images with objects and a fifth of those without, by a hash of their
-    file names: the same ones every time, and hardly others when images are added.
+    If there is no validation split, the test split is used. All images in neither of them are training images. Without
+    both, a fifth of the images with objects and a fifth of those without are used for validation. A hash of the file
+    name selects them, so that the selection hardly changes when images are added.
 
     Raises:
         ValueError: there are too few images for two parts.
@@ -238,12 +238,12 @@ def _drop_others(splits: dict[str, list[DatasetImage]], classes: list[str], kind
     for image in {id(p): p for images in splits.values() for p in images}.values():
         for box in image.boxes:
             if box.label not in known:
-                problems.add(kind, f"{image.path.name}: {box.label} is none of --classes: left out")
+                problems.add(kind, f"{image.path.name}: {box.label} is not in --classes: left out")
         image.boxes = [box for box in image.boxes if box.label in known]
 
 
 def _check_splits(splits: dict[str, list[DatasetImage]], classes: list[str], problems: Problems) -> None:
-    """Tells of what is no fault of a single file, and yet often a mistake."""
+    """Report what is often a mistake: empty splits, shared images, classes that differ in case only."""
     for split, images in splits.items():
         if not images:
             problems.add("split without images", f"{split}: not written")
@@ -269,5 +269,5 @@ def _file_names(paths: set[Path], root: Path) -> dict[Path, str]:
 
 
 def _below(name: str) -> str:
-    """A name for the copy of an image, also of one that lies elsewhere."""
+    """Name of the copy of an image, which may lie outside the dataset's folder."""
     return Path(name).relative_to(Path(name).anchor).as_posix()

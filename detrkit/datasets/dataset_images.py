@@ -1,4 +1,4 @@
-"""What the readers of all formats share: images with their objects, and what is wrong with them."""
+"""Images with their objects, and a list of problems: shared by the readers of all formats."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Corners = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 class Problems:
-    """What was found wrong: a line each, of which the report shows the first few of a kind, and how many there were."""
+    """Problems of a dataset, by kind. The report shows the first few lines of each kind, and their number."""
 
     def __init__(self):
         self._lines: dict[str, list[str]] = defaultdict(list)
         self._counts: dict[str, int] = defaultdict(int)
 
     def add(self, kind: str, line: str) -> None:
-        """One more problem of a kind, such as "box without area"; the line says where, what, and what becomes of it."""
+        """Add a problem of a kind such as "box without area"; the line says where, what, and what was done."""
         self._counts[kind] += 1
         if len(self._lines[kind]) < LINES_PER_KIND:
             self._lines[kind].append(_printable(line))
@@ -50,14 +50,14 @@ class Problems:
 
 
 def _printable(line: str, most: int = 300) -> str:
-    """One line of printable characters: annotation files may hold anything."""
+    """A text as one line of printable characters."""
     line = "".join(c if c.isprintable() else "?" for c in " ".join(line.split()))
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
 @dataclass
 class Box:
-    """An object: class, box in pixels of the upright image, and whether to leave it out of training and scoring."""
+    """An object: class, box in pixels of the upright image, and whether training and evaluation ignore it."""
 
     label: str
     corners: Corners
@@ -66,7 +66,7 @@ class Box:
 
 @dataclass
 class DatasetImage:
-    """An image that can be read; width and height in pixels, upright as its EXIF data say."""
+    """A readable image of a dataset, with its objects; width and height are pixels of the upright image."""
 
     path: Path
     width: int
@@ -76,13 +76,13 @@ class DatasetImage:
 
 @dataclass
 class ImageFile:
-    """What is known of an image file before its annotations are read.
+    """Properties of an image file, without its annotations.
 
     Attributes:
         width, height: pixels of the upright image.
         orientation: EXIF's, 1 to 8.
-        error: why the file cannot be used; empty if it can.
-        kind: what kind of problem that is.
+        error: why the file cannot be used; "" if it can.
+        kind: kind of the problem.
     """
 
     width: int = 0
@@ -97,7 +97,7 @@ class ImageFile:
 
 
 def inspect_image(path: Path, decode: bool) -> ImageFile:
-    """Upright size of an image file. With `decode` all of it is read, so that training does not find it broken."""
+    """Read the upright size of an image file; with `decode` also all pixels, to find damaged files."""
     try:
         with Image.open(path) as image:
             if decode:
@@ -117,7 +117,7 @@ def inspect_image(path: Path, decode: bool) -> ImageFile:
 
 
 def inspect_images(paths: Iterable[Path], decode: bool) -> dict[Path, ImageFile]:
-    """`inspect_image` each of them once, several at a time."""
+    """Run `inspect_image` on each path once, in several threads."""
     paths = list(dict.fromkeys(paths))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         found = pool.map(lambda path: inspect_image(path, decode), paths)
@@ -125,7 +125,7 @@ def inspect_images(paths: Iterable[Path], decode: bool) -> dict[Path, ImageFile]
 
 
 def turn(box: Corners, width: float, height: float, orientation: int) -> Corners:
-    """A box in an image as stored, (width, height) pixels, as it lies in the upright one. Orientations 5 to 8."""
+    """Map a box of the stored image, with `width` and `height`, to the upright image. For orientations 5 to 8."""
     left, top, right, bottom = box
     if orientation in (6, 7):
         top, bottom = height - bottom, height - top
@@ -137,8 +137,12 @@ def turn(box: Corners, width: float, height: float, orientation: int) -> Corners
 def to_upright(
     file: ImageFile, stated: tuple[float, float] | None, where: str, problems: Problems
 ) -> Callable[[Corners], Corners]:
-    """What maps boxes of an annotation to the upright image, where the annotation has the size as `stated`: width and
-    height, None if it has none. `where` is for the report."""
+    """Return a function that maps boxes of an annotation to the upright image.
+
+    Args:
+        stated: width and height of the image in the annotation; None if it has none.
+        where: place of the annotation, for the report.
+    """
     upright = (file.width, file.height)
     if stated is None:
         problems.add("no image size", f"{where}: the file's, {file.width}x{file.height}, is taken")
@@ -154,12 +158,12 @@ def to_upright(
         problems.add("other image size", f"{line}: boxes scaled")
         scale = file.width / width, file.height / height
         return lambda corners: tuple(value * scale[i % 2] for i, value in enumerate(corners))
-    problems.add("other image size", f"{line}, of another shape: boxes taken as they are, please check")
+    problems.add("other image size", f"{line}, of another shape: boxes kept unchanged, please check")
     return lambda corners: corners
 
 
 def add_box(image: DatasetImage, box: Box, where: str, problems: Problems) -> None:
-    """Adds a box to its image, clipped to the image, unless nothing of it is left; `where` is for the report."""
+    """Add a box to its image, clipped to the image, unless its area is 0; `where` is for the report."""
     left, top, right, bottom = box.corners
     shown = " ".join(f"{value:g}" for value in box.corners)
     if not all(map(math.isfinite, box.corners)):
@@ -173,7 +177,7 @@ def add_box(image: DatasetImage, box: Box, where: str, problems: Problems) -> No
     if inside[2] <= inside[0] or inside[3] <= inside[1]:
         problems.add("box outside the image", f"{where}: {shown}, but {size}: left out")
         return
-    # What rounding does to a box at the border is no problem.
+    # Rounding may move a box at the border by a pixel.
     if max(abs(a - b) for a, b in zip(inside, box.corners, strict=True)) > 1:
         problems.add("box partly outside the image", f"{where}: {shown}, but {size}: clipped")
     box = Box(box.label, tuple(round(value, 3) for value in inside), box.ignored)
@@ -186,7 +190,7 @@ def add_box(image: DatasetImage, box: Box, where: str, problems: Problems) -> No
 
 
 def relative(path: Path, root: Path) -> str:
-    """A path as the report names it."""
+    """A path relative to `root`, if it lies below it."""
     try:
         return path.relative_to(root).as_posix()
     except ValueError:
@@ -194,7 +198,12 @@ def relative(path: Path, root: Path) -> str:
 
 
 def read_text(path: Path) -> str:
-    """A text file in UTF-8; ValueError if it is none, OSError if it cannot be read."""
+    """Read a text file in UTF-8.
+
+    Raises:
+        ValueError: it is not UTF-8.
+        OSError: it cannot be read.
+    """
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -25,8 +25,8 @@ NOT_PHOTOGRAPHS = re.compile(r"mask|segm|trimap|depth|thumb", re.IGNORECASE)  # 
 IMAGE_FOLDERS = {"jpegimages", "images", "image", "imgs", "img", "photos", "data"}
 ANNOTATION_FOLDERS = {"annotations", "annotation", "annots", "labels", "label", "xml", "xmls"}
 NOT_IMAGES = {".json", ".xml", ".csv", ".txt"}  # some tools let an annotation file name itself
-BEGINNING = 1 << 16  # bytes that tell what a file is
-MOST_SAMPLED = 200  # files of one suffix that tell a layout
+BEGINNING = 1 << 16  # bytes that are read to recognise a file
+MOST_SAMPLED = 200  # files of one suffix that are read to recognise a layout
 LARGEST_FIELD = 1 << 30  # of a CSV file; polygons are long
 DELIMITERS = ",;\t|"
 
@@ -65,7 +65,7 @@ class DatasetFiles:
         return [path for path in self.paths if path.suffix.lower() in suffixes]
 
     def by_name(self, name: str, beside: Path) -> list[Path]:
-        """The images that a name in an annotation file may mean, all equally likely; empty if there is none.
+        """The images that a name in an annotation file may mean, all equally likely; [] for none.
 
         A path that exists is meant, else images of that name anywhere in the dataset, most likely those with more of
         the path. Backslashes count as slashes.
@@ -82,14 +82,18 @@ class DatasetFiles:
         return self._likeliest(self._by_name.get(stated.name.casefold(), []), stated, beside)
 
     def by_stem(self, stem: str, beside: Path, name: str = "") -> list[Path]:
-        """The images called `stem`, whatever their suffix, that may belong to an annotation file in the folder
-        `beside` that states the image name `name`; all equally likely."""
+        """The images called `stem`, with any suffix, that may belong to an annotation file; all equally likely.
+
+        Args:
+            beside: folder of the annotation file.
+            name: name of the image in the annotation file.
+        """
         stated = PurePosixPath(name.replace("\\", "/"))
         here = self._by_folder.get((beside, stem), [])
         return self._likeliest(here or self._by_stem.get(stem, []), stated, beside)
 
     def locate(self, name: str, beside: Path, where: str, problems: Problems, stem: str = "") -> Path | None:
-        """The image of an annotation, by its name, else by its stem; a problem if there is none, or no single one."""
+        """The image of an annotation, by its name, else by its stem; reports a problem if there is not exactly one."""
         found = (name and self.by_name(name, beside)) or (stem and self.by_stem(stem, beside, name)) or []
         if not found:
             problems.add("missing image", f"{where}: there is no image {name or stem}: left out")

@@ -1,4 +1,4 @@
-"""The layouts of datasets that can be read, and which of them a folder has."""
+"""The dataset layouts that can be read, and which one a folder has."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FORMATS = {layout.name: layout for layout in (COCO, VOC, YOLO, LABELME, CVAT, VI
 def recognise(source: Path, problems: Problems, name: str | None = None) -> tuple[Format, DatasetFiles, Path]:
     """The layout of a dataset, by the content of its files.
 
-    A folder that holds nothing but one other folder stands for that one.
+    If a folder contains only one other folder, that one is used.
 
     Args:
         source: a folder, or one annotation file.
@@ -62,14 +62,14 @@ def recognise(source: Path, problems: Problems, name: str | None = None) -> tupl
                 f"{source} has {images} images and no annotations: put files of annotations beside them, in one of the "
                 f"layouts {', '.join(layout.title for layout in layouts)}"
             )
-        wanted = "; ".join(f"{layout.title}: {layout.content}" for layout in layouts)
-        raise ValueError(f"{source} is in no known layout. {wanted}")
+        known = "; ".join(f"{layout.title}: {layout.content}" for layout in layouts)
+        raise ValueError(f"{source} is in no known layout. {known}")
     layout, place = found[0]
     return layout, files, place
 
 
 def _found(layouts: list[Format], files: DatasetFiles) -> list[tuple[Format, Path]]:
-    """The layouts that a folder has, and where their readers are to begin."""
+    """The layouts that a folder has, and the paths for their readers."""
     found = [(layout, place) for layout in layouts if (place := layout.find(files))]
     if not found:
         found = [(layout, place) for layout in layouts if (place := layout.guess(files))]

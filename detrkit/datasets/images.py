@@ -1,4 +1,4 @@
-"""Image files of any kind as 8-bit RGB. Training, evaluation, `Detector` and the demo read images by this one rule."""
+"""Image files of any kind as 8-bit RGB. Training, evaluation, `Detector` and the demo use it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PLAIN_MODES = {"1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV"}
 
 
 class UnknownRange(ValueError):
-    """The values of an image do not tell which of them is white."""
+    """The range of an image's values is not known."""
 
 
 def image_suffixes() -> set[str]:
@@ -44,7 +44,7 @@ def to_rgb(image: Image.Image) -> np.ndarray:
 
     Raises:
         UnknownRange: the values are outside that range, or the brightest integer is below 4096, so that the image would
-            come out nearly black: 12-bit values in a wider type do.
+            be nearly black, as with 12-bit values in a wider type.
     """
     has_wide_channels = _has_wide_channels(image)
     image = ImageOps.exif_transpose(image)
@@ -62,7 +62,7 @@ def to_rgb(image: Image.Image) -> np.ndarray:
 
 
 def is_plain(path: str | Path) -> bool:
-    """Whether `image.convert("RGB")` alone shows the file as `to_rgb` does, but for turning it upright."""
+    """Whether `image.convert("RGB")` gives the same as `to_rgb`, except for the orientation."""
     with open(path, "rb") as file:
         if file.read(len(JPEG)) == JPEG:  # opening it as an image takes ten times as long
             return True
@@ -71,7 +71,7 @@ def is_plain(path: str | Path) -> bool:
 
 
 def check_values(image: Image.Image) -> None:
-    """Decode an image that was just opened, and raise what `to_rgb` would."""
+    """Decode an opened image, and raise the errors of `to_rgb`."""
     if _is_plain(image):
         image.load()
     else:

@@ -48,10 +48,9 @@ class Registration(NamedTuple):
 def register_coco(name: str, json_file: str | Path, image_root: str | Path, **metadata: Any) -> None:
     """Register a dataset in COCO's format for use in a config, which some tools load more than once.
 
-    Detectors and evaluators get a file that they read as it is meant. If the given one has ids that pycocotools
-    misunderstands, or lacks areas, boxes or sizes, this is a normalised copy: see `normalise` in
-    `detrkit.datasets.annotations`. A file with a mistake that cannot be mended is registered as it is; loading it
-    tells the mistake.
+    If the file has ids that pycocotools misunderstands, or lacks areas, boxes or sizes, a normalised copy is used: see
+    `normalise` in `detrkit.datasets.annotations`. A file with a mistake that cannot be corrected is registered
+    unchanged; loading it raises an error.
 
     Datasets with the same classes get them in one order, that of the first one registered: `train.json` and `val.json`
     may number them differently.
@@ -71,7 +70,7 @@ def register_coco(name: str, json_file: str | Path, image_root: str | Path, **me
         if not same_classes(found.classes, order := _shared_order(name, found.classes)):
             found = normalised_file(source, image_root, order)
         _orders[name] = order
-    except FileNotFoundError:  # it may come later; loading it tells that it is not there
+    except FileNotFoundError:  # it may be written later; loading it raises if it is missing
         pass
     except (ValueError, OSError) as error:
         logger.info("%s: %s", name, error)
@@ -143,7 +142,7 @@ def annotation_file_of(name: str, classes: Sequence[str] | None = None) -> Annot
 
     Raises:
         UnmatchedClasses: it has objects of other classes.
-        ValueError: it has a mistake that cannot be mended.
+        ValueError: it has a mistake that cannot be corrected.
     """
     registration = registration_of(name)
     if registration is None or not Path(registration.source).is_file():
@@ -152,7 +151,7 @@ def annotation_file_of(name: str, classes: Sequence[str] | None = None) -> Annot
 
 
 def number_classes(name: str, classes: Sequence[str]) -> AnnotationFile | None:
-    """Register a dataset anew with its classes in this order, and with a normalised annotation file.
+    """Register a dataset again, with its classes in this order, and a normalised annotation file.
 
     Args:
         classes: names of a model's outputs. The dataset may lack some of them.
@@ -163,7 +162,7 @@ def number_classes(name: str, classes: Sequence[str]) -> AnnotationFile | None:
     Raises:
         UnmatchedClasses: it has objects of other classes; or its classes are in another order, and it cannot be
             changed.
-        ValueError: its annotation file has a mistake that cannot be mended.
+        ValueError: its annotation file has a mistake that cannot be corrected.
     """
     declared = MetadataCatalog.get(name).get("thing_classes")
     is_declared = declared is not None and same_classes(declared, classes)
@@ -240,5 +239,5 @@ def register_own_datasets() -> None:
 
 
 def _register_own(name: str, json_file: Path, image_root: Path, root_variable: str) -> None:
-    """Registration without a look at the files: every config that names the dataset asks for it."""
+    """Register without opening the files, as every config does this for all datasets of the project."""
     _register(name, Registration(str(json_file), str(image_root), {"root_env": root_variable}), None)

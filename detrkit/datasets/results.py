@@ -16,11 +16,11 @@ from .annotations import original_ids, read_annotations
 def with_ids_of_copy(
     detections: Mapping[Hashable, list[dict[str, Any]]], annotation_file: str | os.PathLike
 ) -> Mapping[Hashable, list[dict[str, Any]]]:
-    """Detections with the ids of a normalised copy in place of those of the user's annotation file.
+    """Replace the ids of the user's annotation file in detections by those of a normalised copy.
 
     Args:
-        detections: with `category_id`, by image id. Ids that the user's file does not have stay as they are.
-        annotation_file: the copy, or a file that needed none.
+        detections: with `category_id`, by image id. Ids that the user's file does not have do not change.
+        annotation_file: the copy, or the user's file if it needed no copy.
     """
     content = read_annotations(annotation_file)
     images, categories = original_ids(content, "images"), original_ids(content, "categories")
@@ -35,16 +35,16 @@ def with_ids_of_copy(
 
 
 def restore_original_ids(results_file: str | os.PathLike, annotation_file: str | os.PathLike) -> int:
-    """Give the detections the ids of the user's annotation file, where the evaluation used a normalised copy.
+    """Write the ids of the user's annotation file into a results file, after an evaluation with a normalised copy.
 
-    Detections of classes that the user's file does not have are left out: no id there stands for them.
+    Detections of classes that the user's file does not have are left out.
 
     Args:
-        results_file: rewritten in place, whole or not at all.
+        results_file: replaced in one step.
         annotation_file: the copy.
 
     Returns:
-        How many detections were left out.
+        Number of detections left out.
     """
     content = read_annotations(annotation_file)
     images, categories = original_ids(content, "images"), original_ids(content, "categories")

@@ -164,7 +164,7 @@ def background(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def paint(rng: np.random.Generator, image: np.ndarray, cover: np.ndarray, name: str) -> None:
-    """Fills `cover` with the texture of a class in two shades of a colour that stands out from what is there."""
+    """Fill `cover` with the texture of a class, in two shades of a colour that contrasts with the image under it."""
     under = image[cover >= 0.5]
     under = under[:: len(under) // 50 + 1]
     colors = rng.uniform(0, 255, (20, 3))
@@ -177,7 +177,7 @@ def paint(rng: np.random.Generator, image: np.ndarray, cover: np.ndarray, name: 
 
 
 def cover_up(things: list[Thing], mask: np.ndarray) -> bool:
-    """Takes `mask` from what is visible of `things`; changes nothing and returns False if that hides too much."""
+    """Remove `mask` from the visible parts of `things`; if that hides too much, change nothing and return False."""
     remaining = [thing.visible & ~mask for thing in things]
     if any(left.sum() < MIN_VISIBLE * thing.extent for left, thing in zip(remaining, things, strict=True)):
         return False
@@ -187,7 +187,7 @@ def cover_up(things: list[Thing], mask: np.ndarray) -> bool:
 
 
 def add_object(rng: np.random.Generator, image: np.ndarray, things: list[Thing], side: float) -> None:
-    """Draws a shape of area side² where it fits; leaves it out when no place is found in a few tries."""
+    """Draw a shape of area side² where it fits; give up after a few tries."""
     size = image.shape[0]
     index = int(rng.integers(len(CATEGORIES)))
     for _ in range(PLACEMENTS):
@@ -201,7 +201,7 @@ def add_object(rng: np.random.Generator, image: np.ndarray, things: list[Thing],
 
 
 def add_crowd(rng: np.random.Generator, image: np.ndarray, things: list[Thing]) -> None:
-    """Draws a cluster of small shapes of one class in staggered rows, most of them touching the next."""
+    """Draw a cluster of small shapes of one class in staggered rows, most of which touch each other."""
     size = image.shape[0]
     category = CATEGORIES[int(rng.integers(len(CATEGORIES)))]
     members = int(rng.integers(*CROWD_MEMBERS, endpoint=True))
@@ -220,7 +220,7 @@ def add_crowd(rng: np.random.Generator, image: np.ndarray, things: list[Thing]) 
 
 
 def draw_image(rng: np.random.Generator, size: int, crowd: bool, empty: bool) -> tuple[np.ndarray, list[Thing]]:
-    """One image, uint8 (size, size, 3), and what is to be seen in it."""
+    """Draw an image, uint8 (size, size, 3); return it and the visible things."""
     image = background(rng, size)
     things: list[Thing] = []
     if crowd:

@@ -35,8 +35,8 @@ def find_tensorflow_csv(files: DatasetFiles) -> Path | None:
 def read_tensorflow_csv(files: DatasetFiles, place: Path, problems: Problems, options: ReadOptions) -> Dataset:
     """Read the CSV files; each is of the split that it or its folder is named after.
 
-    Coordinates are taken as they are, in pixels, or as parts of the image if none in a file is above 1. A row without
-    class and coordinates tells of an image without objects.
+    Coordinates are pixels, or shares of the image if none in a file is above 1. A row without class and coordinates is
+    an image without objects.
 
     Raises:
         ValueError: a row cannot be read; the message names file and line.

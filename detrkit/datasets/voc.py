@@ -67,9 +67,9 @@ def read_voc(files: DatasetFiles, root: Path, problems: Problems, options: ReadO
     annotations = [path for path in files.annotation_files(".xml") if root_tag(path) in (ROOT, None)]
     splits = _splits_of_lists(_list_folder(files), root, problems)
     listed = _listed_annotations(splits, annotations, root, problems) if splits else {}
-    wanted = dict.fromkeys(path for paths in listed.values() for path in paths) if splits else annotations
+    to_read = dict.fromkeys(path for paths in listed.values() for path in paths) if splits else annotations
 
-    elements = _parse_all(wanted, root, problems)
+    elements = _parse_all(to_read, root, problems)
     chosen: dict[Path, Path] = {}
     owners: dict[Path, Path] = {}
     # Files that state the name of another image come last.
@@ -203,8 +203,8 @@ def _image_of(xml: Path, element: Element, files: DatasetFiles, problems: Proble
         if found := files.by_stem(name, xml.parent, stated):
             break
     else:
-        wanted = f"{xml.stem} or {stated}" if stated else xml.stem
-        problems.add("missing image", f"{relative(xml, files.root)}: there is no image {wanted}: left out")
+        expected = f"{xml.stem} or {stated}" if stated else xml.stem
+        problems.add("missing image", f"{relative(xml, files.root)}: there is no image {expected}: left out")
         return None
     if len(found) > 1:
         line = f"{relative(xml, files.root)}: {relative(found[0], files.root)} is taken"

@@ -155,7 +155,7 @@ def make_settings(
         key: [value for value in values if not is_same(value, default_of(cfg, key))] for key, values in grid.items()
     }
     if full:
-        # None stands for the default, which belongs to the product only where the grid has it.
+        # None is the default, which is part of the product if the grid contains it.
         axes = [
             [None] * (len(changed[key]) < len(values)) + [(key, value) for value in changed[key]]
             for key, values in grid.items()

@@ -1,7 +1,7 @@
-"""Trainings with several seeds: means, deviations, what is a difference and what is noise, as table and plot.
+"""Trainings with several seeds: means, deviations, intervals of differences, as table and plot.
 
-A result is what is kept of one training: a dict of metrics. A setting has one result per seed, and a family is
-settings that are compared with one of them, its reference.
+A result is the dict of metrics of one training. A setting has one result per seed. A family is a list of settings that
+are compared with one of them, the reference.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from detrkit.analysis.plots import STYLE
 
 CONFIDENCE = 0.95
 INK, FAINT = "#123c69", "#777777"
-PLACES = 11  # of values, in a line of panels
+PLACES = 11  # values in a row of panels
 
 
 def summarize(
@@ -28,14 +28,14 @@ def summarize(
 ) -> dict:
     """Mean and deviation of every setting of a family, and its difference from the reference with an interval.
 
-    The deviation between seeds is pooled over all settings: a few seeds of one setting say little of it. The interval
-    is Student's, for the difference of two means with that deviation. It is taken to be the same in all settings.
+    The deviation between seeds is pooled over all settings, as a few seeds of one setting do not determine it. It is
+    assumed to be the same in all of them. The interval is Student's for the difference of two means.
 
     Args:
         settings: the results of each, by name.
-        reference: the name of what the others are compared with.
-        metrics: to average; results may lack some.
-        deciding: the one that differences are of, which every result has.
+        reference: name of the setting that the others are compared with.
+        metrics: metrics to average; results may lack some.
+        deciding: the metric that is compared, which every result has.
 
     Returns:
         `pooled_deviation`, `degrees_of_freedom`, and for each of the `settings` its `name`, number of results `n`,
@@ -64,7 +64,7 @@ def summarize(
 
 
 def pooled_deviation(groups: Sequence[Sequence[float]]) -> tuple[float | None, int]:
-    """The standard deviation within groups, and its degrees of freedom; None where no group has two values."""
+    """Standard deviation within groups, and its degrees of freedom; (None, 0) if no group has two values."""
     freedom = sum(len(group) - 1 for group in groups if group)
     if not freedom:
         return None, 0
@@ -75,7 +75,7 @@ def pooled_deviation(groups: Sequence[Sequence[float]]) -> tuple[float | None, i
 def difference(
     values: Sequence[float], reference: Sequence[float], deviation: float | None, freedom: int
 ) -> dict[str, float | bool | None] | None:
-    """Of the means, with the half-width of its interval; None where one of them is missing."""
+    """Difference of two means, with the half-width of its interval; None if a side has no values."""
     if not values or not reference:
         return None
     mean = fmean(values) - fmean(reference)
@@ -87,11 +87,12 @@ def difference(
 
 
 def table(rows: Sequence[Mapping], titles: Sequence[str], heads: Mapping[str, tuple[str, int]], versus: str) -> str:
-    """Markdown: a line per row of `summarize`, under its title.
+    """A table in Markdown with a line per row of `summarize`.
 
     Args:
-        heads: name and number of digits of each metric; those that no row has are left out.
-        versus: the head of the last column, the differences.
+        titles: first cell of each line.
+        heads: title and number of digits of each metric; metrics that no row has are left out.
+        versus: title of the last column, the differences.
     """
     metrics = [metric for metric in heads if any(metric in row["metrics"] for row in rows)]
     lines = [
@@ -104,6 +105,7 @@ def table(rows: Sequence[Mapping], titles: Sequence[str], heads: Mapping[str, tu
 
 
 def cell(row: Mapping, metric: str, digits: int) -> str:
+    """Mean and deviation of a metric."""
     values = row["metrics"].get(metric)
     if values is None:
         return "–"
@@ -112,6 +114,7 @@ def cell(row: Mapping, metric: str, digits: int) -> str:
 
 
 def verdict(compared: Mapping | None) -> str:
+    """A difference with its interval, and whether it is within noise."""
     if compared is None:
         return ""
     mean = f"{round(compared['mean'], 2) + 0.0:+.2f}".replace("-", "−")  # adding zero makes 0.0 of -0.0
@@ -122,7 +125,7 @@ def verdict(compared: Mapping | None) -> str:
 
 @rc_context(STYLE)
 def draw_rows(rows: Sequence[Mapping], titles: Sequence[str], metric: str, label: str, title: str) -> Figure:
-    """One line per row of `summarize` that has results, the first on top."""
+    """A plot with a line per row of `summarize` that has results, the first on top."""
     figure = Figure(figsize=(7, 1.5 + 0.28 * len(rows)))
     axes = figure.add_subplot()
     shown = [(name, row) for name, row in zip(titles, rows, strict=True) if row["n"]][::-1]
@@ -143,13 +146,13 @@ def draw_panels(
     metric: str,
     label: str,
 ) -> Figure:
-    """A panel per option, as wide as it has values: dots are runs, bars standard deviations.
+    """A plot with a panel per option: dots are runs, bars are standard deviations.
 
     Args:
-        panels: values and their rows of the summary by option.
-        reference, plain: rows that are drawn as a line in each panel.
-        rows: all of the summary; the widest interval among them is drawn as a band around the reference.
-        label: what `metric` is.
+        panels: by option, values and their rows of the summary.
+        reference, plain: rows that are drawn as lines in each panel.
+        rows: all rows; the widest of their intervals is a band around the reference.
+        label: label of the axis.
     """
     lines = _in_lines(panels)
     figure = Figure(figsize=(0.4 + 0.82 * len(lines[0]), 0.7 + 2.5 * len(lines)))
@@ -166,7 +169,7 @@ def draw_panels(
 
 
 def _in_lines(panels: Mapping[str, Sequence]) -> list[list[str | None]]:
-    """A place for each value, which has the name of its option, in lines that are filled with None."""
+    """Rows of panels: the option's name for each of its values, filled up with None."""
     lines: list[list[str | None]] = [[]]
     for option, entries in panels.items():
         if lines[-1] and len(lines[-1]) + len(entries) > PLACES:
@@ -177,7 +180,7 @@ def _in_lines(panels: Mapping[str, Sequence]) -> list[list[str | None]]:
 
 
 def _draw_values(axes: Axes, entries: Sequence[tuple[str, Mapping]], metric: str) -> None:
-    """A place per value; a line joins numbers, whose order means something."""
+    """Draw each value; a line joins values that are numbers."""
     shown = [(place, row) for place, (_, row) in enumerate(entries) if row["n"]]
     for place, row in shown:
         draw_point(axes, place, row, metric, upright=True)
@@ -200,7 +203,7 @@ def _is_number(text: str) -> bool:
 def _draw_reference(
     axes: Axes, reference: Mapping, plain: Mapping | None, rows: Sequence[Mapping], metric: str
 ) -> None:
-    """Lines for default and baseline; what lies in the band does not clearly differ from the default."""
+    """Lines for default and baseline, and a band in which differences from the default are within noise."""
     if reference["n"]:
         mean = reference["metrics"][metric]["mean"]
         widths = [row["difference"]["half_width"] for row in rows if row["difference"]]
@@ -214,7 +217,7 @@ def _draw_reference(
 
 
 def draw_point(axes: Axes, place: float, row: Mapping, metric: str, upright: bool) -> None:
-    """A dot per run, and a square with bars for their mean and deviation; hollow for a reference."""
+    """A dot per run, and a square with bars for mean and deviation; hollow for a reference."""
     values = row["metrics"][metric]
     runs = [result[metric] for result in row["runs"]]
     places = [place - 0.14] * len(runs)

@@ -249,15 +249,15 @@ def make_report(
 ) -> dict:
     """The content of alignment.json, from the results of `run` for each candidate."""
     draws = draw_images(len(data.images), REPEATS)
-    drawings = bootstrap(tables, draws)
+    resamples = bootstrap(tables, draws)
     models = []
-    for candidate, table, ap, drawn, counts in zip(candidates, tables, precisions, drawings, places, strict=True):
-        drawn["discriminability"] = np.array([discriminability(np.tensordot(times, counts, 1)) for times in draws])
+    for candidate, table, ap, resampled, counts in zip(candidates, tables, precisions, resamples, places, strict=True):
+        resampled["discriminability"] = np.array([discriminability(np.tensordot(times, counts, 1)) for times in draws])
         figures = summarize(table) | figures_of_places(counts)
         first = models[0]["figures"] if models else figures
         differences = {
-            name: {"value": figures[name] - first[name], "interval": interval(drawn[name] - drawings[0][name])}
-            for name in drawn
+            name: {"value": figures[name] - first[name], "interval": interval(resampled[name] - resamples[0][name])}
+            for name in resampled
             if models and None not in (figures[name], first[name])
         }
         models.append(
@@ -266,8 +266,8 @@ def make_report(
                 "config": candidate.config,
                 "checkpoint": candidate.checkpoint,
                 "figures": figures,
-                "intervals": {name: interval(values) for name, values in drawn.items()},
-                "differences": {name: differences.get(name) for name in drawn},
+                "intervals": {name: interval(values) for name, values in resampled.items()},
+                "differences": {name: differences.get(name) for name in resampled},
                 "ap": ap,
             }
         )

@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
 from detrkit.analysis import predict_layers
-from detrkit.analysis.attention import Looks, branches, looking
+from detrkit.analysis.attention import AttentionMaps, branches, capture_attention
 from detrkit.config.load import load_config
 from detrkit.inference.demo import classes_of_outputs, find_images, output_paths, progress_of, read_all
 from detrkit.training.loading import load_detector
@@ -56,31 +56,31 @@ def write_sheets(
 
 def sheet(model: nn.Module, example: dict, top: int, names: Sequence[str]) -> Figure:
     """The `top` best queries of an image in rows, the branches in columns."""
-    with looking(model) as looks:
+    with capture_attention(model) as maps:
         logits, boxes = predict_layers(model, [example])
     scores, labels = logits[-1, 0].sigmoid().max(-1)
     best = scores.topk(min(top, len(scores))).indices.tolist()
     height, width = example["pixels"].shape[:2]
-    figure = Figure(figsize=(PANEL * len(looks.attention), PANEL * height / width * len(best) + 0.3), layout="tight")
-    rows = figure.subplots(len(best), len(looks.attention), squeeze=False)
+    figure = Figure(figsize=(PANEL * len(maps.attention), PANEL * height / width * len(best) + 0.3), layout="tight")
+    rows = figure.subplots(len(best), len(maps.attention), squeeze=False)
     for panels, query in zip(rows, best, strict=True):
         label = int(labels[query])
         title = f"{names[label]} {scores[query]:.2f}"
         corners = box_cxcywh_to_xyxy(boxes[-1, 0, query]).cpu() * torch.tensor([width, height, width, height])
-        for axes, branch in zip(panels, looks.attention, strict=True):
-            draw(axes, example["pixels"], looks, branch, query, corners)
+        for axes, branch in zip(panels, maps.attention, strict=True):
+            draw(axes, example["pixels"], maps, branch, query, corners)
             axes.set_title(f"{title}, {branch}", fontsize=8)
     return figure
 
 
-def draw(axes, pixels: np.ndarray, looks: Looks, branch: str, query: int, corners: Tensor) -> None:
+def draw(axes, pixels: np.ndarray, maps: AttentionMaps, branch: str, query: int, corners: Tensor) -> None:
     height, width = pixels.shape[:2]
     frame = dict(extent=(0, width, height, 0))
     axes.imshow(pixels.mean(-1), cmap="gray", **frame)
-    weights = looks.attention[branch][0, query].cpu().numpy()
+    weights = maps.attention[branch][0, query].cpu().numpy()
     axes.imshow(weights / weights.max(), cmap="inferno", alpha=0.6, interpolation="bilinear", **frame)
-    if branch in looks.points:
-        x, y = looks.points[branch][0, query].cpu().numpy().T
+    if branch in maps.points:
+        x, y = maps.points[branch][0, query].cpu().numpy().T
         axes.plot(x * width, y * height, "o", color="#39d0ff", markeredgecolor="black", markersize=4)
     left, top, right, bottom = corners.tolist()
     axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="white", linewidth=1.2))

@@ -39,7 +39,7 @@ GROUPS: dict[str, tuple[Row, ...]] = {
         Row("same_query", "objects that keep their query", "from one layer to the next, mean over the layers"),
     ),
     "Encoder's features": (
-        Row("discriminability", "discriminability", "area under the IoF-IoB curve; 0.5 tells nothing apart"),
+        Row("discriminability", "discriminability", "area under the IoF-IoB curve; 0.5 is chance"),
     ),
 }
 AP_ROWS = (
@@ -228,14 +228,13 @@ def _signed(value: float | None, digits: int) -> str:
 
 def _note(models: int, repeats: int) -> str:
     text = (
-        f"Under each figure: its 95 % interval over {repeats} drawings of the images with replacement. It says how far "
-        "the choice of images matters, and nothing of how far another training run would differ. Arrows say which way "
-        "is better."
+        f"Under each figure: its 95 % interval over {repeats} resamples of the images. It shows how far the choice of "
+        "images matters, not how far another training would differ. Arrows point to better values."
     )
     if models > 1:
         text += (
-            " The last line is the difference to the first model on the same drawings: clear where its interval "
-            "excludes zero, else within noise. No interval was computed for AP."
+            " The last line is the difference from the first model on the same resamples: clear if its interval "
+            "excludes zero, else within noise. AP has no intervals."
         )
     return text
 

@@ -113,7 +113,7 @@ def _lead(progress: Progress) -> str:
     share = progress.iteration / progress.max_iter
     return (
         f"Iteration {progress.iteration} of {progress.max_iter} ({share:.0%}{eta}). "
-        f"Written {escape(progress.written)}; this page loads itself anew every minute."
+        f"Written {escape(progress.written)}; this page reloads every minute."
     )
 
 

@@ -1,11 +1,11 @@
-"""How the process asks the system for memory."""
+"""Settings of the memory allocator of the process."""
 
 from __future__ import annotations
 
 import ctypes
 import platform
 
-# of glibc's malloc.h
+# from malloc.h of glibc
 M_TRIM_THRESHOLD = -1
 M_MMAP_MAX = -4
 
@@ -13,14 +13,14 @@ M_MMAP_MAX = -4
 def keep_freed_memory() -> bool:
     """Keep memory that this process frees, which glibc would return to the system.
 
-    An inference asks for the same large buffers as the one before. The system hands out a buffer page by page, each
-    filled with zeros. The process stays as large as it was at its largest. A training gains nothing: glibc keeps
-    most of what its backward pass frees.
+    Each inference needs the same large buffers as the one before, and the system fills every page of new memory with
+    zeros. The process keeps its peak size. A training gains nothing, as glibc keeps most of the memory that its
+    backward pass frees.
 
-    For commands only. The allocator of a program that uses this project as a library is that program's own.
+    For commands only: a library must not change the allocator of the program that uses it.
 
     Returns:
-        Whether this C library can do so.
+        Whether the C library supports it.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -5,9 +5,9 @@ from detectron2.utils import comm
 
 
 def available_devices() -> list[str]:
-    """Kinds of device that PyTorch has here, the fastest first: of cuda, mps and cpu."""
-    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    return [kind for kind, is_there in found.items() if is_there]
+    """Kinds of device that PyTorch can use on this machine, the fastest first: cuda, mps, cpu."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    return [kind for kind, usable in available.items() if usable]
 
 
 def best_device() -> str:
@@ -16,23 +16,26 @@ def best_device() -> str:
 
 
 def resolve_device(name: str, key: str = "train.device") -> str:
-    """`name` as PyTorch takes it; "auto" is the first of cuda, mps and cpu that is there. `key` is what the
-    name was given as, for errors.
+    """Check a device, and replace "auto" by the fastest kind.
+
+    Args:
+        name: such as "cuda", "cuda:1", "cpu" or "auto".
+        key: the option that named the device, for errors.
 
     Raises:
-        ValueError: PyTorch has no such device here.
+        ValueError: this machine has no such device.
     """
-    there = available_devices()
+    kinds = available_devices()
     if name == "auto":
-        return there[0]
-    available = {kind: torch.cuda.device_count() if kind == "cuda" else 1 for kind in there}
+        return kinds[0]
+    available = {kind: torch.cuda.device_count() if kind == "cuda" else 1 for kind in kinds}
     try:
         device = torch.device(name)
     except RuntimeError:
         device = None
     if device is None or (device.index or 0) >= available.get(device.type, 0):
-        counts = [f"{kind} (0 to {available[kind] - 1})" if available[kind] > 1 else kind for kind in there]
-        raise ValueError(f"{key}={name} is not there; this machine has {', '.join(counts)}")
+        counts = [f"{kind} (0 to {available[kind] - 1})" if available[kind] > 1 else kind for kind in kinds]
+        raise ValueError(f"{key}={name} is not available; this machine has {', '.join(counts)}")
     if device.index is not None and comm.get_world_size() > 1:
         raise ValueError(f"{key}={name} is one device, but there are several processes: say {device.type}")
     return name

@@ -1,4 +1,4 @@
-"""The loggers of a run, what of them reaches the terminal, and tracebacks in its log file."""
+"""The loggers of a run: their handlers on the terminal, and tracebacks in the log file."""
 
 import io
 import logging

@@ -6,17 +6,17 @@ from contextlib import contextmanager
 
 
 def program() -> list[str]:
-    """The words that started this program: `align-detr train`, or `python` and a file."""
+    """The words that started this program: `align-detr` and a command, or `python` and a file."""
     name = sys.argv[0]
     return name.split() if name.startswith("align-detr ") else ["python", name]
 
 
 @contextmanager
 def subnormals_flushed() -> Iterator[None]:
-    """Treat numbers below 1e-38 as zero, in this thread and in those that it starts.
+    """Treat numbers below 1e-38 as zero, in this thread and the threads that it starts.
 
-    A CPU takes many times as long over them, and trained attention is full of them: a step of DAB-DETR takes twice as
-    long after a thousand iterations.
+    A CPU computes with them many times more slowly, and trained attention has many of them: without this a step of
+    DAB-DETR takes twice as long after a thousand iterations.
     """
     import torch  # seconds; `program` does not need it
 

@@ -1,7 +1,7 @@
-"""The number of CPU threads, chosen by measurement: beside a busy process a second thread makes a small model slower.
+"""Choose the number of CPU threads by measurement.
 
-PyTorch's threads wait for each other many times a step. If one of them shares its core with another process, all of
-them wait until it has its turn. Two threads beside one busy process on two cores take three times as long as one.
+PyTorch's threads wait for each other many times in a step. If one of them shares its core with another process, all of
+them wait for it: two threads next to a busy process on two cores are three times slower than one.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ logger = logging.getLogger("detectron2.threads")
 
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 WARM_UP = 2  # pieces of work before the first measurement
-ROUNDS = 4  # measurements of each number of threads, by turns
-WORTH = 0.95  # of the time of one thread: more threads are worth their cores below it
-DRIFT = 1.5  # times the median when the number was chosen: measure again
-RECENT = 12  # pieces of work that a drift is the median of
+ROUNDS = 4  # measurements of each number of threads, in turn
+WORTH = 0.95  # more threads are used if they take less than this share of the time of one thread
+DRIFT = 1.5  # measure again if the median time grows by this factor
+RECENT = 12  # pieces of work whose median time is compared
 
 
 @contextmanager
@@ -64,7 +64,7 @@ class ThreadChooser:
 
     @contextmanager
     def work(self) -> Iterator[None]:
-        """Run a piece of work with the number of threads that is chosen, or whose turn it is."""
+        """Run a piece of work with the chosen number of threads, or the next one to measure."""
         if not self._may_change:
             yield
             return
@@ -105,7 +105,7 @@ class ThreadChooser:
         )
 
     def _start_again(self) -> None:
-        if self.chosen == 1:  # a neighbour slows one thread too, and more threads even more
+        if self.chosen == 1:  # another process slows down several threads even more
             self._usual = median(self._recent)
             self._recent.clear()
             return
@@ -114,11 +114,11 @@ class ThreadChooser:
         self._recent.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of threads, for exact resume: rounding depends on it."""
+        """The number of threads. An exact resume needs it, as rounding depends on it."""
         return {"threads": self.chosen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Keep the number of threads of the run that is resumed; `OMP_NUM_THREADS` takes precedence."""
+        """Use the number of threads of the resumed run, unless `OMP_NUM_THREADS` is set."""
         threads = state.get("threads")
         if threads is None:
             return

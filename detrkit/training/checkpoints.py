@@ -1,4 +1,4 @@
-"""Checkpoints that a kill or a full disk cannot damage, and finding the newest one that is whole."""
+"""Checkpoints that a kill or a full disk cannot damage, and the search for the newest valid one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from detrkit.weights import load_state
 
 logger = logging.getLogger(__name__)
 
-# What pickles of numpy arrays are made of.
+# The names that pickles of NumPy arrays use.
 ARRAYS = {
     "numpy": {"ndarray", "dtype"},
     "numpy.core.multiarray": {"_reconstruct", "scalar"},
@@ -44,7 +44,7 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, Tensor]:
     """The tensors of a `.safetensors` file, on the CPU.
 
     Raises:
-        ValueError: it is none, or a damaged one; or the package safetensors is not there.
+        ValueError: it is another or a damaged file, or the package safetensors is not installed.
         OSError: it cannot be read.
     """
     try:
@@ -59,23 +59,23 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, Tensor]:
 
 
 class SafeCheckpointer(DetectionCheckpointer):
-    """DetectionCheckpointer whose files appear whole or not at all; the one before stays until then. And that runs
-    nothing that is in a file: detectron2's unpickles a `.pkl` as it comes. It reads `.safetensors` too.
+    """DetectionCheckpointer that replaces files in one step, runs no code from files, and reads `.safetensors`.
 
-    Only the main process writes. What a killed run left unfinished in `save_dir` is deleted at the next save.
+    detectron2's unpickles any `.pkl`. Only the main process writes. Incomplete files of a killed run in `save_dir` are
+    deleted at the next save.
 
     Attributes:
-        last_iteration: of the training, once known. detectron2 dates the best model of the evaluation at the end one
-            later, and a resumed, longer training would leave out an iteration.
+        last_iteration: last iteration of the training, once known. detectron2 gives the best model of the last
+            evaluation a number one higher, and a longer training that resumes from it would leave out an iteration.
     """
 
     last_iteration: int | None = None
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As DetectionCheckpointer's.
+        """Load a checkpoint like DetectionCheckpointer.
 
         Raises:
-            ValueError: a pickle has something else in it than arrays.
+            ValueError: a pickle contains other objects than arrays.
         """
         if str(path).endswith(".pkl"):
             local = self.path_manager.get_local_path(path)
@@ -98,7 +98,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         return {"model": state}
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write `<name>.pth` with `kwargs` beside the states, and make it the newest.
+        """Write `<name>.pth` with the states and `kwargs`, and name it in `last_checkpoint`.
 
         Raises:
             OSError: it cannot be written; no file has changed.
@@ -117,20 +117,20 @@ class SafeCheckpointer(DetectionCheckpointer):
         self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Make a file of `save_dir` the newest."""
+        """Name a file of `save_dir` in `last_checkpoint`."""
         with atomic_write(Path(self.save_dir, LAST_CHECKPOINT)) as file:
             file.write(last_filename_basename.encode())
 
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """A checkpoint to go on from.
+    """A checkpoint to resume from.
 
     Attributes:
-        name: of the file.
-        iteration: the last one that is done.
-        hooks: the states of the trainer's hooks.
-        remark: why it is not the one that `last_checkpoint` named; empty if it is.
+        name: file name.
+        iteration: the last iteration that is done.
+        hooks: states of the trainer's hooks.
+        remark: why it is not the one named in `last_checkpoint`; "" if it is.
     """
 
     name: str
@@ -142,9 +142,7 @@ class ResumePoint:
 def newest_checkpoint(folder: str | os.PathLike) -> ResumePoint | None:
     """The checkpoint named in `last_checkpoint`; if it is damaged, the newest valid one.
 
-    That one is named in `last_checkpoint` from then on.
-
-    Every process of a run calls it; the main process looks.
+    `last_checkpoint` is corrected. Every process of a run calls it; the main process searches.
 
     Returns:
         None if the folder has no checkpoint.
@@ -165,13 +163,14 @@ def newest_checkpoint(folder: str | os.PathLike) -> ResumePoint | None:
 
 
 def find_checkpoint(folder: Path) -> ResumePoint | None:
+    """`newest_checkpoint` for one process."""
     names = [path.name for path in sorted(folder.glob("*.pth"), key=lambda path: -path.stat().st_mtime)]
     last = folder / LAST_CHECKPOINT
     named = last.read_text(encoding="utf-8", errors="replace").strip() if last.is_file() else ""
     if not names and not named:
         return None
     problems = {named: "is not there"} if named else {}
-    # A name that is not one of this folder's files is not looked for elsewhere.
+    # Only files of this folder are used, whatever `last_checkpoint` names.
     for name in sorted(names, key=lambda name: name != named):
         content = _whole_content(folder / name)
         if content is None:
@@ -189,7 +188,7 @@ def find_checkpoint(folder: Path) -> ResumePoint | None:
 
 
 def _whole_content(path: Path) -> dict[str, Any] | None:
-    """What a checkpoint of a training holds, its tensors still in the file; None if it is damaged or another file."""
+    """Content of a checkpoint of a training, with memory-mapped tensors; None if it is damaged or another file."""
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:

@@ -46,7 +46,7 @@ def protect_workers(loader: Any) -> Any:
     """Make the workers of a DataLoader leave signals to this process.
 
     Args:
-        loader: a DataLoader, or one in detectron2's AspectRatioGroupedDataset; another type stays as it is.
+        loader: a DataLoader, or one in detectron2's AspectRatioGroupedDataset; other types are returned unchanged.
 
     Returns:
         `loader`.

@@ -1,4 +1,4 @@
-"""Evaluation of a model on the test data; one that fails, fails in all processes of a run together."""
+"""Evaluate a model on the test data. A failure in one process is reported in all processes of a run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from .preflight import match_evaluation
 
 logger = logging.getLogger("detectron2.evaluation")
 
-WORTH_MEASURING = 100  # batches: choosing the number of threads costs ten
+WORTH_MEASURING = 100  # batches; choosing the number of threads takes about ten
 
 
 def build_evaluation(
@@ -40,14 +40,14 @@ def build_evaluation(
     watchers: Sequence[DatasetEvaluator] = (),
     threads: ThreadChooser | None = None,
 ) -> Callable[[], Mapping[str, Any]]:
-    """A function that evaluates `model` on the test data, and returns `{task: metrics}`.
+    """Return a function that evaluates `model` on the test data, and returns `{task: metrics}`.
 
     With a moving average, the results are those of the averaged weights. Those of the plain weights are added as
     `<task>_without_ema`, unless `train.model_ema.use_ema_weights_for_eval_only`.
 
     Args:
-        watchers: further evaluators that are given the detections.
-        threads: chooses the number of CPU threads on the first images; None leaves it.
+        watchers: further evaluators that receive the detections.
+        threads: chooses the number of CPU threads on the first images; None keeps the number.
     """
     if "evaluator" not in cfg.dataloader:
         return dict
@@ -100,9 +100,9 @@ def choose_threads(cfg: DictConfig, model: nn.Module, loader: Iterable[Any], thr
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Give every process the buffers of the first process, which are those in checkpoints.
+    """Copy the buffers of the first process, which are those in checkpoints, to all processes.
 
-    Each has batch norm's statistics of its own images. Otherwise one evaluation would mix several models.
+    Otherwise each process would evaluate with the batch-norm statistics of its own images.
     """
     if comm.get_world_size() > 1:
         for buffer in model.buffers():
@@ -110,7 +110,7 @@ def share_buffers(model: nn.Module) -> None:
 
 
 def finish_results(cfg: DictConfig) -> None:
-    """Write the ids of the user's annotations to `coco_instances_results.json`; log if no annotations were there."""
+    """Write the ids of the user's annotations to `coco_instances_results.json`; log if there are no annotations."""
     folder = cfg.dataloader.evaluator.get("output_dir")
     file = Path(folder, "coco_instances_results.json") if folder else None
     written = file is not None and file.is_file()
@@ -149,14 +149,14 @@ def evaluate(cfg: DictConfig, checkpoint: str) -> dict[str, Any]:
 def evaluate_together(
     model: nn.Module, loader: Iterable[Any], evaluators: Sequence[DatasetEvaluator]
 ) -> tuple[dict[str, Any], Exception | None]:
-    """detectron2's `inference_on_dataset`, with what went wrong as a result instead of an exception.
+    """Run detectron2's `inference_on_dataset`, and return an error instead of raising it.
 
-    An error in one process would leave the others waiting for it in a collective operation. Here the processes learn of
-    it where they meet, and the evaluators compute no results from a part of the images.
+    If one process raised, the others would wait for it in a collective operation. Here all processes learn of the error
+    at the end, and the evaluators compute no results from a part of the images.
 
     Returns:
-        The results, {} on all but the main process; and the error. It is this process's own, or a ValueError that
-        repeats another process's; None if there was none in any process.
+        The results, {} on all but the main process; and the error of this process, or a ValueError with the message of
+        another process; None if no process had an error.
     """
     errors: list[Exception] = []
     results = inference_on_dataset(_Model(model, errors), _Loader(loader, errors), _Evaluators(evaluators, errors))
@@ -170,10 +170,10 @@ def evaluate_together(
 
 
 class Evaluations:
-    """A training's evaluations: one that fails is logged, and the training goes on.
+    """The evaluations of a training. A failed one is logged, and the training continues.
 
     Args:
-        evaluate: evaluates the model; every process of a run calls it and, if it raises, all of them get an error.
+        evaluate: evaluates the model. Every process of a run calls it; if it raises, it raises in all of them.
 
     Attributes:
         results: of the last evaluation; {} if it failed.
@@ -194,9 +194,9 @@ class Evaluations:
         start = time.perf_counter()
         try:
             self.results = dict(self._evaluate())
-        except Exception as error:  # whatever it was: the training is worth more than this evaluation
+        except Exception as error:  # of any kind: the training is worth more than one evaluation
             self.failures.append(_one_line(error))
-            logger.error("The evaluation failed, and the training goes on: %s", self.failures[-1])
+            logger.error("The evaluation failed, and the training continues: %s", self.failures[-1])
             logger.debug("Where it failed:", exc_info=error)
         self.count += 1
         self.seconds = time.perf_counter() - start
@@ -214,7 +214,7 @@ def _one_line(error: Exception) -> str:
 
 
 class _Model(nn.Module):
-    """Calls a model, unless there was an error; one that it raises is kept, and there are no outputs."""
+    """Calls a model; keeps its first error, and returns no outputs from then on."""
 
     def __init__(self, model: nn.Module, errors: list[Exception]):
         super().__init__()
@@ -249,7 +249,7 @@ class _Loader:
 
 
 class _Evaluators(DatasetEvaluators):
-    """Evaluators that are not called any more once there was an error in any process."""
+    """Evaluators that are not called after an error in any process."""
 
     def __init__(self, evaluators: Sequence[DatasetEvaluator], errors: list[Exception]):
         super().__init__(list(evaluators))

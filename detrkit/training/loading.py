@@ -29,7 +29,7 @@ class WholeModelCheckpointer(SafeCheckpointer):
     """
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load `path`; "" leaves the model as it is.
+        """Load `path`; "" loads nothing.
 
         Raises:
             ValueError: a tensor of the model is not in the file, or has another shape there.

@@ -76,7 +76,7 @@ def train(
 
     Raises:
         ValueError, OSError: config, data or checkpoint cannot be used, or the folder holds another training. If only
-            evaluations failed, a ValueError says so once the training is complete.
+            evaluations failed, a ValueError is raised after the training.
         FloatingPointError: a loss or a gradient is not finite.
         Interrupted: SIGINT or SIGTERM ended the training, which saved a checkpoint.
     """

@@ -27,7 +27,7 @@ def check_output_folder(
     """Check that a training may write to a folder. Nothing is changed there.
 
     Args:
-        resume: the training goes on with the one in the folder, which must have a checkpoint unless this is "auto".
+        resume: the training continues the one in the folder, which must have a checkpoint unless this is "auto".
         overwrite: the files of an earlier training may be deleted.
         is_main: whether this process tries to write: several would disturb each other.
 

@@ -28,7 +28,7 @@ from .stream import ResumableLoader
 logger = logging.getLogger(__name__)
 
 NO_CLIPPING = {"max_norm": math.inf}
-HISTORY = 1000  # values of a metric: the longest window that a writer looks at
+HISTORY = 1000  # values of a metric: the longest window of a writer
 
 
 class Trainer(SimpleTrainer):
@@ -42,7 +42,7 @@ class Trainer(SimpleTrainer):
         data_loader: an endless iterable of batches.
         optimizer: over the model's parameters.
         precision: torch.float16 (with loss scaling) or torch.bfloat16 puts the forward pass under autocast on the
-            device of the parameters; None leaves it as it is.
+            device of the parameters; None uses no autocast.
         skip_nonfinite: number of such steps in a row to skip, before they end the training.
         folder: where their batch is saved.
         clip_grad: arguments of `torch.nn.utils.clip_grad_norm_`; None: gradients are not clipped.

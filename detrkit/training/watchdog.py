@@ -170,12 +170,12 @@ class Watchdog:
         if len(states) < self._count:
             return None
         progress = {rank: (news["iteration"], ORDER.index(news["doing"])) for rank, news in states.items()}
-        behind = [rank for rank in states if progress[rank] == min(progress.values())]
-        if len(behind) == len(states):
-            behind = [rank for rank in states if not states[rank]["waits"]]
-        if len(behind) == len(states) or not all(news["stuck"] or not news["doing"] for news in states.values()):
+        slowest = [rank for rank in states if progress[rank] == min(progress.values())]
+        if len(slowest) == len(states):
+            slowest = [rank for rank in states if not states[rank]["waits"]]
+        if len(slowest) == len(states) or not all(news["stuck"] or not news["doing"] for news in states.values()):
             return None
-        for rank in behind:
+        for rank in slowest:
             news = states[rank]
             if news["stuck"]:
                 at = f"in {news['doing']} of iteration {news['iteration']}, {news['where']}"

@@ -9,7 +9,7 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.structures import Boxes, Instances
 from detrex.layers import get_sine_pos_embed
 
-from detrkit.analysis.attention import attention_weights, looking
+from detrkit.analysis.attention import attention_weights, capture_attention
 from detrkit.config.load import get_config
 from sd_detr.modeling import SDDetrTransformerDecoder, TaskQueries
 from sd_detr.modeling.task_queries import sample
@@ -232,11 +232,11 @@ def test_attention_in_the_pictures_is_the_models():
 
     attention = model.transformer.decoder.box_layers[-1]["cross_attn"]
     attention.register_forward_hook(keep, with_kwargs=True)
-    with torch.no_grad(), looking(model) as looks:
+    with torch.no_grad(), capture_attention(model) as maps:
         model(images())
-    assert looks.attention.keys() == looks.points.keys() == {"class", "box"}
-    assert looks.points["box"].shape == (2, 20, 8, 2)
-    torch.testing.assert_close(looks.attention["box"].sum((-1, -2)), torch.ones(2, 20))
+    assert maps.attention.keys() == maps.points.keys() == {"class", "box"}
+    assert maps.points["box"].shape == (2, 20, 8, 2)
+    torch.testing.assert_close(maps.attention["box"].sum((-1, -2)), torch.ones(2, 20))
 
     given = {"query": seen["args"][0], **seen["kwargs"]}
     weights = attention_weights(attention, given)
@@ -252,7 +252,7 @@ def test_pictures_need_an_attention_to_everything():
     model.transformer = torch.nn.Module()
     model.transformer.decoder = dino
     for broken in (model, torch.nn.Linear(1, 1)):
-        with pytest.raises(ValueError, match="no attention to every place"), looking(broken):
+        with pytest.raises(ValueError, match="no attention to every place"), capture_attention(broken):
             pass
 
 

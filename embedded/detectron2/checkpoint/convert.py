@@ -1,4 +1,4 @@
-"""Finds a file's weights their places in a model, by rules on their names, and tells what became of them."""
+"""Match the weights of a file with a model by rules on their names, and report the result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 _WEIGHTS = ("model", "state_dict", "ema_state", "ema_model")
-"""Where files keep their weights; the first that is there counts."""
+"""Keys under which files store their weights; the first one present is used."""
 
 _WRAPPERS = ("module.", "_orig_mod.")
 """What DistributedDataParallel and `torch.compile` put before every name."""
@@ -42,7 +42,7 @@ def state_dict_of(content: Any, source: str) -> dict[str, Tensor]:
     """The weights in what a file holds, under the names of the bare model. `source` is the file's name, for errors.
 
     Raises:
-        ValueError: there are none, or not only tensors and arrays of numbers among them.
+        ValueError: there are no weights, or other objects than tensors and arrays of numbers.
     """
     if isinstance(content, Mapping) and "blobs" in content:
         raise ValueError(f"{source} has Caffe2's weights, for BGR images: take those of torchvision/R-50.pkl")
@@ -110,8 +110,9 @@ class LoadReport:
         return not (self.missing_keys or self.incorrect_shapes or self.unexpected_keys)
 
     def differences(self, limit: int = 3) -> str:
-        """The first few names of each kind of difference, in a line; empty if there is none."""
-        shapes = [f"{name} {_size(there)} instead of {_size(here)}" for name, there, here in self.incorrect_shapes]
+        """The first few names of each kind of difference, in a line; "" if there is no difference."""
+        wrong = self.incorrect_shapes
+        shapes = [f"{name} {_size(in_file)} instead of {_size(in_model)}" for name, in_file, in_model in wrong]
         kinds = {"unknown": self.unexpected_keys, "missing": self.missing_keys, "of another shape": shapes}
         return "; ".join(
             f"{what}: {', '.join(names[:limit])}{', ...' if len(names) > limit else ''}"
@@ -146,14 +147,14 @@ class LoadReport:
     def _shapes(self) -> list[str]:
         """A line for each change of shape."""
         changes: dict[tuple, list[str]] = defaultdict(list)
-        for name, there, here in self.incorrect_shapes:
-            changes[there, here].append(name)
+        for name, in_file, in_model in self.incorrect_shapes:
+            changes[in_file, in_model].append(name)
         lines = []
-        for (there, here), names in list(changes.items())[:_MAX_SHAPES]:
+        for (in_file, in_model), names in list(changes.items())[:_MAX_SHAPES]:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            classes = " (another number of classes?)" if there[1:] == here[1:] else ""
+            classes = " (another number of classes?)" if in_file[1:] == in_model[1:] else ""
             name = min(names, key=len)
-            lines.append(f"not loaded: {name}{more}, {_size(there)} in the file, {_size(here)} here{classes}")
+            lines.append(f"not loaded: {name}{more}, {_size(in_file)} in the file, {_size(in_model)} here{classes}")
         if len(changes) > _MAX_SHAPES:
             lines.append(f"and {len(changes) - _MAX_SHAPES} other changes of shape")
         return lines
@@ -218,17 +219,18 @@ def _check(
 ) -> None:
     # A backbone alone matches all of its file; another number of classes leaves most of both. Less is a mistake.
     _check_share(report, fitting, in_file, in_model)
-    # Different detectors often share the backbone, so the names of what both have besides are looked at as well.
+    # Different detectors often share the backbone, so other names that both have are compared too.
     common = {_top(name) for name in in_model} - {"backbone"}
     beside = [{name for name in names if _top(name) in common} for names in (in_file, in_model)]
     _check_share(report, beside[0] & beside[1], *beside)
     file_blocks = _blocks([*report.loaded, *report.unexpected_keys])
     model_blocks = _blocks([*report.loaded, *report.missing_keys])
     for stage in _blocks(report.loaded):
-        there, here = len(file_blocks[stage]), len(model_blocks[stage])
-        if there != here:
+        in_file, in_model = len(file_blocks[stage]), len(model_blocks[stage])
+        if in_file != in_model:
             raise ValueError(
-                f"{report.source} is of a ResNet of another depth: {there} blocks in {stage}, this model's has {here}"
+                f"{report.source} is of a ResNet of another depth: {in_file} blocks in {stage}, this model's has "
+                f"{in_model}"
             )
 
 

@@ -24,7 +24,7 @@ class DetectionCheckpointer(Checkpointer):
     """Saves to and loads from `.pth` files, and keeps the name of the newest in `last_checkpoint`.
 
     A file holds `{"model": state dict, <name>: state dict of each checkpointable, "iteration": ...}`; only tensors
-    and plain data, so that no code runs when it is loaded. Files appear whole or not at all.
+    and plain data, so that no code runs when it is loaded. Files are replaced in one step.
 
     Args:
         model: possibly in DistributedDataParallel; keys are those of the model inside.
@@ -116,7 +116,7 @@ class DetectionCheckpointer(Checkpointer):
 
 @contextmanager
 def _replacing(path: Path, mode: str) -> Iterator[IO[Any]]:
-    """A file to write that takes the place of `path` once it is complete, and never if writing it fails."""
+    """Open a file that replaces `path` when the block ends, and never if writing fails."""
     unfinished = path.with_name(f"{path.name}.tmp")
     try:
         with unfinished.open(mode) as file:

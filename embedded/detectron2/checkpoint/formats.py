@@ -25,7 +25,7 @@ def read_weights(path: str | Path) -> Any:
     """What a file holds, on the CPU: usually a dictionary of tensors or numpy arrays, perhaps one level down.
 
     PyTorch's files, of the present format and of the one before 1.6, `.safetensors` and pickles of numpy arrays, from
-    Python 2 too; told apart by content, not by name.
+    Python 2 too; recognised by content, not by name.
 
     Raises:
         OSError: there is no such file, or it cannot be read.
@@ -39,7 +39,7 @@ def read_weights(path: str | Path) -> Any:
         return _read_torch(path)
     if head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:  # a header, behind its length
         return _read_safetensors(path)
-    # A legacy file may be a tar archive at the same time, in which PyTorch before 2.6 lets code through.
+    # A legacy file may also be a tar archive, in which PyTorch before 2.6 runs code.
     if tarfile.is_tarfile(path):
         raise ValueError(f"{path} is a tar archive, not a file of weights: unpack it, or save it anew by torch.save")
     content = _unpickle(path)
@@ -104,7 +104,7 @@ class _DType:
 
 
 class _Array:
-    """In place of `numpy.ndarray`, whose memory a file could change behind its back."""
+    """Replaces `numpy.ndarray`, whose memory a file could change unnoticed."""
 
     array: np.ndarray
 
@@ -151,7 +151,7 @@ for _core in ("numpy.core", "numpy._core"):  # until numpy 1, and since numpy 2
 
 
 def _with_arrays(content: Any) -> Any:
-    """`content` with what `_Array` stands for."""
+    """`content` with arrays instead of `_Array`."""
     if isinstance(content, _Array):
         return content.array
     if isinstance(content, dict):
@@ -174,7 +174,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 class _StandIn:
-    """Takes the place of PyTorch's classes and functions while names are looked for."""
+    """Replaces PyTorch's classes and functions while names are collected."""
 
     def __init__(self, *args: Any):
         pass
@@ -211,7 +211,7 @@ def _foreign_name(path: Path) -> str | None:
                     _NameFinder(file).load()
     except _RefusedError as refusal:
         return str(refusal)
-    except Exception:  # damaged in other ways, of which PyTorch's message tells
+    except Exception:  # damaged in another way; PyTorch's message names it
         return None
     return None
 

@@ -25,7 +25,7 @@ def dotted_name(target: Any) -> str:
 
 
 def locate(target: str) -> Callable:
-    """The object a dotted name stands for; ValueError when it does not import or cannot be called."""
+    """Import the object of a dotted name; ValueError if that fails or the object cannot be called."""
     try:
         found = get_object(target)
     except Exception as err:

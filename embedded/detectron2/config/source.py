@@ -14,7 +14,7 @@ __all__ = ["as_config", "read_config_file"]
 
 
 def as_config(value: Any) -> Any:
-    """A plain dict as a DictConfig that may hold any object; everything else as it is."""
+    """A plain dict as a DictConfig that may hold any object; other values are returned unchanged."""
     return DictConfig(value, flags={"allow_objects": True}) if isinstance(value, dict) else value
 
 

@@ -101,7 +101,7 @@ def build_detection_train_loader(
     elif sampler is None:
         sampler = TrainingSampler(len(dataset))
     collate_fn = collate_fn or trivial_batch_collator
-    # The loader draws the workers' seeds from this generator, anew on each pass.
+    # The loader draws new seeds of the workers from this generator in each pass.
     generator = torch.Generator().manual_seed(comm.shared_random_seed() + comm.get_rank())
     if num_workers > 0:
         # Two batches ahead; the loader counts in images where these are grouped after it.
@@ -172,7 +172,7 @@ class _Collated:
 
 
 class _Loader(DataLoader):
-    """A DataLoader in which what is wrong with a file stays one line, also when a worker found it."""
+    """A DataLoader that keeps an error about a file one line long, also if a worker raised it."""
 
     def __iter__(self) -> Iterator[Any]:
         try:

@@ -1,4 +1,4 @@
-"""Two tables by dataset name: how to load it, and what is known about it."""
+"""Two tables by dataset name: functions that load it, and its metadata."""
 
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
@@ -49,7 +49,7 @@ class _DatasetCatalog:
 
 
 class Metadata(SimpleNamespace):
-    """What is known about one dataset, as attributes, e.g. `thing_classes`. A value, once set, stays what it is."""
+    """Metadata of a dataset as attributes, such as `thing_classes`. A value that is set cannot be changed."""
 
     name: str = "N/A"
 

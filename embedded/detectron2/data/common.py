@@ -1,4 +1,4 @@
-"""Datasets made of datasets: compact lists, mapped items, batches of similar shape."""
+"""Wrappers of datasets: compact lists, mapped items, batches of similar shape."""
 
 import pickle
 from collections.abc import Callable, Iterable, Iterator

@@ -82,7 +82,7 @@ def default_setup(cfg: DictConfig, args: argparse.Namespace) -> None:
 
 
 def create_ddp_model(model: nn.Module, *, fp16_compression: bool = False, **kwargs: Any) -> nn.Module:
-    """The model in DistributedDataParallel if there are several processes, else as it is.
+    """Wrap the model in DistributedDataParallel if there are several processes.
 
     Args:
         model: on one device, a GPU or the CPU.

@@ -198,7 +198,7 @@ def _flatten(results: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 class BestCheckpointer(HookBase):
-    """Saves the model whenever a metric is better than before. Register it behind `EvalHook`.
+    """Saves the model whenever a metric is better than before. Register it after `EvalHook`.
 
     Args:
         eval_period: the period of the evaluation.

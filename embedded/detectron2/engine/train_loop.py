@@ -125,7 +125,7 @@ class TrainerBase:
         return {"iteration": self.iter, "hooks": states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up `state_dict()`. Hooks that are not registered now are passed over with a warning."""
+        """Restore `state_dict()`. States of hooks that are not registered are ignored with a warning."""
         self.iter = state_dict["iteration"]
         hooks = {type(hook).__qualname__: hook for hook in reversed(self._hooks)}
         for name, state in state_dict.get("hooks", {}).items():

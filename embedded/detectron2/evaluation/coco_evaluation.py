@@ -116,7 +116,7 @@ class COCOEvaluator(DatasetEvaluator):
             several processes saw (samplers pad to equal lengths) counts once.
         output_dir: where `coco_instances_results.json`, a COCO results file, is written; None writes nothing.
         max_dets_per_image: the highest-scoring detections of an image that count, by class; None is COCO's 100.
-        use_fast_impl: evaluate by faster-coco-eval where it is installed, which comes to pycocotools' figures in a
+        use_fast_impl: evaluate with faster-coco-eval if it is installed, which gives pycocotools' figures in a
             tenth of the time.
         kpt_oks_sigmas, allow_cached_coco: accepted for configs written for detectron2.
     """
@@ -229,7 +229,7 @@ class COCOEvaluator(DatasetEvaluator):
         coco_type, evaluation_type, options = _implementation(self._use_fast_impl)
         annotated = self._coco if coco_type is COCO else _coco_from(self._coco.dataset, coco_type)
         with _stdout_to_log(logging.DEBUG):
-            # `loadRes` looks at the first detection, so that an empty list needs an empty COCO of its own.
+            # `loadRes` reads the first detection, so an empty list needs an empty COCO.
             found = annotated.loadRes(detections) if detections else _coco_from({"annotations": []}, coco_type)
         evaluation = evaluation_type(annotated, found, "bbox", **options)
         evaluation.params.maxDets = [1, min(10, self._max_dets), self._max_dets]

@@ -73,8 +73,8 @@ class FrozenBatchNorm2d(nn.Module):
 class LayerNorm(nn.Module):
     """Layer norm of the channels of each cell of a feature map.
 
-    Not a subclass of `nn.LayerNorm`: the published recipes let its parameters decay as the convolutions' do, and
-    `get_default_optimizer_params` tells norms by their class.
+    Not a subclass of `nn.LayerNorm`: the published recipes apply weight decay to its parameters, and
+    `get_default_optimizer_params` recognises norms by their class.
     """
 
     def __init__(self, num_channels: int, eps: float = 1e-6):

@@ -9,7 +9,7 @@ def detector_postprocess(
     """Detections of a resized image in the pixels of an output image of another size.
 
     Args:
-        results: detections with `pred_boxes` in pixels of `results.image_size`; left as it is.
+        results: detections with `pred_boxes` in pixels of `results.image_size`; not changed.
         output_height, output_width: size of the output image in pixels.
         mask_threshold: part of detectron2's signature; the detectors here predict boxes alone.
 

@@ -18,7 +18,7 @@ class WarmupParamScheduler(CompositeParamScheduler):
         warmup_factor: where the warmup starts, as a multiple of the schedule's first value.
         warmup_length: how long the warmup takes, as a fraction of the training.
         warmup_method: "linear" rises to the schedule's value at the end of the warmup; "constant" stays and jumps.
-        rescale_interval: squeeze the whole schedule into what is left, instead of dropping its first part.
+        rescale_interval: scale the whole schedule to the remaining iterations, instead of dropping its first part.
     """
 
     def __init__(

@@ -92,7 +92,7 @@ class Instances:
 
     @staticmethod
     def cat(instance_lists: "list[Instances]") -> "Instances":
-        """All instances, in order; ValueError for none at all, images of different sizes, or fields that differ."""
+        """Concatenate instances; ValueError for an empty list, images of different sizes, or different fields."""
         if not instance_lists:
             raise ValueError("no Instances to concatenate")
         first = instance_lists[0]

@@ -1,4 +1,4 @@
-"""Metrics of a training run: the storage they are put into, and the writers that show and keep them."""
+"""Metrics of a training: their storage, and the writers that print and save them."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class EventStorage:
         return sum(iteration > newest - window_size for _, iteration in recent)
 
     def latest_with_smoothing_hint(self, window_size: int = 20) -> dict[str, tuple[float, int]]:
-        """Like `latest()`, with the median over `window_size` iterations for what is to be smoothed."""
+        """Like `latest()`, with the median over `window_size` iterations for metrics with a smoothing hint."""
         result = {}
         for name, (value, iteration) in self._latest.items():
             if self._smoothed[name]:
@@ -131,14 +131,14 @@ class EventStorage:
         self._vis_data = []
 
 class EventWriter:
-    """Takes metrics from the current storage to a person or a file. `write()` is called every few iterations."""
+    """Writes metrics of the current storage, for example to a file. `write()` is called every few iterations."""
 
     def write(self) -> None:
-        """Write what has come since the last call."""
+        """Write the metrics recorded since the last call."""
         raise NotImplementedError
 
     def close(self) -> None:  # noqa: B027 (optional)
-        """Write out what is buffered and release the file."""
+        """Write the buffer, and close the file."""
 
 
 def _is_auxiliary(name: str, names: set[str]) -> bool:

@@ -65,14 +65,14 @@ def setup_logger(
 
     Args:
         output: a folder, which gets `log.txt`, or a file ending in `.txt` or `.log`; None writes no file.
-            Process N > 0 writes to the same name with `.rankN` behind it, and nothing to the console.
+            Process N > 0 writes to the same name with the suffix `.rankN`, and nothing to the console.
         distributed_rank: the number of this process.
         color: colours on the console, if it is a terminal.
         abbrev_name: what the console shows for `name`; by default `d2` for detectron2, else `name` itself.
-        enable_propagation: let records go on to the parents of this logger.
-        configure_stdout: write to the console at all.
+        enable_propagation: pass records to the parents of this logger.
+        configure_stdout: write to the console.
 
-    Calling it again adds what is missing and duplicates nothing.
+    A second call adds missing handlers, and no duplicates.
     """
     logger = logging.getLogger(name)
     logger.setLevel(logging.DEBUG)

@@ -330,7 +330,7 @@ class Visualizer:
         size = (math.ceil(right - left) + 2 * pad, ascent + descent + 1)
         plate = Image.new("RGBA", size, (*background, 255))
         draw = ImageDraw.Draw(plate)
-        # The edge tells plates of one colour apart where they touch.
+        # The edge separates labels of the same colour that touch.
         draw.rectangle((0, 0, size[0] - 1, size[1] - 1), outline=tuple(channel * 2 // 3 for channel in background))
         draw.text((pad - left, 0), text, fill=(*color, 255), font=font)
         return plate
@@ -353,7 +353,7 @@ class Visualizer:
         return left, top, max(left, right), max(top, bottom)
 
     def _labels(self, classes: Sequence[int] | None, scores: Sequence[float] | None) -> list[str] | None:
-        """Such as "person 87%", with what there is of both."""
+        """A label such as "person 87%", without the parts that are not known."""
         if classes is None and scores is None:
             return None
         names = [""] * len(scores) if classes is None else [self._class_name(index) for index in classes]

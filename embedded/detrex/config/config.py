@@ -16,12 +16,12 @@ def get_config(config_path: str) -> DictConfig:
         config_path: relative to the folder `configs/` beside the folder that the `detrex` package lies in.
 
     Raises:
-        FileNotFoundError: no such file; the message lists those there are.
+        FileNotFoundError: no such file; the message lists the existing ones.
     """
     path = CONFIG_ROOT / config_path
     if not path.is_file():
-        there = sorted(file.relative_to(CONFIG_ROOT).as_posix() for file in CONFIG_ROOT.glob("common/**/*.py"))
-        raise FileNotFoundError(f"no config {config_path!r} in {CONFIG_ROOT}; there are: {', '.join(there) or 'none'}")
+        known = sorted(file.relative_to(CONFIG_ROOT).as_posix() for file in CONFIG_ROOT.glob("common/**/*.py"))
+        raise FileNotFoundError(f"no config {config_path!r} in {CONFIG_ROOT}; there are: {', '.join(known) or 'none'}")
     return LazyConfig.load(str(path))
 
 

@@ -41,7 +41,7 @@ class DetrDatasetMapper:
         self.img_format = img_format
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """The dict of one image (left as it is) with these entries instead of `annotations`:
+        """Copy the dict of an image, with these entries instead of `annotations`:
 
         * `image`: (3, H, W) uint8, augmented;
         * in training, `instances`: Instances with `gt_boxes` (pixels of the augmented image) and `gt_classes`, without

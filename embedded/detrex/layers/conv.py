@@ -6,7 +6,7 @@ from torch import Tensor, nn
 class ConvNormAct(nn.Module):
     """`activation(norm(conv(x)))`; a norm or activation of None is left out.
 
-    `norm_layer` and `activation` are modules, used as they are; the other arguments are `nn.Conv2d`'s.
+    `norm_layer` and `activation` are modules; the other arguments are `nn.Conv2d`'s.
     """
 
     def __init__(

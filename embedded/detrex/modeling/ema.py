@@ -51,7 +51,7 @@ class EMAState:
 
     @contextmanager
     def apply_and_restore(self, model: nn.Module) -> Iterator[EMAState]:
-        """Let `model` have these weights inside the block, and its own again behind it."""
+        """Use these weights in `model` inside the block, and restore its own on exit."""
         own = EMAState.FromModel(model, str(self.device or ""))
         try:
             self.apply_to(model)
@@ -61,7 +61,7 @@ class EMAState:
 
     @property
     def device(self) -> torch.device | None:
-        """Where the copy is, None if there is none."""
+        """Device of the copy; None without a copy."""
         return next((tensor.device for tensor in self.state.values()), None)
 
     def to(self, device: str | torch.device) -> EMAState:
@@ -78,7 +78,7 @@ class EMAState:
         self.state = {}
 
     def get_model_state_iterator(self, model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-        """Names and tensors of what is averaged: parameters, then buffers, as far as they are in the state dict."""
+        """Names and tensors that are averaged: the parameters and buffers of the state dict."""
         kept = model.state_dict().keys()
         tensors = itertools.chain(model.named_parameters(), model.named_buffers())
         return ((name, tensor) for name, tensor in tensors if name in kept)

@@ -55,10 +55,10 @@ def _path_of_feature(model: nn.Module, index: int) -> list[str]:
     if not 0 <= index < len(features):
         raise ValueError(f"stages={index + 1}: the timm model has {len(features)} feature maps")
     name = features[index]["module"]
-    there = {name for name, _ in model.named_modules()}
+    names = {name for name, _ in model.named_modules()}
     # Feature extractors rename `stages.0` to `stages_0`, or hold the whole model as `model`.
     for path in (name, name.replace(".", "_"), f"model.{name}"):
-        if path in there:
+        if path in names:
             return path.split(".")
     raise ValueError(f"stages={index + 1}: the timm model has no module {name}, which its feature map is said to be of")
 

@@ -64,6 +64,6 @@ class Detector(nn.Module):
         ]
 
     def weigh(self, losses: dict[str, Tensor], weights: Mapping[str, float] | None = None) -> dict[str, Tensor]:
-        """Losses times their weights (the criterion's, if not given); a loss without a weight stays as it is."""
+        """Losses times their weights (by default the criterion's); a loss without a weight is not changed."""
         weights = self.criterion.weight_dict if weights is None else weights
         return {name: loss * weights.get(name, 1.0) for name, loss in losses.items()}

@@ -19,7 +19,7 @@ __all__ = ["load_coco_json", "register_coco_instances"]
 def register_coco_instances(
     name: str, metadata: dict[str, Any], json_file: str | os.PathLike, image_root: str | os.PathLike
 ) -> None:
-    """Registers a dataset in COCO's format under a name. Files are looked at when the dataset is loaded.
+    """Register a dataset in COCO's format under a name. Files are opened when the dataset is loaded.
 
     Args:
         name: e.g. "coco_2017_train".
@@ -74,7 +74,7 @@ def load_coco_json(
 
 
 def _missing(what: str, path: str, json_file: str, image_root: str, dataset_name: str | None) -> str:
-    """One line on what is not there, where it should be, and which variable moves it."""
+    """One line: which file is missing, where it should be, and which variable sets another folder."""
     message = f"{what} {path} does not exist; expected are {json_file} and the images in {image_root}/"
     if dataset_name:
         message = f"dataset {dataset_name!r}: {message}"
@@ -92,8 +92,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"annotation file {path} is not JSON: {err}") from err
     if isinstance(content, dict) and "images" in content:
         content.setdefault("annotations", [])
-    wanted = ("images", "annotations", "categories")
-    lacking = [key for key in wanted if not (isinstance(content, dict) and isinstance(content.get(key), list))]
+    required = ("images", "annotations", "categories")
+    lacking = [key for key in required if not (isinstance(content, dict) and isinstance(content.get(key), list))]
     if lacking:
         raise ValueError(f"annotation file {path} is not in COCO's format: it has no list of {', '.join(lacking)}")
     return content

@@ -1,4 +1,4 @@
-"""Random augmentations: each looks at an image and draws the transform to apply to it and to what belongs to it."""
+"""Random augmentations: each samples a transform for an image, its boxes and its masks."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -43,7 +43,7 @@ class Augmentation:
     A subclass defines `get_transform`, or `__call__` where one transform is not enough.
 
     Attributes:
-        input_args: names of the input's attributes that `get_transform` takes, in order. None stands for "image" if it
+        input_args: names of the input's attributes that `get_transform` takes, in order. None means "image" if it
             takes one argument, whatever its name; else for the names of its arguments.
     """
 
@@ -105,14 +105,14 @@ class AugmentationList(Augmentation):
         raise NotImplementedError("an AugmentationList draws each transform after applying the one before: call it")
 
     def __call__(self, aug_input: AugInput) -> TransformList:
-        drawn = []
+        transforms = []
         for step in self.augs:
             if isinstance(step, Transform):
                 aug_input.transform(step)
-                drawn.append(step)
+                transforms.append(step)
             else:
-                drawn.append(step(aug_input))
-        return TransformList(drawn)
+                transforms.append(step(aug_input))
+        return TransformList(transforms)
 
 
 def apply_augmentations(

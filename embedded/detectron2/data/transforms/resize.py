@@ -74,7 +74,7 @@ class ResizeShortestEdge(Augmentation):
     """Resizes to a random length of the shorter side, keeping the aspect ratio up to whole pixels.
 
     Args:
-        short_edge_length: in pixels; one number for always the same, 0 among them for "as it is".
+        short_edge_length: in pixels; one number for a fixed length; 0 keeps the size.
         max_size: the longer side's limit in pixels; the shorter one is made smaller if need be.
         sample_style: "choice": one of the lengths; "range": a length between the two given ones, both included.
         interp: one of PIL's `Image.Resampling`, bilinear by default.

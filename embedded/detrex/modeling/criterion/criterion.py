@@ -100,10 +100,10 @@ class SetCriterion(nn.Module):
     ) -> dict[str, Tensor]:
         """`loss_bbox` (L1 of normalised `cxcywh`) and `loss_giou` (1 - GIoU), summed over pairs, per object."""
         predicted = outputs["pred_boxes"].float()[matched_queries(indices)]
-        wanted = matched_targets(targets, indices, "boxes").to(predicted)
-        giou = elementwise_generalized_box_iou(box_cxcywh_to_xyxy(predicted), box_cxcywh_to_xyxy(wanted))
+        target_boxes = matched_targets(targets, indices, "boxes").to(predicted)
+        giou = elementwise_generalized_box_iou(box_cxcywh_to_xyxy(predicted), box_cxcywh_to_xyxy(target_boxes))
         return {
-            "loss_bbox": (predicted - wanted).abs().sum() / num_boxes,
+            "loss_bbox": (predicted - target_boxes).abs().sum() / num_boxes,
             "loss_giou": (1 - giou).sum() / num_boxes,
         }
 

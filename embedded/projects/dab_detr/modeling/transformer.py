@@ -42,7 +42,7 @@ class DabDetrTransformerEncoder(DenseEncoder):
 class DabDetrTransformerDecoder(ConditionalDecoder):
     """Layers that attend to the tokens around each query's box, then move and resize the box.
 
-    The detector sets `bbox_embed`, the head that refines the boxes; without one, they stay as they are.
+    The detector sets `bbox_embed`, the head that refines the boxes; without one they do not change.
 
     Args:
         modulate_hw_attn: scale the spatial attention by the boxes' width and height (section 4.4).

@@ -44,7 +44,7 @@ def denoising_queries(
         label_embedding: (…) int64 labels to (…, E).
         number: about this many positives, and as many negatives, per image: the number of groups is `number` over the
             objects of the fullest image, at least 1.
-        label_noise: half of this share of labels is drawn anew, uniformly.
+        label_noise: half of this share of the labels is replaced by random ones.
         box_noise: each corner coordinate moves by up to this many half sides; for negatives, by one to two times that.
     """
     fullest = max((len(target["labels"]) for target in targets), default=0)

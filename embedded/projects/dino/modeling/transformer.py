@@ -134,7 +134,7 @@ class DINOTransformer(DeformableTransformer):
             multi_level_feats, multi_level_pos_embeds: (B, E, H_l, W_l) for each level.
             multi_level_masks: (B, H_l, W_l) bool, true in padding.
             query_embed: denoising content (B, D, E) and boxes (B, D, 4) as logits, or two Nones.
-            attn_masks: (D + N, D + N) bool, true where a query must not look at another; or None.
+            attn_masks: (D + N, D + N) bool, true where a query must not attend to another; or None.
         """
         pyramid = flatten_pyramid(multi_level_feats, multi_level_masks, multi_level_pos_embeds, self.level_embeds)
         memory = self.encode(pyramid)

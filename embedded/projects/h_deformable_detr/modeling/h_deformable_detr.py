@@ -19,8 +19,8 @@ from torch import Tensor, nn
 class HDeformableDETR(Detector):
     """DETRs with Hybrid Matching (arXiv 2207.13080) on two-stage Deformable DETR with box refinement.
 
-    In training a second set of queries runs along, each ground truth wanted by `k_one2many` of them; the two sets share
-    all weights and do not see each other. At inference there is only the first.
+    In training there is a second set of queries, in which each ground truth is the target of `k_one2many` queries. Both
+    sets share all weights and do not attend to each other. Inference uses the first set only.
 
     Args:
         backbone: normalised images (B, 3, H, W) to a dictionary of feature maps.
@@ -37,7 +37,7 @@ class HDeformableDETR(Detector):
         with_box_refine, as_two_stage: must be true; the engine has no other variant.
         select_box_nums_for_evaluation: detections per image.
         device: see `Detector`.
-        mixed_selection: the content of the queries is learnt; as the transformer has it.
+        mixed_selection: the content of the queries is learnt; the same value as the transformer's.
         k_one2many: queries of the second set per ground truth; 0 goes without the second set.
         lambda_one2many: factor of the second set's losses.
         inverse_sigmoid_eps: of the boxes that the heads refine, see `DeformableDecoder`.

@@ -95,11 +95,11 @@ class HDeformableDetrTransformer(DeformableTransformer):
     """Encoder, query selection, decoder.
 
     The decoder's heads `class_embed` and `bbox_embed` are the detector's; the last of each is applied to the encoder's
-    tokens, where the logit of class 0 stands for "an object".
+    tokens, where the logit of class 0 means "an object".
 
     Args:
         as_two_stage: must be true; the engine has no single-stage variant.
-        two_stage_num_proposals: queries of a `forward` that is not told how many: all that training uses.
+        two_stage_num_proposals: default number of queries of `forward`, which is all that training uses.
         mixed_selection: only the boxes and the positions of the queries come from the encoder, their content is
             learnt. Otherwise content comes from the proposals' boxes too.
 
@@ -149,7 +149,7 @@ class HDeformableDetrTransformer(DeformableTransformer):
             multi_level_feats, multi_level_pos_embeds: (B, E, H_l, W_l) for each level.
             multi_level_masks: (B, H_l, W_l) bool, true in padding.
             query_embed: (N, E) content, with mixed selection.
-            self_attn_mask: (N, N) bool, true where a query must not look at another; or None.
+            self_attn_mask: (N, N) bool, true where a query must not attend to another; or None.
             num_queries: N, by default `two_stage_num_proposals`.
         """
         pyramid = flatten_pyramid(multi_level_feats, multi_level_masks, multi_level_pos_embeds, self.level_embeds)
