@@ -33,6 +33,13 @@ if UPSTREAM and not torch.cuda.is_available():
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
+if UPSTREAM:
+    spec = importlib.util.spec_from_file_location("meta_device", Path(__file__).parent / "upstream" / "meta_device.py")
+    meta_device = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(meta_device)
+    meta_device.keep_linspace_values()
+
+
 # Jobs in the background of a shell ignore Ctrl-C, and so would the processes that they start to be interrupted.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -26,10 +26,11 @@ PACKAGES += ("projects.conditional_detr",)
 # Configs are written for both platforms; what else is is the project and its tools.
 WRITTEN_FOR_BOTH = ("projects", "detrkit", "tools", "configs")
 
-sys.path[:0] = [str(ROOT / "projects"), str(ROOT)]
+sys.path[:0] = [str(ROOT / "projects"), str(ROOT), str(Path(__file__).parent)]
 
 import torch  # noqa: E402
 from detectron2.config import LazyConfig, instantiate  # noqa: E402
+from meta_device import keep_linspace_values  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
 
 import align_detr  # noqa: E402, F401  (its import makes detectron2, detrex and projects.* importable)
@@ -126,6 +127,7 @@ def saved_names(files: dict[str, Path]) -> list[str]:
 
 
 def record() -> dict[str, Any]:
+    keep_linspace_values()
     files = config_files()
     configs = {name: resolved(path) for name, path in files.items()}
     return {

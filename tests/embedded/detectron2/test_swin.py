@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.modeling import SwinTransformer
-from detectron2.modeling.backbone.swin import add_branch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -106,6 +105,8 @@ def test_checkpointing_changes_no_gradient(drop_path_rate):
 
 def test_stochastic_depth_keeps_the_mean():
     """A branch that is dropped half of the time counts twice when it is not."""
+    from detectron2.modeling.backbone.swin import add_branch
+
     torch.manual_seed(0)
     x = torch.full((4000, 3), 5.0)
     out = add_branch(x, lambda kept: kept * 0.1, 0.5)
@@ -174,16 +175,20 @@ def test_onnx_runtime_agrees_at_other_sizes(tmp_path):
     runtime = pytest.importorskip("onnxruntime")
 
     class Features(nn.Module):
-        def forward(self, image):
-            return tuple(backbone(image).values())
+        def __init__(self):
+            super().__init__()
+            self.backbone = randomised(SwinTransformer(**SMALL)).requires_grad_(False)
 
-    backbone = randomised(SwinTransformer(**SMALL)).eval().requires_grad_(False)
-    names = list(backbone.output_shape())
+        def forward(self, image):
+            return tuple(self.backbone(image).values())
+
+    model = Features().eval()
+    names = list(model.backbone.output_shape())
     free = {0: "batch", 2: "height", 3: "width"}
     path = str(tmp_path / "swin.onnx")
     arguments = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
     torch.onnx.export(
-        Features(),
+        model,
         (torch.randn(2, 3, 64, 96),),
         path,
         input_names=["image"],
@@ -195,5 +200,5 @@ def test_onnx_runtime_agrees_at_other_sizes(tmp_path):
     session = runtime.InferenceSession(path)
     for size in ((64, 96), (65, 120), (70, 90), (33, 40)):
         image = torch.randn(1, 3, *size)
-        for found, expected in zip(session.run(None, {"image": image.numpy()}), Features()(image), strict=True):
+        for found, expected in zip(session.run(None, {"image": image.numpy()}), model(image), strict=True):
             torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-5)

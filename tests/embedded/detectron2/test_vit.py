@@ -1,5 +1,6 @@
 """Plain ViT and its feature pyramid: detectron2's numbers, timm's with the same weights, and the arguments."""
 
+import importlib
 import math
 import re
 import sys
@@ -10,8 +11,6 @@ import pytest
 import torch
 from detectron2.modeling import SimpleFeaturePyramid, ViT, get_vit_lr_decay_rate
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
-from detectron2.modeling.backbone.relative_attention import fused_attention, relative_attention
-from detectron2.modeling.backbone.vit import resize_positions
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -120,13 +119,14 @@ def test_attention_is_the_plain_formula(size):
         torch.testing.assert_close(block.attn(x), reference_attention(block.attn, x), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("attention", [relative_attention, fused_attention])
+@pytest.mark.parametrize("attention", ["relative_attention", "fused_attention"])
 def test_relative_attention_and_its_gradients(attention, monkeypatch):
     """Blocks of scores on the CPU, and one fused call elsewhere, give what the formula gives."""
-    monkeypatch.setattr("detectron2.modeling.backbone.relative_attention.BLOCK_SCORES", 40)
+    module = importlib.import_module("detectron2.modeling.backbone.relative_attention")
+    monkeypatch.setattr(module, "BLOCK_SCORES", 40)
     shapes = [(2, 3, 12, 4)] * 3 + [(2, 3, 12, 3), (2, 3, 12, 4)]
     inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
-    outputs = [function(*inputs) for function in (attention, reference_relative_attention)]
+    outputs = [function(*inputs) for function in (getattr(module, attention), reference_relative_attention)]
     torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-9)
     weights = torch.randn_like(outputs[0])
     for found, expected in zip(*(torch.autograd.grad((o * weights).sum(), inputs) for o in outputs), strict=True):
@@ -157,6 +157,8 @@ def test_residual_blocks_start_as_the_identity():
 
 def test_positions_of_another_size_are_interpolated():
     """A smooth field of positions stays one; the class token's is left out."""
+    from detectron2.modeling.backbone.vit import resize_positions
+
     side = torch.linspace(0, 1, 6)
     field = torch.stack([side[:, None].expand(6, 6), side[None].expand(6, 6)], dim=-1)
     positions = torch.cat([torch.full((1, 1, 2), 9.0), field.flatten(0, 1)[None]], dim=1)
