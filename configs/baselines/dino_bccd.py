@@ -1,7 +1,7 @@
 from ..common.data.bccd import dataloader
 from .dino_tiny import lr_multiplier, model, optimizer, train
 
-# About 13 cells a photograph, at most 30.
+# About 13 cells per image, at most 30.
 model.num_queries = 100
 model.select_box_nums_for_evaluation = 100
 model.criterion.weight_dict.loss_class = 1.0

@@ -1,4 +1,4 @@
-"""DINO for own photographs on a CPU, fine-tuned from ImageNet weights; see docs/own_data.md."""
+"""DINO for your own photographs on a CPU, fine-tuned from ImageNet weights; see docs/own_data.md."""
 
 from detectron2.config import LazyCall as L
 from detectron2.solver import WarmupParamScheduler

@@ -3,7 +3,7 @@ from .dino_lite0_4scale import lr_multiplier, model, optimizer, train
 
 dataloader.train.total_batch_size = 8
 
-# About 13 cells a photograph, at most 30.
+# About 13 cells per image, at most 30.
 model.num_classes = 3
 
 train.seed = 1

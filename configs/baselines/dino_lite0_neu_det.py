@@ -1,7 +1,7 @@
 from ..common.data.neu_det import dataloader
 from .dino_lite0_4scale import lr_multiplier, model, optimizer, train
 
-# At most 9 defects an image.
+# At most 9 defects per image.
 model.num_classes = 6
 model.num_queries = 60
 model.select_box_nums_for_evaluation = 60

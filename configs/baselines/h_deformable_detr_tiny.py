@@ -19,9 +19,9 @@ model.num_queries_one2many = 80
 model.k_one2many = 4
 model.select_box_nums_for_evaluation = 100
 model.device = "${train.device}"
-# From scratch, boxes fit long before classes are told apart.
+# Without pretrained weights, boxes converge much earlier than classes.
 model.criterion.weight_dict.loss_class = 3.0
 
-# The better of two for its own supervision; docs/evidence.md has the search.
+# The better of two rates for H-DETR's own supervision; see docs/evidence.md for the search.
 optimizer.lr = 4e-4
 train.output_dir = "./output/h_deformable_detr_tiny"

@@ -1,4 +1,4 @@
-"""Learning-rate multipliers for COCO with 16 images a batch, where an epoch has about 7500 iterations."""
+"""Learning-rate multipliers for COCO with 16 images per batch: about 7500 iterations per epoch."""
 
 from detectron2.config import LazyCall as L
 from detectron2.solver import WarmupParamScheduler
@@ -8,9 +8,9 @@ ITERATIONS_PER_EPOCH = 7500
 
 
 def step_schedule(milestones, warmup=0.0):
-    """1 at first, then a tenth of it from each milestone on; the last one, in iterations, is the end.
+    """Start with 1 and divide by 10 at each milestone; the last milestone is the end of training.
 
-    `warmup` iterations rise linearly from 0.001.
+    Milestones and `warmup` are in iterations. Warmup rises linearly from 0.001.
     """
     values = [0.1**i for i in range(len(milestones))]
     return L(WarmupParamScheduler)(
@@ -22,7 +22,7 @@ def step_schedule(milestones, warmup=0.0):
 
 
 def epochs(total, drop, warmup=0.0):
-    """A training of `total` epochs whose rate drops after `drop` of them, after `warmup` epochs of warmup."""
+    """Schedule of `total` epochs: warm up for `warmup` epochs, drop the rate after `drop` epochs."""
     return step_schedule(
         [drop * ITERATIONS_PER_EPOCH, total * ITERATIONS_PER_EPOCH], warmup * ITERATIONS_PER_EPOCH
     )

@@ -1,4 +1,4 @@
-"""Optimizers. Whoever builds one sets `params.model`."""
+"""Optimizers. Set `params.model` before instantiating one."""
 
 import torch
 from detectron2.config import LazyCall as L

@@ -1,10 +1,10 @@
-"""How to train: everything that is neither the model, the data nor the optimizer."""
+"""Training settings, except model, data and optimizer."""
 
 from detrkit.runtime.device import best_device
 
 train = dict(
     output_dir="./output",
-    # A file or URL to start from; "" for random weights.
+    # File or URL of the initial weights; "": random weights.
     init_checkpoint="",
     max_iter=90000,
     # dtype: "float16" with loss scaling, or "bfloat16".
@@ -14,36 +14,36 @@ train = dict(
         find_unused_parameters=False,
         fp16_compression=False,
     ),
-    # params: of torch.nn.utils.clip_grad_norm_.
+    # params: arguments of torch.nn.utils.clip_grad_norm_.
     clip_grad=dict(enabled=False, params=dict(max_norm=0.1, norm_type=2)),
-    # So many steps in a row with losses or gradients that are not finite are skipped; one more ends the training.
+    # Number of consecutive steps with non-finite losses or gradients to skip; one more ends the training.
     skip_nonfinite=0,
-    # A process that makes no progress for so many seconds while others wait for it counts as hanging, and all of them
-    # end. A slow file system may take minutes. 0: never.
+    # End all processes when one makes no progress for this many seconds while others wait for it. A slow file system
+    # may take minutes. 0: never.
     hang_seconds=900,
-    # Below 0: a random one.
+    # Negative: a random seed.
     seed=-1,
     # Keep only the inputs of the layers of backbone, encoder and decoder for the backward pass, which runs each layer
     # again: less memory, the same losses and gradients.
     activation_checkpointing=False,
-    # Backbone, encoder and decoder by torch.compile; that takes minutes at first, and again for other image sizes.
+    # Compile backbone, encoder and decoder with torch.compile. It takes minutes, and again for new image sizes.
     compile=False,
-    # A few iterations with everything in them, to see whether a config works.
+    # Run a few iterations of training, evaluation and checkpointing to test a config.
     fast_dev_run=dict(enabled=False),
     checkpointer=dict(period=5000, max_to_keep=100),
-    # In iterations; 0 evaluates at the end only.
+    # In iterations; 0: evaluate only at the end.
     eval_period=5000,
     log_period=20,
-    # output_dir/report.html, refreshed at each evaluation.
+    # Write output_dir/report.html at each evaluation.
     report=dict(enabled=True),
-    # params: of wandb.init.
+    # params: arguments of wandb.init.
     wandb=dict(
         enabled=False,
         params=dict(dir="./wandb_output", project="align_detr", name="align_detr_experiment"),
     ),
-    # device: "" for the model's. Evaluation always uses the averaged weights if there are any, and, unless
-    # use_ema_weights_for_eval_only, the plain ones as well.
+    # device: "": the model's. If enabled, evaluation uses the averaged weights, and also the plain weights unless
+    # use_ema_weights_for_eval_only is set.
     model_ema=dict(enabled=False, decay=0.999, device="", use_ema_weights_for_eval_only=False),
-    # "cuda", "cuda:1", "mps", "cpu", or "auto" for what this is: a GPU if there is one.
+    # "cuda", "cuda:1", "mps", "cpu" or "auto". The default is a GPU if available, else the CPU.
     device=best_device(),
 )

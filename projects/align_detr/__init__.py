@@ -1,7 +1,7 @@
 """Align-DETR (arXiv 2304.07527): IoU-aware classification targets and mixed matching for DETR detectors.
 
-Importing this package makes `detectron2`, `detrex` and `projects.*` importable: the installed ones where there are
-any, the embedded engine's for the rest (see `_platform`). `align_detr.Detector` runs a trained model on pictures.
+Importing this package makes `detectron2`, `detrex` and `projects.*` importable. Installed packages are used first, the
+embedded engine replaces missing ones (see `_platform`). `align_detr.Detector` runs a trained model on images.
 """
 
 import sys
@@ -17,7 +17,7 @@ __all__ = ["Detector"]
 try:
     _resolve()
 except (ImportError, ValueError) as problem:
-    # `align-detr` and `python -m align_detr` import this before any code of theirs could tell it in one line.
+    # `align-detr` and `python -m align_detr` import this before their own error handling: print one line here.
     if Path(sys.argv[0]).stem in ("align-detr", "-m"):
         sys.exit(f"error: {problem}")
     raise
@@ -25,7 +25,7 @@ _register_former_names()
 
 
 def __getattr__(name: str) -> Any:
-    # PyTorch and the platform are imported only by who asks for a detector.
+    # Import PyTorch only when a detector is used.
     if name == "Detector":
         from detrkit.inference import Detector
 

@@ -1,4 +1,4 @@
-"""Module names that configs written by former versions import: each stands for where its contents are now."""
+"""Former module names, which configs of earlier versions import, and the modules that replace them."""
 
 import sys
 from importlib import import_module
@@ -14,7 +14,7 @@ FORMER_NAMES = {
 
 
 class _FormerModule(ModuleType):
-    """Imports the module of the new name when an attribute is asked for, since that takes seconds."""
+    """Import the new module on first attribute access, because the import takes seconds."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

@@ -1,7 +1,7 @@
-"""Where `detectron2`, `detrex` and `projects.*` come from: a real installation, else the embedded engine.
+"""Choose the source of `detectron2`, `detrex` and `projects.*`: a real installation, else the embedded engine.
 
-Nothing is imported here and no import hook is set; the order of `sys.path` alone decides. The embedded root goes
-to its end, so an installed package always wins and the embedded one of the same name is never seen.
+Only the order of `sys.path` decides: this module imports nothing and sets no import hook. The root of the embedded
+engine comes last, so an installed package always hides the embedded package of the same name.
 """
 
 import importlib.metadata
@@ -15,12 +15,12 @@ ENGINE_PACKAGES = ("detectron2", "detrex")
 DETECTORS = ("projects.dino", "projects.h_deformable_detr", "projects.dab_detr", "projects.conditional_detr")
 
 _PACKAGE = Path(__file__).resolve().parent
-# A wheel carries the engine inside the package; a checkout has it beside `projects/`.
+# In a wheel the engine is inside the package, in a checkout it is next to `projects/`.
 EMBEDDED_ROOT = next(p for p in (_PACKAGE / "embedded", _PACKAGE.parents[1] / "embedded") if p.is_dir())
 
 
 def _origin(name: str) -> Path | None:
-    """Folder of package `name` as `import` would find it now; None where there is no regular package."""
+    """Return the folder of the package `name` that `import` would find now; None without a regular package."""
     try:
         spec = importlib.util.find_spec(name)
     except ModuleNotFoundError:  # a parent of a dotted name is missing
@@ -33,12 +33,12 @@ def _is_embedded(folder: Path) -> bool:
 
 
 def resolve() -> None:
-    """Order `sys.path` as `$ALIGN_DETR_PLATFORM` ("embedded", "upstream" or unset) asks.
+    """Order `sys.path` according to `$ALIGN_DETR_PLATFORM`: "embedded", "upstream" or unset.
 
     Raises:
-        ValueError: the variable holds something else.
-        ImportError: "upstream" is forced where detectron2 or detrex is not installed, or "embedded" after a real
-            one was already imported.
+        ValueError: the variable has another value.
+        ImportError: "upstream" is set and detectron2 or detrex is not installed, or "embedded" is set and a real one
+            was imported before.
     """
     choice = os.environ.get(ENV_VAR, "")
     if choice not in ("", "embedded", "upstream"):
@@ -46,7 +46,7 @@ def resolve() -> None:
     root = str(EMBEDDED_ROOT)
     sys.path[:] = [entry for entry in sys.path if entry != root]
     if EMBEDDED_ROOT.parent != _PACKAGE and str(EMBEDDED_ROOT.parent) not in sys.path:
-        sys.path.append(str(EMBEDDED_ROOT.parent))  # a checkout, where `detrkit` lies beside `projects/`
+        sys.path.append(str(EMBEDDED_ROOT.parent))  # in a checkout `detrkit` is next to `projects/`
 
     if choice == "embedded":
         loaded = [n for n in ENGINE_PACKAGES if n in sys.modules and not _is_embedded(_origin(n))]
@@ -73,12 +73,12 @@ def resolve() -> None:
 
 
 def is_upstream() -> bool:
-    """Whether both detectron2 and detrex are real installations."""
+    """Return whether both detectron2 and detrex are real installations."""
     return not any(_is_embedded(_origin(name)) for name in ENGINE_PACKAGES)
 
 
 def describe() -> str:
-    """One line that says what runs on what, for the start of a log."""
+    """Return one line for the log: the source and version of each package."""
 
     def source(name: str, module: str) -> str:
         folder = _origin(module)

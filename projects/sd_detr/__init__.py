@@ -1,7 +1,7 @@
-"""SD-DETR, Decoupled DETR (arXiv 2310.15955): Conditional DETR whose decoder classifies and localises with queries and
-attention of their own, supervised by Align-DETR's losses.
+"""SD-DETR, Decoupled DETR (arXiv 2310.15955): Conditional DETR with separate decoder branches for class and box.
 
-Importing this package makes `detectron2`, `detrex` and `projects.*` importable, as `align_detr` does.
+The losses are Align-DETR's. Importing this package makes `detectron2`, `detrex` and `projects.*` importable, as
+importing `align_detr` does.
 """
 
 import align_detr as _align_detr  # noqa: F401

@@ -122,8 +122,7 @@ def test_published_settings():
     ],
 )
 def test_pairs_differ_in_the_supervision_alone(name, baseline, rates):
-    """Protects the comparisons: with the same data, model and budget, and a known rate for each, a gain is the
-    supervision's."""
+    """Protects the comparisons: only supervision and rate differ, so a gain comes from the supervision."""
     ours, theirs = load(name), get_config(baseline)
     assert (ours.optimizer.lr, theirs.optimizer.lr) == rates
     ours.optimizer.lr = theirs.optimizer.lr
@@ -139,7 +138,7 @@ def test_configs_share_no_state():
 
 
 def test_the_documented_config_for_ones_own_data(tmp_path):
-    """Its five lines, as printed: loaded twice, as some tools do, they name the data and the number of classes."""
+    """The printed config of five lines loads twice (some commands do that) and sets data and number of classes."""
     text = (ROOT / "docs/own_data.md").read_text()
     (lines,) = re.findall(r"```python\n(from detrkit\.datasets .*?)```", text, re.DOTALL)
     assert len(lines.splitlines()) == 5

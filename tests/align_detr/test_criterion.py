@@ -120,7 +120,7 @@ def test_hybrid_branch_and_proposals_by_hand(kind):
 
 
 def test_a_set_criterion_takes_proposals_of_all_classes():
-    """Protects detectors of users with proposals: theirs get DINO's losses."""
+    """Protects users' detectors with encoder proposals: the proposals get DINO's losses."""
     outputs, targets, _ = random_batch([3, 0, 8])
     options = dict(num_classes=5, matcher=MixedMatcher(2, 5, 2), weight_dict={})
     ours, dinos = (cls(**options)(outputs, targets) for cls in (AlignSetCriterion, AlignDINOCriterion))
@@ -128,7 +128,7 @@ def test_a_set_criterion_takes_proposals_of_all_classes():
 
 
 def test_plain_focal_loss_is_the_detectors_own():
-    """Protects the rival that everybody starts from: with one query per object it is detrex's criterion, not nearly."""
+    """Protects the baseline: focal loss with one query per object equals detrex's criterion."""
     outputs, targets, _ = random_batch([3, 0, 8])
     del outputs["enc_outputs"]
     options = dict(num_classes=5, matcher=MixedMatcher(2, 5, 2), weight_dict={})

@@ -1,4 +1,4 @@
-"""Fine-tuning configs on EfficientNet-Lite0: what is trained at which rate, and a run as a person starts it."""
+"""Fine-tuning configs on EfficientNet-Lite0: learning rates, frozen parts, and a run of the documented command."""
 
 import importlib.util
 import json
@@ -25,7 +25,7 @@ def load(name, *overrides):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_rates_and_frozen_parts(name):
-    """Pretrained weights take small steps: the backbone a quarter of the rate, its first stages and norms none."""
+    """The backbone trains at a quarter of the rate; its first stages and norms are frozen."""
     cfg = load(name)
     model = cfg.optimizer.params.model = instantiate(cfg.model)
     rates = {}
@@ -43,7 +43,7 @@ def test_rates_and_frozen_parts(name):
 
 
 def test_frozen_stages_are_two():
-    """The stem and the stages of stride 2 and 4 are frozen; what the neck sees is trained."""
+    """The stem and the stages of stride 2 and 4 are frozen; stages whose maps the neck uses are trained."""
     frozen = {
         ".".join(key.split(".")[2:4])
         for key, parameter in instantiate(load("dino_lite0_4scale").model).named_parameters()

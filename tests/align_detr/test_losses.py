@@ -83,7 +83,7 @@ def test_losses_by_hand(kind):
 
 
 def test_unmatched_entries_by_hand():
-    """Protects the loss of the entries that are no pair, how much each loss makes of it, and varifocal's case q = 0."""
+    """Protects the loss of unmatched entries, its factor in each loss, and varifocal's case q = 0."""
     z, background = torch.tensor([0.6], dtype=torch.float64).logit(), -(0.6**2) * math.log(0.4)
     unmatched, matched = split_entries(torch.stack([z + 1, z]).view(1, 1, 2, 1), ENTRY, 2.0)
     assert unmatched.item() == pytest.approx(background)
@@ -95,7 +95,7 @@ def test_unmatched_entries_by_hand():
 
 
 def test_focal_losses_at_their_end_points_by_hand():
-    """Protects the focal loss of a sure object, -0.25 (1 - s)^2 log s, as continued to soft targets."""
+    """Protects the limit of target 1: -0.25 (1 - s)^2 log s, the focal loss."""
     z, one = torch.tensor([0.6], dtype=torch.float64).logit(), torch.ones(1, dtype=torch.float64)
     loss = CLASSIFICATION_LOSSES["focal_loss"].matched(z, one, 2.0)
     assert loss.item() == pytest.approx(-0.25 * 0.4**2 * math.log(0.6))
@@ -107,10 +107,10 @@ def test_every_loss_pulls_the_score_to_its_target(kind, y, z, gamma):
     z = torch.tensor([z, math.log(y / (1 - y))], dtype=torch.float64, requires_grad=True)
     target = torch.full_like(z, y)
     loss = CLASSIFICATION_LOSSES[kind].matched(z, target, gamma)
-    away, there = torch.autograd.grad(loss.sum(), z)[0].tolist()
+    slope, slope_at_target = torch.autograd.grad(loss.sum(), z)[0].tolist()
     error = z[0].sigmoid().item() - y
-    assert away * error >= 0 and (abs(error) < 1e-3 or away != 0)
-    assert there == pytest.approx(0, abs=1e-6) and loss.min() >= 0
+    assert slope * error >= 0 and (abs(error) < 1e-3 or slope != 0)
+    assert slope_at_target == pytest.approx(0, abs=1e-6) and loss.min() >= 0
 
 
 @pytest.mark.parametrize("gamma", [0.0, 1.0, 1.5, 2.0])
@@ -131,7 +131,7 @@ def test_gradient_of_unmatched_entries(gamma):
 
 
 def test_targets_by_hand():
-    """Protects what each loss aims at: two pairs in one image, one in the next, none in the third."""
+    """Protects the target of each loss: two pairs in the first image, one in the second, none in the third."""
     pairs = Matched(torch.tensor([0.6, 0.7, 0.8]), torch.tensor([0.5, 0.25, 0.0]), torch.tensor([0, 0, 1]), 3)
     targets = {kind: loss.target(pairs, 1.5).tolist() for kind, loss in CLASSIFICATION_LOSSES.items()}
     assert targets == {
@@ -147,23 +147,23 @@ def test_targets_by_hand():
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.floats(0, 1, width=32)), max_size=20), st.randoms())
 def test_rescaled_targets_keep_the_order_and_the_best_overlap(pairs, random):
-    """Protects the position-supervised target: the best pair of an image aims at its own IoU, no pair at more, a
-    better box never at less, and in whatever order the pairs come."""
+    """Protects the position-supervised target: it is at most the IoU, equal to it for the best pair of an image, rises
+    with the IoU, and does not depend on the order of the pairs."""
 
     def targets(pairs):
         iou, image = torch.tensor([u for _, u in pairs]), torch.tensor([i for i, _ in pairs], dtype=torch.long)
         loss = CLASSIFICATION_LOSSES["position_supervised_loss"]
         return loss.target(Matched(iou, iou, image, 4), 2.0).tolist()
 
-    found = dict(zip(pairs, targets(pairs), strict=True))
+    target_of = dict(zip(pairs, targets(pairs), strict=True))
     for image in range(4):
-        ranked = sorted(((u, y) for (i, u), y in found.items() if i == image), reverse=True)
+        ranked = sorted(((u, y) for (i, u), y in target_of.items() if i == image), reverse=True)
         if ranked:
             assert ranked[0][1] == pytest.approx(ranked[0][0], rel=1e-5, abs=1e-20)
         assert [y for _, y in ranked] == sorted((y for _, y in ranked), reverse=True)
         assert all(y <= u * (1 + 1e-5) for u, y in ranked)
     shuffled = random.sample(pairs, len(pairs))
-    assert targets(shuffled) == [found[pair] for pair in shuffled]
+    assert targets(shuffled) == [target_of[pair] for pair in shuffled]
 
 
 def test_unmatched_loss_of_a_large_stack():

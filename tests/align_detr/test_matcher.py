@@ -29,8 +29,8 @@ def test_recorded_pairs(golden, k):
     """Protects agreement with the pairs that the released matcher finds."""
     case = golden(f"mixed_matcher_k{k}")
     number = case.config.pop("k")
-    found = MixedMatcher(**case.config)(case.input["outputs"], case.input["targets"], number)
-    for ours, theirs in zip(found, case.output["indices"], strict=True):
+    matched = MixedMatcher(**case.config)(case.input["outputs"], case.input["targets"], number)
+    for ours, theirs in zip(matched, case.output["indices"], strict=True):
         ours, theirs = (torch.stack(list(pairs), dim=1).tolist() for pairs in (ours, theirs))
         assert sorted(ours) == sorted(theirs)
 
@@ -73,8 +73,8 @@ def test_the_assignment_is_the_cheapest():
 
 
 def test_non_finite_predictions_are_named():
-    """Protects the user from SciPy's bare error when the model has diverged. In training it is the trainer that knows
-    more: the loss, which cannot be finite then, comes to it in every process."""
+    """Protects the user from SciPy's error when the model has diverged. In training the matcher does not raise: the
+    trainer reports the non-finite loss in every process."""
     outputs, targets = make(1, 5, [2])
     outputs["pred_boxes"][0, 0] = float("nan")
     with pytest.raises(ValueError, match="not finite.*learning rate"):

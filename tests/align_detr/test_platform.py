@@ -31,13 +31,13 @@ def probe(*path, platform=None, code=PROBE):
 
 
 def origins(*path, platform=None):
-    """Which root each package comes from: "embedded" or the stand-in's folder name."""
+    """Return the source of each package, "embedded" or "real", and the start-up line."""
     done = probe(*path, platform=platform)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    line = found.pop("line")
+    sources = json.loads(done.stdout)
+    line = sources.pop("line")
     embedded = str(ROOT / "embedded")
-    return {n: "embedded" if o.startswith(embedded) else "real" for n, o in found.items()}, line
+    return {n: "embedded" if o.startswith(embedded) else "real" for n, o in sources.items()}, line
 
 
 def package(root, name):
@@ -64,16 +64,16 @@ def detrex(tmp_path):
 @BARE
 def test_everything_is_embedded_on_a_bare_machine():
     """Protects the plain `pip install`: nothing else is needed, and the start-up line says so."""
-    found, line = origins()
-    assert set(found.values()) == {"embedded"}
+    sources, line = origins()
+    assert set(sources.values()) == {"embedded"}
     assert "detectron2 embedded" in line and "projects.dab_detr embedded" in line
 
 
 @BARE
 def test_a_real_detectron2_wins_and_detrex_is_filled_in(detectron2):
     """Protects resolution per package."""
-    found, _ = origins(detectron2)
-    assert found == {
+    sources, _ = origins(detectron2)
+    assert sources == {
         "detectron2": "real",
         "detrex": "embedded",
         "projects.dino.modeling": "embedded",
@@ -83,11 +83,11 @@ def test_a_real_detectron2_wins_and_detrex_is_filled_in(detectron2):
 
 @BARE
 def test_a_real_detrex_brings_its_projects(detectron2, detrex):
-    """Protects `projects.X` of detrex's checkout, without its root on the path, and the filling of what it lacks."""
+    """Protects `projects.X` of detrex's checkout, whose root is not on the path; missing packages are embedded."""
     (detectron2 / "detrex").symlink_to(detrex / "detrex")
     for path in [(detectron2, detrex), (detectron2,)]:
-        found, line = origins(*path)
-        assert found == {
+        sources, line = origins(*path)
+        assert sources == {
             "detectron2": "real",
             "detrex": "real",
             "projects.dino.modeling": "real",
@@ -97,15 +97,15 @@ def test_a_real_detrex_brings_its_projects(detectron2, detrex):
 
 
 def test_the_embedded_engine_can_be_forced(detectron2, detrex):
-    """Protects the way out of a broken installation (such as "Cannot import detrex._C")."""
-    found, _ = origins(detectron2, detrex, platform="embedded")
-    assert set(found.values()) == {"embedded"}
+    """Protects the workaround for a broken installation (such as "Cannot import detrex._C")."""
+    sources, _ = origins(detectron2, detrex, platform="embedded")
+    assert set(sources.values()) == {"embedded"}
 
 
 def test_forcing_upstream_wins_nothing_embedded(detectron2, detrex):
     """Protects the comparison with a real installation."""
-    found, _ = origins(detectron2, detrex, platform="upstream")
-    assert found["detectron2"] == found["detrex"] == found["projects.dino.modeling"] == "real"
+    sources, _ = origins(detectron2, detrex, platform="upstream")
+    assert sources["detectron2"] == sources["detrex"] == sources["projects.dino.modeling"] == "real"
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_forcing_what_is_absent_says_so(platform, message):
 
 @pytest.mark.engine("on import, detrex looks for a compiler, and PyTorch's CUDA build for its libraries")
 def test_import_needs_no_gpu_compiler_or_network():
-    """Protects machines without any: sockets and subprocesses are refused while everything is imported."""
+    """Protects offline machines: all imports work with sockets and subprocesses blocked."""
     code = """
 import socket, subprocess, sys
 sys.path.insert(0, sys.argv[1])

@@ -1,4 +1,4 @@
-"""Every config file: what its keys are, that it saves and loads, and, slowly, that it trains, evaluates and resumes."""
+"""Every config file: its keys, saving and loading; slow tests train, evaluate and resume it."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def test_a_config_has_the_five_keys_and_no_other(path):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name_of)
 def test_there_are_as_many_scores_as_detections(path):
-    """Else the first evaluation stops the training, here as in detrex."""
+    """Otherwise the first evaluation would end the training, as in detrex."""
     model = LazyConfig.load(str(path)).model
     queries = model.get("num_queries", model.get("num_queries_one2one"))
     assert model.select_box_nums_for_evaluation <= queries * model.num_classes
@@ -122,7 +122,7 @@ def run(tool, *arguments):
 
 
 def overrides(path, folder, tame):
-    """Small images; and weights for whose sake an untrained ResNet-101 with frozen norms stays finite."""
+    """Small images, and initial weights with which an untrained ResNet-101 with frozen norms stays finite."""
     if "tiny" in path.stem:
         coco = "[coco_2017_train]", "[coco_2017_val]"
         data = [f"dataloader.{split}.dataset.names={name}" for split, name in zip(("train", "test"), coco, strict=True)]
@@ -139,7 +139,7 @@ def overrides(path, folder, tame):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", ON_COCO, ids=name_of)
 def test_a_row_trains_evaluates_and_resumes(path, environment, tmp_path):
-    """The config as a person starts it: two iterations, an evaluation, a third iteration on from there."""
+    """Run the documented command: two iterations, an evaluation, then resume for a third iteration."""
     options = [*overrides(path, tmp_path, tmp_path / "tame.pth"), f"train.output_dir={tmp_path}/run"]
     tool, config = ROOT / "tools/train_net.py", ("--config-file", path)
     out = run(tool, *config, *options, "train.max_iter=2")
@@ -155,7 +155,7 @@ def test_a_row_trains_evaluates_and_resumes(path, environment, tmp_path):
 @pytest.mark.upstream("it is detrex's tool")
 @pytest.mark.parametrize("path", ON_COCO, ids=name_of)
 def test_a_row_under_detrexs_own_tool(path, environment, tmp_path):
-    """Who has detrex starts our configs with the command they know: it trains, evaluates and resumes as well."""
+    """detrex's own tools/train_net.py trains, evaluates and resumes our configs."""
     tool = Path(detrex.__file__).parents[1] / "tools/train_net.py"
     options = [*overrides(path, tmp_path, tmp_path / "tame.pth"), f"train.output_dir={tmp_path}/run"]
     options += ["dataloader.test.num_workers=0"]
@@ -176,6 +176,6 @@ def test_a_tiny_row_in_two_processes(path, environment, tmp_path):
 
 
 def test_the_platform_is_the_one_asked_for():
-    """A comparison that ran on the engine twice would show nothing."""
+    """The forced platform is in use; comparisons of the two platforms rely on it."""
     asked = os.environ.get("ALIGN_DETR_PLATFORM")
     assert asked is None or is_upstream() == (asked == "upstream")

@@ -1,4 +1,4 @@
-"""That the host waits for the device once per training step, counted on a device that is made up."""
+"""The host waits for the device once per training step, counted on a simulated device."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ VALUE_FOR_PYTHON = ("_local_scalar_dense", "item", "is_nonzero", "equal.default"
 
 
 class OnDevice(torch.Tensor):
-    """A tensor of the made-up device: PyTorch knows its shape, and `values` holds what is in it."""
+    """A tensor on the simulated device: PyTorch knows its shape, `values` holds its values."""
 
     @staticmethod
     def __new__(cls, values):
@@ -31,7 +31,7 @@ class OnDevice(torch.Tensor):
 
 
 class Device(TorchDispatchMode):
-    """Inside the block there is one more device, as strict as a GPU.
+    """Simulate a device, as strict as a GPU, inside the block.
 
     Attributes:
         to_host: how many tensors have been copied to the host.
@@ -46,21 +46,21 @@ class Device(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         inputs = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
-        there = [isinstance(x, OnDevice) for x in inputs]
+        on_device = [isinstance(x, OnDevice) for x in inputs]
         name = str(function).removeprefix("aten.")
         target = kwargs.pop("device", None)
         if name.startswith("_to_copy"):
-            self.to_host += there[0] and target is not None and target.type == "cpu"
-            wrap = there[0] if target is None else target == DEVICE
+            self.to_host += on_device[0] and target is not None and target.type == "cpu"
+            wrap = on_device[0] if target is None else target == DEVICE
         else:
-            strangers = [x for x, on_device in zip(inputs, there, strict=True) if not on_device and x.dim()]
-            if any(there) and strangers and not name.startswith("copy_"):
+            strangers = [x for x, placed in zip(inputs, on_device, strict=True) if not placed and x.dim()]
+            if any(on_device) and strangers and not name.startswith("copy_"):
                 raise RuntimeError(f"{name} of tensors on two devices")
-            if name.startswith("copy_") and there == [False, True]:
+            if name.startswith("copy_") and on_device == [False, True]:
                 self.to_host += 1
-            wrap = any(there) if target is None else target == DEVICE
+            wrap = any(on_device) if target is None else target == DEVICE
         by_mask = name.startswith("index") and any(x.dtype == torch.bool for x in inputs[1:])
-        if any(there) and (by_mask or name.startswith(SHAPE_FROM_VALUES + VALUE_FOR_PYTHON)):
+        if any(on_device) and (by_mask or name.startswith(SHAPE_FROM_VALUES + VALUE_FOR_PYTHON)):
             self.waits.append(name)
 
         written = self._written(function, args, kwargs)
@@ -126,8 +126,10 @@ def dab_detr(sizes):
 @pytest.mark.parametrize("kind", CLASSIFICATION_LOSSES)
 @pytest.mark.parametrize("detector", [dino, h_deformable_detr, dab_detr])
 def test_one_copy_to_the_host_per_step(detector, kind):
-    """All layers of all images are matched with one copy, and nothing else in the losses, forward or backward, makes
-    the host wait. Tensors made on the wrong device would be errors."""
+    """One copy matches all layers of all images. Nothing else in the losses, forward or backward, makes the host wait.
+
+    Tensors on the wrong device raise an error.
+    """
     torch.manual_seed(0)
     with Device() as device:
         cls, arguments = detector([3, 0, 4])
@@ -142,7 +144,7 @@ def test_one_copy_to_the_host_per_step(detector, kind):
 
 
 def test_the_device_counts():
-    """What the test above relies on: every way of waiting for a device is noticed, and so is a tensor left behind."""
+    """The simulated device counts every way of waiting, and detects a tensor on the wrong device."""
     with Device() as device:
         x = on_device(torch.arange(4.0)).detach()
         assert (x + 1).sum().device == DEVICE

@@ -1,4 +1,4 @@
-"""SD-DETR through the tools: trained, resumed, evaluated, exported, analysed; on the drawn data."""
+"""SD-DETR on the command line: train, resume, evaluate, export, analyse, on the synthetic data."""
 
 import json
 
@@ -25,8 +25,7 @@ def precisions(output):
 
 @pytest.mark.slow
 def test_the_tools_take_it(run_tool, tmp_path):
-    """A training stopped halfway goes on to its end; the checkpoint and its exported weights are evaluated alike, and
-    the alignment report takes them."""
+    """A stopped training resumes. Checkpoint and exported weights evaluate equally, and the analysis accepts them."""
     config, folder = ["--config-file", CONFIG], tmp_path / "out"
     run_tool("train_net.py", *config, f"train.output_dir={folder}", *SMALL, "train.max_iter=2")
     trained = run_tool("train_net.py", *config, "--resume", f"train.output_dir={folder}", *SMALL)
@@ -48,6 +47,6 @@ def test_the_tools_take_it(run_tool, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_train(run_tool, tmp_path):
-    """Every parameter takes part in every step, or the processes would wait for each other for ever."""
+    """Every parameter takes part in every step, else the processes would hang."""
     run_tool("train_net.py", "--config-file", CONFIG, "--num-gpus", 2, f"train.output_dir={tmp_path / 'two'}", *SMALL)
     assert (tmp_path / "two/model_final.pth").exists()

@@ -1,4 +1,4 @@
-"""SD-DETR: its switches, its branches, its points, and Conditional DETR where all switches are off."""
+"""SD-DETR: switches, branches and points; with all switches off it is Conditional DETR."""
 
 import json
 from pathlib import Path
@@ -52,13 +52,13 @@ def images(*sizes, objects=3):
         corner = torch.rand(objects, 2, generator=generator) * 20
         boxes = torch.cat([corner, corner + 8 + 10 * torch.rand(objects, 2, generator=generator)], dim=1)
         instances = Instances((height, width), gt_boxes=Boxes(boxes), gt_classes=torch.arange(objects) % 3)
-        picture = torch.rand(3, height, width, generator=generator) * 255
-        batch.append({"image": picture, "instances": instances, "height": height, "width": width})
+        image = torch.rand(3, height, width, generator=generator) * 255
+        batch.append({"image": image, "instances": instances, "height": height, "width": width})
     return batch
 
 
 def step(model, batch):
-    """The losses of one training step, and the outputs that they are of."""
+    """Return the losses of one training step, and the outputs."""
     seen = []
     hook = model.criterion.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     torch.manual_seed(1)  # of dropout
@@ -74,9 +74,9 @@ def test_with_all_switches_off_it_is_conditional_detr():
     assert list(model.state_dict()) == list(conditional.state_dict())
     model.load_state_dict(conditional.state_dict())
 
-    (losses, outputs), (wanted, expected) = (step(m, images()) for m in (model, conditional))
-    assert losses.keys() == wanted.keys()
-    for name, value in wanted.items():
+    (losses, outputs), (expected_losses, expected) = (step(m, images()) for m in (model, conditional))
+    assert losses.keys() == expected_losses.keys()
+    for name, value in expected_losses.items():
         torch.testing.assert_close(losses[name], value, rtol=1e-5, atol=1e-5)
     pairs = zip([outputs, *outputs["aux_outputs"]], [expected, *expected["aux_outputs"]], strict=True)
     for ours, theirs in pairs:
@@ -95,7 +95,7 @@ def test_with_all_switches_off_it_is_conditional_detr():
     ids=["split attention", "task queries", "alignment"],
 )
 def test_each_switch_turns_one_idea_off(override, absent):
-    """One override each; what is off has no parameters, and the rest trains and detects."""
+    """One override each: a disabled part has no parameters, and the rest trains and detects."""
     full, model = tiny(), tiny(override)
     lost = [name for name in full.state_dict() if any(part in name for part in absent)]
     assert bool(lost) == bool(absent)
@@ -110,7 +110,7 @@ def test_each_switch_turns_one_idea_off(override, absent):
 
 
 def test_without_alignment_the_losses_are_conditional_detrs():
-    """The third switch changes the supervision alone: focal loss, one query per object in every layer."""
+    """`align=False` changes only the supervision: focal loss, one query per object in every layer."""
     conditional = build(get_config("baselines/conditional_detr_tiny.py")).criterion
     model = tiny(ALIGN_OFF)
     _, outputs = step(model, images())
@@ -126,8 +126,7 @@ def test_without_alignment_the_losses_are_conditional_detrs():
 @pytest.mark.parametrize("exchange", ["mean", "concatenation"])
 @pytest.mark.parametrize("objects", [3, 0, 30])
 def test_every_parameter_takes_part(exchange, objects):
-    """A parameter without a gradient would make DDP wait for ever: with objects, without, and with more of them than
-    queries. Nothing is NaN."""
+    """Each parameter gets a finite gradient, else DDP hangs: with objects, without, with more objects than queries."""
     model = tiny(f"{DECODER}exchange={exchange}")
     losses, _ = step(model, images(objects=objects))
     sum(losses.values()).backward()
@@ -137,8 +136,7 @@ def test_every_parameter_takes_part(exchange, objects):
 
 
 def test_each_head_reads_its_branch():
-    """In the last layer, class scores do not depend on the box branch, nor boxes on the class branch; through the
-    shared self-attention of the layers before, both learn from both."""
+    """In the last layer each head depends only on its branch; shared self-attention of earlier layers trains both."""
     model = tiny()
     decoder = model.transformer.decoder
     last = {"class": decoder.layers[-1].ffns[0], "box": decoder.box_layers[-1]["ffn"]}
@@ -173,7 +171,7 @@ def queries(num_tasks=2, embed_dim=32, num_points=8):
 
 
 def test_points_start_inside_the_region_and_learn_their_way():
-    """A ring around the reference point, the same for both tasks; content and position both pull at the points."""
+    """Points start as one ring for both tasks; gradients reach them through content and position."""
     module, arguments = queries()
     content, position, points = module(*arguments)
     assert content.shape == position.shape == (2, 10, 2, 32) and points.shape == (2, 10, 2, 8, 2)
@@ -188,7 +186,7 @@ def test_points_start_inside_the_region_and_learn_their_way():
 
 
 def test_points_at_the_reference_point_give_conditional_detrs_position():
-    """Task-aware positions are a generalisation: regions of no size leave Conditional DETR's."""
+    """Regions of size zero give Conditional DETR's positions."""
     module, arguments = queries(num_tasks=1)
     torch.nn.init.constant_(module.region_size.bias, -100)
     expected = get_sine_pos_embed(arguments[2], 16)
@@ -196,7 +194,7 @@ def test_points_at_the_reference_point_give_conditional_detrs_position():
 
 
 def test_padding_does_not_matter_to_samples():
-    """What a point sees depends neither on how far its image is padded nor on what the padding holds; to the border."""
+    """Samples do not depend on the amount or the content of padding, up to the image's border."""
     small, points = torch.randn(1, 3, 4, 5), torch.rand(1, 50, 2)
     points[0, :4] = torch.tensor([[0.0, 0.0], [1.0, 1.0], [1.0, 0.5], [0.01, 0.99]])
     padded = torch.full((1, 3, 6, 9), 1e6)
@@ -209,16 +207,16 @@ def test_padding_does_not_matter_to_samples():
 
 
 @pytest.mark.parametrize(
-    "override, said",
+    "override, message",
     [
         ("num_points=7", "embed_dim=256, num_points=7"),
         ("exchange=sum", "exchange='sum': choose one of mean, concatenation"),
         ("batch_first=True", "takes the queries first"),
     ],
 )
-def test_mistakes_are_told(override, said):
-    """What is wrong, by the option's name."""
-    with pytest.raises(ValueError, match=said):
+def test_invalid_options_are_reported(override, message):
+    """The message names the option."""
+    with pytest.raises(ValueError, match=message):
         tiny(DECODER + override)
 
 
@@ -246,7 +244,7 @@ def test_attention_in_the_pictures_is_the_models():
 
 
 def test_pictures_need_an_attention_to_everything():
-    """DINO attends to points alone, and a model that is none has no decoder: told in one line."""
+    """DINO's attention is sparse, and a Linear layer has no decoder: both raise a ValueError."""
     dino = instantiate(get_config("baselines/dino_tiny.py").model.transformer.decoder)
     model = torch.nn.Module()
     model.transformer = torch.nn.Module()
@@ -260,8 +258,7 @@ def test_pictures_need_an_attention_to_everything():
     "name, blocks, dilation", [("r50_50ep", 6, 1), ("r50_dc5_50ep", 6, 2), ("r101_50ep", 23, 1)]
 )
 def test_full_size_rows(name, blocks, dilation):
-    """Every key of the published Conditional DETR is there, so its checkpoint is a start; the rows are what they are
-    called; published schedule."""
+    """All keys of the published Conditional DETR exist, each config has its backbone and the published schedule."""
     cfg = load(f"sd_detr_{name}")
     with torch.device("meta"):
         model = instantiate(cfg.model)
@@ -280,7 +277,7 @@ def test_full_size_rows(name, blocks, dilation):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["r50_50ep", "r50_dc5_50ep", "r101_50ep"])
 def test_full_size_step(name):
-    """The rows that nobody can train in a test build, step once and detect."""
+    """Full-size configs build, train one step and detect."""
     torch.manual_seed(0)
     model = instantiate(load(f"sd_detr_{name}").model)
     losses, _ = step(model, images((192, 256), (256, 160)))

@@ -1,4 +1,4 @@
-"""What the published trainings on COCO share: AdamW from an ImageNet ResNet, 16 images a batch."""
+"""Shared settings of the published trainings on COCO: AdamW, ImageNet ResNet, 16 images per batch."""
 
 from detectron2.config import LazyCall as L
 from projects.detr_common import lr_factors

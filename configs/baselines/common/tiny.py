@@ -1,4 +1,4 @@
-"""What the tiny configs share: minutes of training from scratch on 128-pixel images, on two CPU cores."""
+"""Shared settings of the tiny configs: training from scratch on 128-pixel images takes minutes on two CPU cores."""
 
 from detectron2.config import LazyCall as L
 from detectron2.modeling.backbone import BottleneckBlock
@@ -10,7 +10,7 @@ from ...common.data.tiny_coco import dataloader
 from ...common.optim import AdamW as optimizer
 from ...common.train import train
 
-# A narrow ResNet-23: two blocks a stage, and nothing coarser than stride 16.
+# A narrow ResNet-23: two blocks per stage, largest stride 16.
 backbone = L(ResNet)(
     stem=L(BasicStem)(in_channels=3, out_channels=32, norm="BN"),
     stages=[
@@ -29,7 +29,7 @@ backbone = L(ResNet)(
     freeze_at=0,
 )
 
-# The best for DINO, Align-DETR and Co-DINO with 128 channels; docs/evidence.md has the search.
+# The best rate for DINO, Align-DETR and Co-DINO with 128 channels; see docs/evidence.md for the search.
 optimizer.lr = 8e-4
 optimizer.weight_decay = 1e-4
 

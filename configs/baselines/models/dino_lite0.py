@@ -1,6 +1,6 @@
-"""DINO of 5 million parameters for CPUs, on an EfficientNet-Lite0: half the width and the layers of `dino_r50`.
+"""DINO with 5 million parameters for CPUs, on EfficientNet-Lite0: half the width and half the layers of `dino_r50`.
 
-detrex's own DINO has 256 channels and no others: `model.embed_dim=256 model.position_embedding.num_pos_feats=128`.
+A real detrex's DINO supports only 256 channels: set `model.embed_dim=256 model.position_embedding.num_pos_feats=128`.
 """
 
 from detectron2.config import LazyCall as L

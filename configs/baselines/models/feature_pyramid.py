@@ -1,4 +1,4 @@
-"""From images to the levels of a deformable detector: ResNet-50, and a 1x1 projection of its last three stages."""
+"""Backbone and neck of the deformable detectors: ResNet-50, and 1x1 projections of its last three stages."""
 
 import torch.nn as nn
 from detectron2.config import LazyCall as L

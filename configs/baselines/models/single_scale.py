@@ -1,4 +1,4 @@
-"""What the published detectors on one feature map share: ResNet-50, and a focal loss on every decoder layer."""
+"""Shared parts of the published detectors on one feature map: ResNet-50, and a focal loss on every decoder layer."""
 
 from detectron2.config import LazyCall as L
 from detrex.modeling import HungarianMatcher, SetCriterion

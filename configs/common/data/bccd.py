@@ -1,4 +1,4 @@
-"""Photographs of blood cells under the microscope, in the folder $BCCD_ROOT, at a quarter of their size."""
+"""BCCD: microscope images of blood cells, in the folder $BCCD_ROOT, at a quarter of their size."""
 
 from detrkit.datasets import register_bccd
 

@@ -1,4 +1,4 @@
-"""COCO 2017 with DETR's augmentation: random flip and short side, and for every other image a random crop as well."""
+"""COCO 2017 with DETR's augmentation: random flip, random short side, and a random crop with probability 0.5."""
 
 from detectron2.config import LazyCall as L
 from detectron2.data import (

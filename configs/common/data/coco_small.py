@@ -1,4 +1,4 @@
-"""COCO 2017 at about a third of the usual size, for detectors that train on a CPU; augmented as in `coco_detr`."""
+"""COCO 2017 at about a third of the usual size, for training on a CPU; augmentation as in `coco_detr`."""
 
 from .coco_detr import dataloader
 

@@ -1,4 +1,4 @@
-"""Photographs of defects of hot-rolled steel, 200 × 200 pixels, in the folder $NEU_DET_ROOT."""
+"""NEU-DET: surface defects of hot-rolled steel, 200 × 200 pixels, in the folder $NEU_DET_ROOT."""
 
 from detrkit.datasets import register_neu_det
 

@@ -1,4 +1,4 @@
-"""The small dataset of `align-detr make-data`, in the folder $TINY_COCO_ROOT, at its own scale."""
+"""The small dataset of `align-detr make-data`, in the folder $TINY_COCO_ROOT, at its original size."""
 
 from detrkit.datasets import register_tiny_coco
 
@@ -11,7 +11,7 @@ dataloader.train.total_batch_size = 4
 dataloader.train.num_workers = 2
 dataloader.train.mapper.augmentation[1].short_edge_length = [128]
 dataloader.train.mapper.augmentation[1].max_size = 256
-# A dozen or two epochs are too few to profit from crops and other sizes, and images of one size need no padding.
+# The training is too short to gain from crops and other sizes; images of one size need no padding.
 dataloader.train.mapper.augmentation_with_crop = None
 
 dataloader.test.dataset.names = "tiny_coco_val"

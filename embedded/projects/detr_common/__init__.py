@@ -1,12 +1,12 @@
-"""What the DETR detectors of this engine share: batches, boxes, deformable transformers, heads, criteria.
+"""Shared parts of the embedded DETR detectors: batches, boxes, transformers, heads, criteria.
 
-| module | holds |
+| module | content |
 | --- | --- |
-| `backbones` | frozen parts, normalisation and weights of timm's backbones, for configs |
+| `backbones` | timm backbones in configs: freezing, normalisation, weights |
 | `batch` | padding masks, features of images of different sizes |
 | `boxes` | training targets from instances, detections from predictions |
-| `detector` | `Detector`, the base class: images in, weighted losses or detections out |
-| `pyramid` | a feature pyramid as one token sequence, and the geometry of its tokens |
+| `detector` | `Detector`, the base class: images to weighted losses or detections |
+| `pyramid` | token sequence of a feature pyramid, positions of its tokens |
 | `single_scale` | `SingleScaleDetector`, on one feature map |
 | `dense` | encoder, decoder and transformer on dense attention to one feature map |
 | `deformable` | encoder, decoder and transformer on multi-scale deformable attention |

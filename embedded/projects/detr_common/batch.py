@@ -1,4 +1,4 @@
-"""Batches of images of different sizes: which pixels are padding, and features that do not feel it."""
+"""Batches of images of different sizes: padding masks, and features that do not depend on padding."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,7 +11,7 @@ Size = tuple[int, int]  # height, width
 
 
 def padding_mask(sizes: Sequence[Size], padded: Size, device: torch.device | str) -> Tensor:
-    """(B, H, W) bool, true outside the top-left h x w corner that belongs to image b; `padded` is (H, W)."""
+    """Return a mask (B, H, W), true in padding, for images of `sizes` in the top-left corner of size `padded`."""
     heights, widths = torch.tensor([tuple(size) for size in sizes], device=device).T[..., None]
     below = torch.arange(padded[0], device=device) >= heights
     beside = torch.arange(padded[1], device=device) >= widths
@@ -19,22 +19,21 @@ def padding_mask(sizes: Sequence[Size], padded: Size, device: torch.device | str
 
 
 def resize_mask(mask: Tensor, size: Size) -> Tensor:
-    """(B, H, W) bool to (B, h, w) bool, each cell taking the nearest pixel's value."""
+    """Resize a mask (B, H, W) to (B, h, w) by nearest-neighbour interpolation."""
     return F.interpolate(mask[None].float(), size=size, mode="nearest")[0].bool()
 
 
 def extract_features(
     extractor: Callable[[Tensor], Sequence[Tensor]], images: ImageList, exact: bool
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Feature maps of a padded batch, and where they are padding.
+    """Compute the feature maps of a padded batch and their padding masks.
 
     Args:
-        extractor: (B, 3, H, W) normalised images to feature maps (B, C_l, H_l, W_l), finest level first.
+        extractor: function of normalised images (B, 3, H, W); returns maps (B, C_l, H_l, W_l), finest level first.
         images: the padded batch.
-        exact: give each image the features it has on its own. Convolutions next to the padding, and every group
-            norm, see the padding; so images of different sizes then pass through `extractor` one by one, and
-            the maps are padded afterwards. Meant for inference, where a detection must not depend on the
-            neighbours in the batch.
+        exact: give each image the features that it has alone. Padding changes the output of convolutions near it and
+            of group norms. So images of different sizes pass through `extractor` one by one, and the maps are padded
+            afterwards. For inference, where detections must not depend on other images of the batch.
 
     Returns:
         One map (B, C_l, H_l, W_l) and one mask (B, H_l, W_l), true in padding, per level.

@@ -1,4 +1,4 @@
-"""Ground truth into training targets, predictions into detections."""
+"""Convert ground truth to training targets, and predictions to detections."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def targets_from_instances(instances: Sequence[Instances]) -> list[dict[str, Tensor]]:
-    """Per image `labels` (G,) int64 and `boxes` (G, 4), cxcywh in [0, 1] of the image's own width and height."""
+    """Return per image `labels` (G,) int64 and `boxes` (G, 4), cxcywh in [0, 1] of the image without padding."""
     targets = []
     for image in instances:
         height, width = image.image_size
@@ -22,10 +22,10 @@ def targets_from_instances(instances: Sequence[Instances]) -> list[dict[str, Ten
 def detections_from_predictions(
     logits: Tensor, boxes: Tensor, image_sizes: Sequence[tuple[int, int]], limit: int
 ) -> list[Instances]:
-    """The `limit` best (query, class) pairs of each image by sigmoid score, best first.
+    """Select the `limit` best (query, class) pairs of each image by sigmoid score, best first.
 
     Args:
-        logits: (B, N, C). A query may be kept under several classes.
+        logits: (B, N, C). A query may give detections of several classes.
         boxes: (B, N, 4), cxcywh in [0, 1].
         image_sizes: (height, width) of each image in pixels.
 
@@ -33,13 +33,13 @@ def detections_from_predictions(
         Per image `pred_boxes` (xyxy, pixels of `image_sizes`), `scores` and `pred_classes` (int64).
 
     Raises:
-        ValueError: there are fewer pairs than that.
+        ValueError: there are fewer than `limit` pairs.
     """
     num_queries, num_classes = logits.shape[1:]
     if limit > num_queries * num_classes:
         raise ValueError(
             f"select_box_nums_for_evaluation={limit}, but {num_queries} queries and {num_classes} classes give only "
-            f"{num_queries * num_classes} scores to select from"
+            f"{num_queries * num_classes} scores: choose at most this number"
         )
     scores, flat = logits.float().sigmoid().flatten(1).topk(limit)
     queries, classes = flat.div(num_classes, rounding_mode="floor"), flat % num_classes

@@ -1,4 +1,4 @@
-"""Losses of two-stage detectors, and the weights that configs give them."""
+"""Criterion of two-stage detectors, and loss weights for configs."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,10 +18,10 @@ def loss_weights(
     encoder: bool = False,
     denoising: bool = False,
 ) -> dict[str, float]:
-    """`weight_dict` of a criterion: the same three weights for every output that is supervised.
+    """Return the `weight_dict` of a criterion: the same three weights for every supervised output.
 
-    Keys end in nothing for the last decoder layer, `_0` … for the earlier ones, `_enc` for the encoder's proposals
-    and `_dn`, `_dn_0` … for denoising queries.
+    Suffixes: none for the last decoder layer, `_0` … for earlier layers, `_enc` for the encoder's proposals, and `_dn`,
+    `_dn_0` … for denoising queries.
     """
     layers = ["", *(f"_{i}" for i in range(num_decoder_layers - 1))]
     suffixes = layers + ["_enc"] * encoder + [f"_dn{layer}" for layer in layers] * denoising
@@ -30,14 +30,15 @@ def loss_weights(
 
 
 def box_normalizer(count: int | Tensor, device: torch.device) -> float | Tensor:
-    """What sums over matched pairs are divided by: `count` ground truths of this process, averaged over all processes,
-    at least 1. All of them have to call it.
+    """Average a number of ground truths over all processes, at least 1: the divisor of sums over matched pairs.
+
+    Every process must call it.
 
     Args:
-        count: an int, or the sum of their weights, a float32 tensor without dimensions.
+        count: ground truths of this process, or the sum of their weights as a 0-dimensional float32 tensor.
 
     Returns:
-        A float for an int where there is one process, else a tensor on `device`.
+        A float for an int without distributed training, else a tensor on `device`.
     """
     if not is_dist_avail_and_initialized():
         return count.clamp(min=1.0) if isinstance(count, Tensor) else float(max(count, 1))
@@ -50,9 +51,9 @@ class TwoStageCriterion(SetCriterion):
     """`SetCriterion` over all decoder layers and over the encoder's proposals (`outputs["enc_outputs"]`).
 
     Args:
-        two_stage_binary_cls: the proposals tell objects from background only: every label counts as class 0.
+        two_stage_binary_cls: the proposals are class-agnostic: every label counts as class 0.
 
-    The other arguments are `SetCriterion`'s.
+    For the other arguments see `SetCriterion`.
     """
 
     def __init__(
@@ -72,18 +73,18 @@ class TwoStageCriterion(SetCriterion):
 
     @staticmethod
     def normalizer(outputs: Mapping, targets: Targets) -> float | Tensor:
-        """`box_normalizer` of the ground truths of all images."""
+        """Return `box_normalizer` for the ground truths of all images."""
         return box_normalizer(sum(len(target["labels"]) for target in targets), outputs["pred_logits"].device)
 
     def losses_given(
         self, outputs: Mapping, targets: Targets, indices: list, num_boxes: float | Tensor, suffix: str
     ) -> dict[str, Tensor]:
-        """All losses of one layer's predictions for given pairs (query, ground truth); keys end in `suffix`."""
+        """Losses of one layer for given pairs (query, ground truth); keys end in `suffix`."""
         parts = (self.get_loss(kind, outputs, targets, indices, num_boxes) for kind in self.losses)
         return {name + suffix: value for part in parts for name, value in part.items()}
 
     def matched_losses(self, outputs: Mapping, targets: Targets, num_boxes: float | Tensor) -> dict[str, Tensor]:
-        """Losses of all decoder layers and of the proposals, each with a matching of its own."""
+        """Losses of all decoder layers and of the proposals, each with its own matching."""
         supervised = [("", outputs, targets)]
         supervised += [(f"_{i}", aux, targets) for i, aux in enumerate(outputs.get("aux_outputs", ()))]
         if "enc_outputs" in outputs:
@@ -97,11 +98,11 @@ class TwoStageCriterion(SetCriterion):
         return losses
 
     def forward(self, outputs: Mapping, targets: Targets) -> dict[str, Tensor]:
-        """Unweighted losses, summed over queries and divided by the number of ground truths (`box_normalizer`).
+        """Losses before weighting: sums over queries, divided by the number of ground truths (`box_normalizer`).
 
         Args:
-            outputs: `pred_logits` (B, N, C), `pred_boxes` (B, N, 4), cxcywh in [0, 1]; optionally `aux_outputs`, a
-                list of the same two, and `enc_outputs`, the same two.
+            outputs: `pred_logits` (B, N, C), `pred_boxes` (B, N, 4), cxcywh in [0, 1]. Optional: `aux_outputs`, a list
+                of dicts with these two keys, and `enc_outputs`, one such dict.
             targets: per image `labels` (G,) and `boxes` (G, 4), cxcywh in [0, 1].
         """
         return self.matched_losses(outputs, targets, self.normalizer(outputs, targets))

@@ -30,7 +30,7 @@ def deformable_encoder_layer(
     ffn_dropout: float,
     num_feature_levels: int,
 ) -> BaseTransformerLayer:
-    """Deformable self-attention and a feed-forward block, each followed by a norm. Batch first."""
+    """Build a layer of deformable self-attention and a feed-forward block, each followed by a norm; batch first."""
     return BaseTransformerLayer(
         attn=MultiScaleDeformableAttention(
             embed_dim, num_heads, num_levels=num_feature_levels, dropout=attn_dropout, batch_first=True
@@ -49,8 +49,10 @@ def deformable_decoder_layer(
     ffn_dropout: float,
     num_feature_levels: int,
 ) -> BaseTransformerLayer:
-    """Self-attention among queries, deformable attention to the encoder's tokens, a feed-forward block; each
-    followed by a norm. Batch first."""
+    """Build a decoder layer, batch first.
+
+    Self-attention, deformable cross-attention to the encoder's tokens, feed-forward block; each followed by a norm.
+    """
     among_queries = MultiheadAttention(embed_dim, num_heads, attn_drop=attn_dropout, batch_first=True)
     to_tokens = MultiScaleDeformableAttention(
         embed_dim, num_heads, num_levels=num_feature_levels, dropout=attn_dropout, batch_first=True
@@ -64,11 +66,11 @@ def deformable_decoder_layer(
 
 
 class _DeformableStack(TransformerLayerSequence):
-    """Layers that may trade time for memory in training.
+    """Stack of layers with optional activation checkpointing.
 
     Args:
         layer: copied `num_layers` times.
-        use_checkpoint: keep only the layers' inputs, and compute the rest again in the backward pass.
+        use_checkpoint: keep only the inputs of the layers, and recompute their activations in the backward pass.
     """
 
     def __init__(self, layer: BaseTransformerLayer, num_layers: int, use_checkpoint: bool):
@@ -83,7 +85,7 @@ class _DeformableStack(TransformerLayerSequence):
 
 
 class DeformableEncoder(_DeformableStack):
-    """Layers of `deformable_encoder_layer`; with `post_norm`, one more norm at the end."""
+    """Stack of `deformable_encoder_layer`, with a final norm if `post_norm`."""
 
     def __init__(
         self,
@@ -115,13 +117,13 @@ class DeformableEncoder(_DeformableStack):
         key_padding_mask: Tensor | None = None,
         **kwargs,
     ) -> Tensor:
-        """Tokens (B, S, D) to tokens (B, S, D).
+        """Encode the tokens (B, S, D).
 
         Args:
             query, query_pos: (B, S, D).
             query_key_padding_mask: (B, S) bool, true in padding.
             kwargs: `reference_points` (B, S, L, 2) and `TokenPyramid.attention_inputs`.
-            key, value, key_pos, attn_masks, key_padding_mask: passed on; self-attention makes nothing of them.
+            key, value, key_pos, attn_masks, key_padding_mask: passed on, but unused by self-attention.
         """
         for layer in self.layers:
             query = self.run_layer(
@@ -140,7 +142,7 @@ class DeformableEncoder(_DeformableStack):
 
 
 class DecoderStates(NamedTuple):
-    """What each of L decoder layers leaves (only the last, L = 1, without `return_intermediate`).
+    """Output of L decoder layers (without `return_intermediate` only the last one, L = 1).
 
     Attributes:
         states: (L, B, N, D).
@@ -152,16 +154,16 @@ class DecoderStates(NamedTuple):
 
 
 class DeformableDecoder(_DeformableStack):
-    """Layers of `deformable_decoder_layer`, each attending around boxes that the layer before has refined.
+    """Stack of `deformable_decoder_layer`; each layer attends around the boxes that the previous layer refined.
 
-    The detector assigns the heads `class_embed` and `bbox_embed`, which it shares with the decoder; one box head per
-    layer refines. Subclasses say how a query's box enters its attention, in `query_position`.
+    The detector assigns its heads `class_embed` and `bbox_embed`; each layer has a box head. Subclasses compute the
+    position embedding of a query from its box in `query_position`.
 
     Args:
-        look_forward_twice: the boxes that a layer's head refines keep the gradient to the layer before (DINO, arXiv
-            2203.03605, section 3.6). Attention itself never sees that gradient.
-        inverse_sigmoid_eps: of the boxes that a layer refines, see `detrex.utils.inverse_sigmoid`. detrex has 1e-3
-            everywhere; some published weights of other code bases were trained with 1e-5.
+        look_forward_twice: the boxes that a head refines pass gradients to the previous layer (DINO, arXiv 2203.03605,
+            section 3.6). Attention uses detached boxes in any case.
+        inverse_sigmoid_eps: see `detrex.utils.inverse_sigmoid`. detrex always uses 1e-3; weights of some other code
+            bases were trained with 1e-5.
     """
 
     def __init__(
@@ -190,12 +192,16 @@ class DeformableDecoder(_DeformableStack):
         self.bbox_embed: nn.ModuleList | None = None
 
     def query_position(self, boxes: Tensor, padded_boxes: Tensor, query_pos: Tensor | None) -> Tensor:
-        """(B, N, D) position embedding of queries at `boxes` (B, N, 4), cxcywh in image coordinates; `padded_boxes`
-        (B, N, L, 4) are the same on each level, in padded coordinates."""
+        """Return the position embeddings (B, N, D) of the queries.
+
+        Args:
+            boxes: (B, N, 4), cxcywh in image coordinates.
+            padded_boxes: (B, N, L, 4), the same boxes on each level in padded coordinates.
+        """
         raise NotImplementedError
 
     def output_state(self, query: Tensor) -> Tensor:
-        """What the heads see of a layer's output."""
+        """Return the input of the heads for a layer's output."""
         return query
 
     def forward(
@@ -217,8 +223,8 @@ class DeformableDecoder(_DeformableStack):
         Args:
             query, query_pos: (B, N, D).
             value: (B, S, D), the encoder's tokens; `key_padding_mask` (B, S) is true in padding.
-            attn_masks: for self-attention (N, N), bool, true where a query must not look, or a float mask to add to
-                the scores; and for the other, None.
+            attn_masks: the mask (N, N) of self-attention: bool, true where attention is not allowed, or float, added to
+                the scores; and None for cross-attention.
             reference_points: (B, N, 4), the first boxes, cxcywh in image coordinates.
             valid_ratios: (B, L, 2).
             kwargs: `TokenPyramid.attention_inputs`.
@@ -253,7 +259,7 @@ class DeformableDecoder(_DeformableStack):
 
 
 class DeformableTransformer(nn.Module):
-    """Encoder, decoder and level embeddings; subclasses choose the queries."""
+    """Encoder, decoder and level embeddings; subclasses select the queries."""
 
     def __init__(self, encoder: DeformableEncoder, decoder: DeformableDecoder, num_feature_levels: int):
         super().__init__()
@@ -264,7 +270,7 @@ class DeformableTransformer(nn.Module):
         self.decoder = decoder
 
     def init_weights(self) -> None:
-        """Xavier for matrices, the deformable attentions' own start, unit normal for embeddings."""
+        """Initialise matrices (Xavier), embeddings (unit normal), and deformable attentions (their `init_weights`)."""
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
@@ -283,13 +289,15 @@ class DeformableTransformer(nn.Module):
     def gen_encoder_output_proposals(
         self, memory: Tensor, memory_padding_mask: Tensor, spatial_shapes: Shapes
     ) -> tuple[Tensor, Tensor]:
-        """Tokens (B, S, D) ready for the heads, zero before projection where no box can be proposed; and the
-        proposals' logits (B, S, 4), see `encoder_proposals`."""
+        """Return projected tokens (B, S, D) for the heads, and the logits of their proposals (B, S, 4).
+
+        Tokens without a usable proposal are set to zero before the projection, see `encoder_proposals`.
+        """
         proposals, usable = encoder_proposals(memory_padding_mask, spatial_shapes)
         return self.enc_output_norm(self.enc_output(memory * usable)), proposals
 
     def encode(self, pyramid: TokenPyramid) -> Tensor:
-        """(B, S, D) tokens after the encoder."""
+        """Run the encoder; return tokens (B, S, D)."""
         return self.encoder(
             query=pyramid.features,
             key=None,
@@ -310,7 +318,7 @@ class DeformableTransformer(nn.Module):
         query_pos: Tensor | None = None,
     ) -> DecoderStates:
         """Run the decoder on the encoder's tokens `memory` (B, S, D); see `DeformableDecoder.forward`."""
-        if self_attn_mask is not None:  # what every layer would make of it for itself, and keep for the way back
+        if self_attn_mask is not None:  # convert once: else each layer converts it, and keeps a copy for backward
             allowed = torch.zeros_like(self_attn_mask, dtype=memory.dtype)
             self_attn_mask = allowed.masked_fill_(self_attn_mask, -torch.inf)
         return self.decoder(

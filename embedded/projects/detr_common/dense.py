@@ -1,4 +1,4 @@
-"""Encoder, decoder and transformer on dense attention to one feature map, as in DAB-DETR and Conditional DETR."""
+"""Encoder, decoder and transformer with dense attention to one feature map (DAB-DETR, Conditional DETR)."""
 
 from collections.abc import Sequence
 
@@ -26,7 +26,7 @@ class DenseEncoder(TransformerLayerSequence):
         feedforward_dim: width of the feed-forward blocks.
         activation: their activation; every layer gets its own copy.
         post_norm: one more norm after the last layer.
-        batch_first: tensors are (B, S, D), not (S, B, D).
+        batch_first: tensors are (B, S, D) instead of (S, B, D).
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class DenseEncoder(TransformerLayerSequence):
         self.post_norm_layer = nn.LayerNorm(embed_dim) if post_norm else None
 
     def position(self, query: Tensor, query_pos: Tensor) -> Tensor:
-        """What a layer adds to its queries and keys; subclasses let it depend on the content `query`."""
+        """Return the position embedding that a layer adds to queries and keys; subclasses scale it by the content."""
         return query_pos
 
     def forward(
@@ -68,12 +68,12 @@ class DenseEncoder(TransformerLayerSequence):
         key_padding_mask: Tensor | None = None,
         **kwargs,
     ) -> Tensor:
-        """Tokens (S, B, D) to tokens (S, B, D).
+        """Encode the tokens (S, B, D).
 
         Args:
-            query, query_pos: the tokens and the embedding of their position.
+            query, query_pos: the tokens and their position embeddings.
             query_key_padding_mask: (B, S) bool, true in padding.
-            key, value, key_pos, key_padding_mask: part of every stack's signature; self-attention needs none.
+            key, value, key_pos, key_padding_mask: unused, for a common signature.
         """
         for layer in self.layers:
             query = layer(
@@ -87,18 +87,18 @@ class DenseEncoder(TransformerLayerSequence):
 
 
 class ConditionalDecoder(TransformerLayerSequence):
-    """Layers whose queries look for tokens by content and, apart from it, by position.
+    """Decoder with separate content and position terms in cross-attention (Conditional DETR).
 
-    Subclasses say in `forward` where queries are, and add `post_norm_layer`, a norm on every output of the stack, or
-    None. What passes from layer to layer has none.
+    Subclasses define the positions of the queries in `forward`, and add `post_norm_layer`: a norm of every output of
+    the stack, or None. The norm does not apply to the input of the next layer.
 
     Args:
         embed_dim, num_heads, num_layers: of the attentions; `embed_dim` is even.
         attn_dropout, ffn_dropout: dropout of the attention weights and in the feed-forward blocks.
         feedforward_dim: width of the feed-forward blocks.
         activation: their activation; every layer gets its own copy.
-        batch_first: tensors are (B, N, D), not (N, B, D).
-        return_intermediate: return the outputs of all layers, not of the last alone.
+        batch_first: tensors are (B, N, D) instead of (N, B, D).
+        return_intermediate: return the outputs of all layers instead of the last one.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class ConditionalDecoder(TransformerLayerSequence):
         return_intermediate: bool,
     ):
         if embed_dim % 2:
-            raise ValueError(f"embed_dim={embed_dim} is odd: half of the channels embed y, the other half x")
+            raise ValueError(f"embed_dim={embed_dim} must be even: half of the channels embed y, the other half x")
         attention = {"attn_drop": attn_dropout, "batch_first": batch_first}
         layer = BaseTransformerLayer(
             attn=[
@@ -127,7 +127,7 @@ class ConditionalDecoder(TransformerLayerSequence):
         )
         super().__init__(layer, num_layers)
         for later in self.layers[1:]:
-            # Only the first layer adds positions to its content, which is still empty; state dicts have no others.
+            # Only the first layer adds positions to the content, which is zero there. State dicts have no other keys.
             later.attentions[1].query_pos_proj = None
         self.embed_dim = embed_dim
         self.batch_first = batch_first
@@ -135,16 +135,18 @@ class ConditionalDecoder(TransformerLayerSequence):
         self.query_scale = MLP(embed_dim, embed_dim, embed_dim, 2)
 
     def spatial_query(self, point_embed: Tensor, query: Tensor, index: int) -> Tensor:
-        """What the queries of layer `index` look for by position (…, D): the embedding of their point, scaled by their
-        content, which the first layer's queries do not have yet (Conditional DETR, eq. 6)."""
+        """Return the spatial queries (…, D) of layer `index` (Conditional DETR, eq. 6).
+
+        They are the embedding of the query's point, scaled by its content. The first layer has no content: no scaling.
+        """
         return point_embed if index == 0 else point_embed * self.query_scale(query)
 
     def outputs(self, layers: Sequence[Tensor]) -> Tensor:
-        """(L, …), or (1, …) without `return_intermediate`, of what the layers gave."""
+        """Stack the outputs of the layers: (L, …), or (1, …) without `return_intermediate`."""
         return torch.stack(layers if self.return_intermediate else layers[-1:])
 
     def state(self, query: Tensor) -> Tensor:
-        """A layer's queries as the heads are to see them."""
+        """Return the input of the heads for a layer's queries."""
         return query if self.post_norm_layer is None else self.post_norm_layer(query)
 
 
@@ -162,7 +164,7 @@ class DenseTransformer(nn.Module):
         self.embed_dim = encoder.embed_dim
 
     def init_weights(self) -> None:
-        """Xavier for all matrices."""
+        """Initialise all matrices (Xavier)."""
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
@@ -170,13 +172,13 @@ class DenseTransformer(nn.Module):
     def decode(
         self, x: Tensor, mask: Tensor, pos_embed: Tensor, content: Tensor, **queries: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What the decoder makes of a feature map.
+        """Run encoder and decoder on a feature map.
 
         Args:
             x, pos_embed: (B, D, H, W).
             mask: (B, H, W) bool, true in padding.
-            content: (N, D), of the queries of every image.
-            queries: (N, …), what else the decoder is to know of them, by the name of its argument.
+            content: (N, D), content of the queries, the same for every image.
+            queries: (N, …), further arguments of the decoder by name.
         """
         if pos_embed.shape[1] != self.embed_dim:
             raise ValueError(
@@ -191,12 +193,12 @@ class DenseTransformer(nn.Module):
             key=memory,
             value=memory,
             key_pos=positions,
-            # The published detectors are trained with padding in view. At inference it must not matter, or an image's
-            # detections would depend on the others in its batch.
+            # The published detectors do not mask padding in training. At inference it is masked, so that detections
+            # do not depend on the other images of the batch.
             key_padding_mask=None if self.training else padding,
             **{name: self._in_layout(value.expand(x.shape[0], -1, -1)) for name, value in queries.items()},
         )
 
     def _in_layout(self, x: Tensor) -> Tensor:
-        """(B, length, …) as encoder and decoder take it."""
+        """Convert (B, length, …) to the layout of encoder and decoder."""
         return x if self.encoder.batch_first else x.transpose(0, 1)

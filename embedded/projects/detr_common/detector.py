@@ -1,4 +1,4 @@
-"""The part of a DETR detector that is the same in all of them."""
+"""Base class of the DETR detectors."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,13 +11,13 @@ from .boxes import detections_from_predictions, targets_from_instances
 
 
 class Detector(nn.Module):
-    """Turns dataset dictionaries into tensors, and predictions into weighted losses or detections.
+    """Convert dataset dicts to tensors, and predictions to weighted losses or detections.
 
     Args:
         criterion: called with the predictions and the targets; its `weight_dict` scales the losses.
         pixel_mean, pixel_std: per channel, in the units of the input images.
         select_box_nums_for_evaluation: detections per image.
-        device: accepted for the configs' sake. Inputs go to where the parameters are, so moving the model is enough.
+        device: unused, kept for configs. Inputs are moved to the device of the parameters.
     """
 
     def __init__(
@@ -37,26 +37,26 @@ class Detector(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model, and therefore its input, lives."""
+        """Device of the model; inputs are moved to it."""
         return self.pixel_mean.device
 
     def preprocess_image(self, batched_inputs: Sequence[Mapping]) -> ImageList:
-        """`image` (3, H, W) of each input, normalised, padded with zeros at the right and at the bottom."""
+        """Normalise the `image` (3, H, W) of each input, and pad with zeros at the right and bottom."""
         images = (x["image"].to(self.device, non_blocking=True) for x in batched_inputs)
         return ImageList.from_tensors([(image - self.pixel_mean) / self.pixel_std for image in images])
 
     def prepare_targets(self, targets: Sequence[Instances]) -> list[dict[str, Tensor]]:
-        """See `targets_from_instances`; on the model's device."""
+        """Return `targets_from_instances` on the model's device."""
         return targets_from_instances([image.to(self.device) for image in targets])
 
     def inference(self, box_cls: Tensor, box_pred: Tensor, image_sizes: Sequence[tuple[int, int]]) -> list[Instances]:
-        """See `detections_from_predictions`, with this detector's number of detections."""
+        """Return `detections_from_predictions` with `select_box_nums_for_evaluation` detections."""
         return detections_from_predictions(box_cls, box_pred, image_sizes, self.select_box_nums_for_evaluation)
 
     def detect(
         self, outputs: Mapping[str, Tensor], images: ImageList, batched_inputs: Sequence[Mapping]
     ) -> list[dict[str, Instances]]:
-        """Detections in pixels of the original image: each input's `height` and `width`, by default its own."""
+        """Return detections in pixels of the original image: `height` and `width` of each input, else its own size."""
         results = self.inference(outputs["pred_logits"], outputs["pred_boxes"], images.image_sizes)
         return [
             {"instances": detector_postprocess(result, x.get("height", h), x.get("width", w))}
@@ -64,6 +64,6 @@ class Detector(nn.Module):
         ]
 
     def weigh(self, losses: dict[str, Tensor], weights: Mapping[str, float] | None = None) -> dict[str, Tensor]:
-        """Losses times their weights (by default the criterion's); a loss without a weight is not changed."""
+        """Multiply losses by their weights (default: the criterion's); a loss without a weight is unchanged."""
         weights = self.criterion.weight_dict if weights is None else weights
         return {name: loss * weights.get(name, 1.0) for name, loss in losses.items()}

@@ -1,4 +1,4 @@
-"""Prediction heads: initial values, and the predictions of every decoder layer."""
+"""Prediction heads: initialisation, and predictions of all decoder layers."""
 
 import math
 from collections.abc import Sequence
@@ -10,15 +10,17 @@ from torch import Tensor, nn
 
 
 def class_head(embed_dim: int, num_classes: int, prior: float = 0.01) -> nn.Linear:
-    """Linear classifier whose sigmoid starts at `prior`, so that the many negatives do not drown the first steps
-    (Focal Loss, arXiv 1708.02002, section 4.1)."""
+    """Build a linear classifier with initial score `prior` (Focal Loss, arXiv 1708.02002, section 4.1).
+
+    Otherwise the many negatives would dominate the first steps.
+    """
     head = nn.Linear(embed_dim, num_classes)
     nn.init.constant_(head.bias, math.log(prior / (1 - prior)))
     return head
 
 
 def box_head(embed_dim: int, output_dim: int = 4) -> MLP:
-    """Three-layer box regressor that starts at zero: the first predictions are the reference boxes."""
+    """Build a three-layer box regressor with initial output zero: it predicts the reference boxes."""
     head = MLP(embed_dim, embed_dim, output_dim, 3)
     nn.init.zeros_(head.layers[-1].weight)
     nn.init.zeros_(head.layers[-1].bias)
@@ -32,8 +34,13 @@ def predict_layers(
     bbox_embed: nn.ModuleList,
     inverse_sigmoid_eps: float = 1e-3,
 ) -> tuple[Tensor, Tensor]:
-    """Logits (L, B, N, C) and boxes (L, B, N, 4) from L decoder states (B, N, D) and the boxes (B, N, 4), cxcywh in
-    [0, 1], that the layers started from. Heads beyond L are not used."""
+    """Predict logits (L, B, N, C) and boxes (L, B, N, 4) of L decoder layers.
+
+    Args:
+        states: outputs of the layers, (B, N, D) each.
+        starts: boxes that the box heads refine, (B, N, 4) each, cxcywh in [0, 1].
+        class_embed, bbox_embed: a head per layer; heads beyond L are unused.
+    """
     logits = [head(state) for head, state in zip(class_embed, states, strict=False)]
     boxes = [
         (head(state) + inverse_sigmoid(start, inverse_sigmoid_eps)).sigmoid()
@@ -43,8 +50,10 @@ def predict_layers(
 
 
 def prediction_dict(logits: Tensor, boxes: Tensor, aux: bool = True, suffix: str = "") -> dict:
-    """The last layer of logits (L, B, N, C) and boxes (L, B, N, 4) as `pred_logits` and `pred_boxes`, the earlier
-    ones in the list `aux_outputs`; `suffix` ends the outer keys."""
+    """Return logits (L, B, N, C) and boxes (L, B, N, 4) as a dict with keys that end in `suffix`.
+
+    The last layer is in `pred_logits` and `pred_boxes`, the earlier layers are in the list `aux_outputs`.
+    """
     outputs = {f"pred_logits{suffix}": logits[-1], f"pred_boxes{suffix}": boxes[-1]}
     if aux:
         outputs[f"aux_outputs{suffix}"] = [

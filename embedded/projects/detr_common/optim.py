@@ -1,12 +1,15 @@
-"""Learning rates by module, for configs."""
+"""Learning-rate factors by module, for configs."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
 
 
 def lr_factors(**factors: float) -> Callable[[str], float]:
-    """`lr_factor_func` of `get_default_optimizer_params`: a module's factor is that of the first keyword its name
-    contains, otherwise 1. `lr_factors(backbone=0.1)` trains the backbone at a tenth of the base rate."""
+    """Return an `lr_factor_func` for `get_default_optimizer_params`.
+
+    A module gets the factor of the first keyword that its name contains, else 1. Example: `lr_factors(backbone=0.1)`
+    trains the backbone at a tenth of the base rate.
+    """
     return partial(_factor, factors)
 
 

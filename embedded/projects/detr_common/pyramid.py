@@ -1,7 +1,7 @@
-"""A feature pyramid as one sequence of tokens, and where those tokens are.
+"""Token sequence of a feature pyramid, and the positions of its tokens.
 
-S = Σ H_l·W_l tokens, level by level, row by row. "Image coordinates" span [0, 1] over the image itself, "padded
-coordinates" over the padded map; a level's valid ratio (w, h) takes the one to the other.
+S = Σ H_l·W_l tokens, level by level, row by row. "Image coordinates" are [0, 1] over the image without padding, "padded
+coordinates" over the padded map. Image coordinates times the valid ratio (w, h) of a level give padded coordinates.
 """
 
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ Shapes = Sequence[tuple[int, int]]  # height, width of each level, as Python int
 
 @dataclass(frozen=True)
 class TokenPyramid:
-    """What the layers of a deformable transformer need to know of the L feature maps.
+    """Inputs of a deformable transformer from L feature maps.
 
     Attributes:
         features: (B, S, D).
         positions: (B, S, D), position and level embeddings.
         padding: (B, S) bool, true for tokens outside the image.
         shapes: height and width of each level.
-        valid_ratios: (B, L, 2), (w, h) shares of each padded map that are image.
+        valid_ratios: (B, L, 2), valid share (w, h) of each padded map.
     """
 
     features: Tensor
@@ -34,7 +34,7 @@ class TokenPyramid:
 
     @cached_property
     def attention_inputs(self) -> dict:
-        """Keyword arguments by which `MultiScaleDeformableAttention` finds the levels in the sequence."""
+        """Keyword arguments of `MultiScaleDeformableAttention`: shapes and start indices of the levels."""
         device = self.features.device
         starts = [0]
         for height, width in self.shapes[:-1]:
@@ -48,8 +48,14 @@ class TokenPyramid:
 def flatten_pyramid(
     maps: Sequence[Tensor], masks: Sequence[Tensor], positions: Sequence[Tensor], level_embeds: Tensor
 ) -> TokenPyramid:
-    """Join feature maps (B, D, H_l, W_l), padding masks (B, H_l, W_l), position embeddings shaped like the maps and
-    one embedding (L, D) per level."""
+    """Flatten a feature pyramid to a `TokenPyramid`.
+
+    Args:
+        maps: (B, D, H_l, W_l).
+        masks: (B, H_l, W_l) bool, true in padding.
+        positions: position embeddings in the shape of the maps.
+        level_embeds: (L, D).
+    """
     levels = zip(positions, level_embeds, strict=True)
     return TokenPyramid(
         features=torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1),
@@ -61,47 +67,50 @@ def flatten_pyramid(
 
 
 def _valid_extent(mask: Tensor) -> Tensor:
-    """(B, 2) valid columns and rows of (B, H, W) padding masks."""
+    """Return (B, 2) valid columns and rows of padding masks (B, H, W)."""
     valid = ~mask
     return torch.stack([valid[:, 0].sum(1), valid[:, :, 0].sum(1)], dim=-1).float()
 
 
 def valid_ratio(mask: Tensor) -> Tensor:
-    """(B, 2) shares (w, h) of a map that are not padding, from its mask (B, H, W), true in padding."""
+    """Return the valid share (w, h) of a map, (B, 2), from its mask (B, H, W), true in padding."""
     return _valid_extent(mask) / _valid_extent(torch.zeros_like(mask[:1]))
 
 
 def _grid(height: int, width: int, device: torch.device) -> Tensor:
-    """(H·W, 2) cell centres (x, y) in cells."""
+    """Return cell centres (x, y) in cells, (H·W, 2)."""
     rows, columns = (torch.arange(extent, dtype=torch.float32, device=device) for extent in (height, width))
     y, x = torch.meshgrid(rows + 0.5, columns + 0.5, indexing="ij")
     return torch.stack([x.flatten(), y.flatten()], dim=-1)
 
 
 def token_centers(shapes: Shapes, extents: Tensor) -> Tensor:
-    """(B, S, 2) centres (x, y) in image coordinates; `extents` (B, L, 2) holds each level's (width, height) in cells
-    of the image proper. Beyond 1 in padding."""
+    """Return the token centres (x, y) in image coordinates, (B, S, 2); above 1 in padding.
+
+    Args:
+        extents: (B, L, 2), width and height in cells of the image on each level, without padding.
+    """
     per_level = zip(shapes, extents.unbind(1), strict=True)
     return torch.cat([_grid(h, w, extents.device) / extent[:, None] for (h, w), extent in per_level], dim=1)
 
 
 def reference_points(shapes: Shapes, valid_ratios: Tensor) -> Tensor:
-    """(B, S, L, 2): where on each padded level a token's own position lies, (x, y) in padded coordinates."""
+    """Return the position (x, y) of each token on each level in padded coordinates, (B, S, L, 2)."""
     levels = zip(valid_ratios.unbind(1), shapes, strict=True)
-    # Not a tensor of sizes: an exported graph for images of any size would have one image's in it.
+    # A tensor made from sizes would be a constant in an exported graph: that graph must work for images of any size.
     extents = torch.stack([torch.stack([x[:, 0] * w, x[:, 1] * h], dim=-1) for x, (h, w) in levels], dim=1)
     return token_centers(shapes, extents)[:, :, None] * valid_ratios[:, None]
 
 
 def encoder_proposals(padding: Tensor, shapes: Shapes) -> tuple[Tensor, Tensor]:
-    """One box per token (Deformable DETR, arXiv 2010.04159, appendix A.4): at its centre, 0.05·2^level wide and high.
+    """Propose a box at each token, 0.05·2^level wide and high (Deformable DETR, arXiv 2010.04159, appendix A.4).
 
     Args:
         padding: (B, S) bool.
 
     Returns:
-        The logits of the boxes (B, S, 4), cxcywh in image coordinates; and which tokens are usable (B, S, 1): not
-        padding, and not so close to an edge that the logit of a coordinate explodes. Elsewhere the logit is inf.
+        Logits of the boxes (B, S, 4), cxcywh in image coordinates, and a mask of usable tokens (B, S, 1). A token is
+        unusable in padding, and where a coordinate is outside (0.01, 0.99). Its logits are inf.
     """
     masks = [
         mask.unflatten(1, size)
@@ -115,15 +124,15 @@ def encoder_proposals(padding: Tensor, shapes: Shapes) -> tuple[Tensor, Tensor]:
 
 
 def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
-    """(B, S, D) at (B, K) positions: (B, K, D)."""
+    """Select tokens (B, S, D) at positions (B, K): return (B, K, D)."""
     return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
 def top_tokens(scores: Tensor, count: int) -> Tensor:
-    """(B, count) positions of the highest of (B, S) scores.
+    """Return the positions (B, count) of the highest scores (B, S).
 
     Raises:
-        ValueError: there are fewer tokens than that.
+        ValueError: there are fewer than `count` tokens.
     """
     if scores.shape[1] < count:
         raise ValueError(

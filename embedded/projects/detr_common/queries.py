@@ -2,5 +2,5 @@
 
 
 def all_queries(one2one: int, one2many: int) -> int:
-    """Queries of both branches of H-Deformable-DETR, whose transformer is to propose as many boxes in training."""
+    """Total queries of both branches of H-Deformable-DETR: the number of proposals of its transformer in training."""
     return one2one + one2many

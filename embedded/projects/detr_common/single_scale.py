@@ -1,4 +1,4 @@
-"""What detectors on one feature map have in common."""
+"""Base class of detectors on one feature map."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,21 +13,21 @@ from .heads import box_head, class_head, prediction_dict
 
 
 class SingleScaleDetector(Detector):
-    """Backbone, projection of its last map, transformer. Subclasses add their queries, and then the heads.
+    """Backbone, projection of its last map, transformer. Subclasses add queries and heads.
 
     Args:
-        backbone: normalised images (B, 3, H, W) to a dictionary of feature maps.
-        in_features: names of the maps; the last one is used.
-        in_channels: its channels.
-        position_embedding: padding masks (B, H, W) to embeddings (B, embed_dim, H, W).
-        transformer: (map, mask, queries, position embedding) to states (L, B, N, D) of the decoder layers and the boxes
-            (…, B, N, 4) or points (…, B, N, 2), in [0, 1], that their predictions start from.
+        backbone: maps normalised images (B, 3, H, W) to a dict of feature maps.
+        in_features: names of the maps; only the last one is used.
+        in_channels: channels of this map.
+        position_embedding: maps padding masks (B, H, W) to embeddings (B, embed_dim, H, W).
+        transformer: called with map, mask, queries and position embedding. Returns the states (L, B, N, D) of the
+            decoder layers, and the boxes (…, B, N, 4) or points (…, B, N, 2), in [0, 1], that the box head refines.
         embed_dim: channels of queries and tokens.
         criterion: called as `criterion(outputs, targets)`; `criterion.weight_dict` scales its losses.
         aux_loss: supervise the intermediate decoder layers too.
-        inverse_sigmoid_eps: of the boxes or points that the box head moves, see `DeformableDecoder`.
+        inverse_sigmoid_eps: see `DeformableDecoder`.
 
-    The other arguments are `Detector`'s.
+    For the other arguments see `Detector`.
     """
 
     def __init__(
@@ -48,7 +48,10 @@ class SingleScaleDetector(Detector):
     ):
         channels = backbone.output_shape()[in_features[-1]].channels
         if channels != in_channels:
-            raise ValueError(f"in_channels={in_channels}, but the backbone's {in_features[-1]} has {channels} channels")
+            raise ValueError(
+                f"in_channels={in_channels}, but the backbone's {in_features[-1]} has {channels} channels: "
+                f"set in_channels={channels}"
+            )
         if transformer.embed_dim != embed_dim:
             raise ValueError(f"embed_dim={embed_dim} differs from the transformer's embed_dim={transformer.embed_dim}")
         super().__init__(criterion, pixel_mean, pixel_std, select_box_nums_for_evaluation, device)
@@ -61,28 +64,28 @@ class SingleScaleDetector(Detector):
         self.inverse_sigmoid_eps = inverse_sigmoid_eps
 
     def add_heads(self, embed_dim: int, num_classes: int) -> None:
-        """Class and box head, the same for all decoder layers."""
+        """Add a class head and a box head, shared by all decoder layers."""
         self.class_embed = class_head(embed_dim, num_classes)
         self.bbox_embed = box_head(embed_dim)
         self.num_classes = num_classes
 
     def queries(self) -> Tensor:
-        """(N, …), as the transformer takes them."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what its queries are")
+        """Return the queries (N, …) for the transformer."""
+        raise NotImplementedError(f"{type(self).__name__} must implement queries()")
 
     def forward(self, batched_inputs: Sequence[Mapping]) -> dict[str, Tensor] | list[dict[str, Instances]]:
-        """Weighted losses in training, else detections.
+        """Return weighted losses in training, else detections.
 
         Args:
-            batched_inputs: per image `image` (3, H, W), in training `instances` with `gt_boxes` and `gt_classes`,
-                otherwise optionally `height` and `width`, to which the detections are scaled.
+            batched_inputs: per image `image` (3, H, W); in training `instances` with `gt_boxes` and `gt_classes`; at
+                inference optionally `height` and `width`, the size of the detections' image.
         """
         images = self.preprocess_image(batched_inputs)
         (features,), (mask,) = extract_features(self._features, images, exact=not self.training)
         states, starts = self.transformer(features, mask, self.queries(), self.position_embedding(mask))
         offsets = self.bbox_embed(states)
         logits = inverse_sigmoid(starts, self.inverse_sigmoid_eps)
-        # A point moves the box's centre alone.
+        # A reference point has no size: width and height come from the box head only.
         boxes = (offsets + F.pad(logits, (0, 4 - starts.shape[-1]))).sigmoid()
         outputs = prediction_dict(self.class_embed(states), boxes, self.aux_loss)
         if not self.training:

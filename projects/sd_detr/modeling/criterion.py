@@ -1,4 +1,4 @@
-"""The third switch: Align-DETR's losses, or Conditional DETR's."""
+"""Criterion of SD-DETR: Align-DETR's losses, or Conditional DETR's."""
 
 from detrex.modeling import SetCriterion
 from torch import Tensor
@@ -7,13 +7,13 @@ from align_detr.modeling import AlignSetCriterion
 
 
 class SDSetCriterion(AlignSetCriterion):
-    """`AlignSetCriterion` that can be told to be `SetCriterion`.
+    """`AlignSetCriterion`, or `SetCriterion` with `align=False`.
 
     Args:
-        align: tie the scores to the boxes' quality. Otherwise matching is one-to-one in every layer and the
-            classification loss is the focal loss, of which `alpha` and `gamma` then are; `k`, `tau`, `match_number` and
+        align: use Align-DETR's matching and losses. Otherwise matching is one-to-one in every layer, and the
+            classification loss is the focal loss with `alpha` and `gamma`; `k`, `tau`, `match_number` and
             `loss_class_type` have no effect.
-        options: `AlignSetCriterion`'s.
+        options: options of `AlignSetCriterion`.
     """
 
     def __init__(self, align: bool = True, **options):
@@ -21,5 +21,5 @@ class SDSetCriterion(AlignSetCriterion):
         self.align = align
 
     def forward(self, outputs: dict, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Losses `loss_{class,bbox,giou}` of the last layer and `..._0` to `..._{L-2}` of those before."""
+        """Losses `loss_{class,bbox,giou}` of the last layer, and `..._0` to `..._{L-2}` of the earlier ones."""
         return super().forward(outputs, targets) if self.align else SetCriterion.forward(self, outputs, targets)

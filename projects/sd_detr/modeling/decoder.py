@@ -1,4 +1,4 @@
-"""The decoder, with one branch that classifies and one that localises."""
+"""Decoder with one branch for classification and one for localisation."""
 
 import copy
 from collections.abc import Iterator
@@ -14,24 +14,24 @@ EXCHANGES = ("mean", "concatenation")
 
 
 class SDDetrTransformerDecoder(ConditionalDetrTransformerDecoder):
-    """Conditional DETR's decoder, whose layers attend to the image once for each task.
+    """Conditional DETR's decoder with separate cross-attention for each task.
 
-    Self-attention is shared, so that the branches exchange information; cross-attention, the scaling of its spatial
-    query, and the feed-forward block are each task's own. The class branch has the parameters of Conditional DETR's
-    decoder, the box branch those in `box_layers` and `box_query_scale`. With neither switch on, this is Conditional
-    DETR's decoder.
+    The branches share self-attention, through which they exchange information. Cross-attention, the scaling of its
+    spatial query, and the feed-forward block are separate. The class branch has the parameters of Conditional DETR's
+    decoder, the box branch those in `box_layers` and `box_query_scale`. With `split_attention` and `task_queries` off,
+    this is Conditional DETR's decoder.
 
     Args:
-        split_attention: a branch for each task; otherwise one branch serves both.
-        task_queries: branches start from salient points (see `TaskQueries`); otherwise from nothing, at the reference
-            point.
-        num_points: salient points of a query and task.
-        exchange: what self-attention runs over. "mean": the mean of a query's branches; every branch gets the result.
-            "concatenation": the queries of both branches, side by side.
-        options: `ConditionalDetrTransformerDecoder`'s.
+        split_attention: one branch per task; otherwise one branch serves both.
+        task_queries: branches start from salient points (see `TaskQueries`); otherwise from zero content at the
+            reference point.
+        num_points: salient points per query and task.
+        exchange: input of self-attention. "mean": the mean of a query's branches; every branch gets the result.
+            "concatenation": the queries of both branches, concatenated.
+        options: options of `ConditionalDetrTransformerDecoder`.
 
     Raises:
-        ValueError: another exchange, or `batch_first`.
+        ValueError: `exchange` has another value, or `batch_first` is set.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class SDDetrTransformerDecoder(ConditionalDetrTransformerDecoder):
         if exchange not in EXCHANGES:
             raise ValueError(f"exchange={exchange!r}: choose one of {', '.join(EXCHANGES)}")
         if options.get("batch_first"):
-            raise ValueError("batch_first=True: SD-DETR's decoder takes the queries first")
+            raise ValueError("batch_first=True: SD-DETR's decoder takes the queries first; set batch_first=False")
         super().__init__(**options)
         self.exchange = exchange
         self.num_branches = 2 if split_attention else 1
@@ -67,13 +67,13 @@ class SDDetrTransformerDecoder(ConditionalDetrTransformerDecoder):
         """Refine the queries (N, B, D) against the tokens (S, B, D).
 
         Args:
-            query, query_pos: their content and the learned embedding of each.
-            key, value, key_pos: the tokens, and the embedding of their position.
+            query, query_pos: content and learned embeddings of the queries.
+            key, value, key_pos: the tokens and their position embeddings.
             mask: (B, H, W) bool, true in padding; S = H · W.
-            key_padding_mask: (B, S) bool, true where not to attend.
+            key_padding_mask: (B, S) bool, true for masked tokens.
 
         Returns:
-            The states (L, B, N, 2, D) of the layers, class branch first, or (L, B, N, D) of a single branch; and the
+            States (L, B, N, 2, D) of the layers, class branch first, or (L, B, N, D) with a single branch; and the
             reference points (B, N, 2), x and y in [0, 1].
         """
         reference = self.ref_point_head(query_pos).sigmoid()
@@ -104,13 +104,13 @@ class SDDetrTransformerDecoder(ConditionalDetrTransformerDecoder):
         return states if self.num_branches == 2 else states.squeeze(3), reference.transpose(0, 1)
 
     def _branches(self, index: int) -> Iterator[tuple[dict[str, nn.Module] | nn.ModuleDict, nn.Module]]:
-        """Per branch the parts of layer `index`, and what scales its spatial query."""
+        """Yield for each branch the modules of layer `index` and the scaling of its spatial query."""
         yield class_parts(self.layers[index]), self.query_scale
         if self.num_branches == 2:
             yield self.box_layers[index], self.box_query_scale
 
     def _exchange(self, attention: nn.Module, branches: Tensor, query_pos: Tensor) -> Tensor:
-        """Shared self-attention: (T, N, B, D) to the same."""
+        """Apply shared self-attention to the branches (T, N, B, D)."""
         if self.exchange == "mean" or self.num_branches == 1:
             shared = branches.mean(0)
             return branches + attention(shared, identity=torch.zeros_like(shared), query_pos=query_pos)
@@ -119,7 +119,7 @@ class SDDetrTransformerDecoder(ConditionalDetrTransformerDecoder):
 
 
 def class_parts(layer: nn.Module) -> dict[str, nn.Module]:
-    """What follows self-attention in a layer of Conditional DETR."""
+    """Return the modules that follow self-attention in a layer of Conditional DETR."""
     return {
         "cross_attn": layer.attentions[1],
         "cross_norm": layer.norms[1],
@@ -129,6 +129,6 @@ def class_parts(layer: nn.Module) -> dict[str, nn.Module]:
 
 
 def attend(parts: dict[str, nn.Module] | nn.ModuleDict, query: Tensor, **attention) -> Tensor:
-    """Cross-attention and feed-forward block of a branch, each followed by a norm; (N, B, D) to the same."""
+    """Apply cross-attention and feed-forward block of a branch to (N, B, D), each followed by a norm."""
     query = parts["cross_norm"](parts["cross_attn"](query, **attention))
     return parts["ffn_norm"](parts["ffn"](query))

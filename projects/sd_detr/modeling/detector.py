@@ -1,4 +1,4 @@
-"""The detector, whose heads read a branch each."""
+"""SD-DETR detector: each head reads its own branch of the decoder."""
 
 from functools import partial
 
@@ -7,16 +7,16 @@ from torch import Tensor, nn
 
 
 class SDDETR(ConditionalDETR):
-    """Conditional DETR whose class head reads one branch of the decoder and whose box head reads the other.
+    """Conditional DETR whose class head reads the class branch and whose box head reads the box branch.
 
     Args:
-        options: `ConditionalDETR`'s; the transformer is an `SDDetrTransformer`.
+        options: options of `ConditionalDETR`; the transformer is an `SDDetrTransformer`.
     """
 
     def __init__(self, **options):
         super().__init__(**options)
         if self.transformer.decoder.num_branches == 2:
-            # The detector's own forward gives both heads all states; its keys are to stay as they are.
+            # ConditionalDETR.forward passes the states of both branches to both heads. Hooks keep the state-dict keys.
             for branch, head in enumerate((self.class_embed, self.bbox_embed)):
                 head.register_forward_pre_hook(partial(_read_branch, branch))
 

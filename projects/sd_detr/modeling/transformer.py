@@ -1,11 +1,11 @@
-"""Encoder and decoder."""
+"""Transformer of SD-DETR."""
 
 from projects.conditional_detr.modeling import ConditionalDetrTransformer
 from torch import Tensor, nn
 
 
 class SDDetrTransformer(ConditionalDetrTransformer):
-    """Conditional DETR's transformer, which tells the decoder where its map is padding.
+    """Conditional DETR's transformer; it passes the padding mask to the decoder.
 
     Args:
         encoder: Conditional DETR's.
@@ -26,7 +26,7 @@ class SDDetrTransformer(ConditionalDetrTransformer):
             query_embed: (N, D).
 
         Returns:
-            As `SDDetrTransformerDecoder.forward`.
+            See `SDDetrTransformerDecoder.forward`.
         """
         tokens, positions = (map_.flatten(2).permute(2, 0, 1) for map_ in (x, pos_embed))
         padding = mask.flatten(1)
@@ -39,6 +39,6 @@ class SDDetrTransformer(ConditionalDetrTransformer):
             query_pos=query_pos,
             key_pos=positions,
             mask=mask,
-            # As Conditional DETR, whose training leaves the padding in view.
+            # As in Conditional DETR: padding is not masked in training.
             key_padding_mask=None if self.training else padding,
         )

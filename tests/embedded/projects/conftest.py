@@ -1,4 +1,4 @@
-"""Detectors of the recorded sizes, and what every detector must do."""
+"""Detectors of the recorded sizes, and checks for all detectors."""
 
 import json
 from pathlib import Path
@@ -86,7 +86,7 @@ def transformer_config(config: dict, part: str) -> dict:
 
 
 def small_images(*sizes: tuple[int, int], objects: int = 3, num_classes: int = 5, seed: int = 0) -> list[dict]:
-    """Random pictures of (height, width) with `objects` boxes each, the last one twice as large when displayed."""
+    """Random images of (height, width) with `objects` boxes each; the last one has twice the size in the output."""
     generator = torch.Generator().manual_seed(seed)
     batch = []
     for height, width in sizes:
@@ -95,8 +95,8 @@ def small_images(*sizes: tuple[int, int], objects: int = 3, num_classes: int = 5
         instances = Instances((height, width))
         instances.gt_boxes = Boxes(boxes * torch.tensor([width, height, width, height]))
         instances.gt_classes = torch.randint(num_classes, (objects,), generator=generator)
-        picture = torch.randint(256, (3, height, width), generator=generator).float()
-        batch.append({"image": picture, "instances": instances, "height": height, "width": width})
+        image = torch.randint(256, (3, height, width), generator=generator).float()
+        batch.append({"image": image, "instances": instances, "height": height, "width": width})
     batch[-1] |= {"height": 2 * batch[-1]["height"], "width": 2 * batch[-1]["width"]}
     return batch
 
@@ -150,16 +150,18 @@ def check_recording(model: nn.Module, case) -> None:
     model.eval()
     for one, expected in zip(recorded_inputs(case), case.output["detections"], strict=True):
         with torch.no_grad():
-            found = model([one])[0]["instances"]
-        assert list(found.image_size) == expected["image_size"].tolist()
-        torch.testing.assert_close(found.scores, expected["scores"], rtol=0, atol=2e-4)
-        torch.testing.assert_close(found.pred_boxes.tensor, expected["pred_boxes"], rtol=0, atol=0.02)
-        assert torch.equal(found.pred_classes, expected["pred_classes"])
+            detections = model([one])[0]["instances"]
+        assert list(detections.image_size) == expected["image_size"].tolist()
+        torch.testing.assert_close(detections.scores, expected["scores"], rtol=0, atol=2e-4)
+        torch.testing.assert_close(detections.pred_boxes.tensor, expected["pred_boxes"], rtol=0, atol=0.02)
+        assert torch.equal(detections.pred_classes, expected["pred_classes"])
 
 
 def check_detected(ours: Instances, scores, boxes, classes) -> None:
-    """Each of the given detections is among ours, whose best scores are the given ones. Queries whose scores are equal
-    but for rounding may come in any order, also around the cut, so ours may be more."""
+    """Check that our detections contain the given ones, and that the best scores agree.
+
+    Queries whose scores differ only by rounding may come in any order, also at the cut: ours may be more.
+    """
     torch.testing.assert_close(ours.scores[: len(scores)], scores, rtol=2e-4, atol=1e-6)
     apart = (ours.pred_boxes.tensor[:, None] - boxes).abs().amax(-1) + 1e6 * (ours.pred_classes[:, None] != classes)
     assert apart.amin(0).max() < 0.02
@@ -167,21 +169,21 @@ def check_detected(ours: Instances, scores, boxes, classes) -> None:
 
 @torch.no_grad()
 def check_recorded_detections(model: nn.Module, case) -> None:
-    """The recorded detections of single images are those of the images one by one, and of a batch of all."""
+    """Compare detections with the recorded ones: images one by one, and all in a batch."""
     model.load_state_dict(case.state)
     model.eval()
     model.select_box_nums_for_evaluation = case.config["num_queries"] * case.config["num_classes"]
     inputs = recorded_inputs(case)
     alone = [model([image])[0]["instances"] for image in inputs]
     together = [result["instances"] for result in model(inputs)]
-    for single, batched, wanted in zip(alone, together, case.output["detections"], strict=True):
+    for single, batched, expected in zip(alone, together, case.output["detections"], strict=True):
         for ours in (single, batched):
-            assert list(ours.image_size) == wanted["image_size"].tolist()
-            check_detected(ours, wanted["scores"], wanted["pred_boxes"], wanted["pred_classes"])
+            assert list(ours.image_size) == expected["image_size"].tolist()
+            check_detected(ours, expected["scores"], expected["pred_boxes"], expected["pred_classes"])
 
 
 def check_gradients(model: nn.Module, batch: list[dict]) -> dict:
-    """The losses of one step, after which every trainable parameter has a finite gradient."""
+    """Take one step, check that every trainable parameter has a finite gradient, and return the losses."""
     model.train().zero_grad(set_to_none=True)
     losses = model(batch)
     sum(losses.values()).backward()
@@ -193,7 +195,7 @@ def check_gradients(model: nn.Module, batch: list[dict]) -> dict:
 
 
 def check_batched_inference(model: nn.Module, batch: list[dict]) -> None:
-    """Detections of a padded batch are those of its images one by one; even of a model that likes padding best."""
+    """Compare detections of a padded batch with those of its images one by one, for a model that prefers padding."""
     model.eval()
     check_same_detections(model, batch)
     with torch.no_grad():
@@ -213,7 +215,7 @@ def check_same_detections(model: nn.Module, batch: list[dict]) -> None:
 
 
 def check_full_size(config_path: str, *sizes: tuple[int, int]) -> None:
-    """A published config builds its model, which takes a training step and detects in every image."""
+    """Build a published config's model, train one step, and detect in every image."""
     cfg = LazyConfig.apply_overrides(get_config(config_path), ["train.device=cpu"])
     model = instantiate(cfg.model)
     batch = small_images(*sizes, num_classes=80)
@@ -222,7 +224,7 @@ def check_full_size(config_path: str, *sizes: tuple[int, int]) -> None:
     model.eval()
     with torch.no_grad():
         results = [result["instances"] for result in model(batch)]
-    assert [len(found) for found in results] == [300] * len(batch)
+    assert [len(detections) for detections in results] == [300] * len(batch)
 
 
 def contract(name: str) -> dict:
@@ -249,7 +251,7 @@ def small():
 
 @pytest.fixture(scope="session")
 def check():
-    """What every detector must do."""
+    """The checks of this module."""
     return SimpleNamespace(
         recording=check_recording,
         training_step=check_training_step,

@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 
 class ConditionalDETR(SingleScaleDetector):
-    """DETR whose queries look for tokens by content and by position apart from each other (arXiv 2108.06152).
+    """Conditional DETR: cross-attention with separate content and position terms (arXiv 2108.06152).
 
     Args:
         transformer: a `ConditionalDetrTransformer`.
-        num_classes: of objects; there is no background class.
-        num_queries: learned embeddings, each of which says where its query looks.
+        num_classes: number of object classes; there is no background class.
+        num_queries: number of learned query embeddings.
 
-    The other arguments are `SingleScaleDetector`'s.
+    For the other arguments see `SingleScaleDetector`.
     """
 
     def __init__(
@@ -55,5 +55,5 @@ class ConditionalDETR(SingleScaleDetector):
         self.add_heads(embed_dim, num_classes)
 
     def queries(self) -> Tensor:
-        """(N, D)."""
+        """Return the query embeddings, (N, D)."""
         return self.query_embed.weight

@@ -1,4 +1,4 @@
-"""The transformer of Conditional DETR, each of whose queries has a reference point."""
+"""Transformer of Conditional DETR: each query has a reference point."""
 
 from detrex.layers import MLP, get_sine_pos_embed
 from projects.detr_common import ConditionalDecoder, DenseEncoder, DenseTransformer, Masks
@@ -6,16 +6,16 @@ from torch import Tensor, nn
 
 
 class ConditionalDetrTransformerEncoder(DenseEncoder):
-    """DETR's encoder, which is `DenseEncoder`."""
+    """`DenseEncoder` under the name that configs use."""
 
 
 class ConditionalDetrTransformerDecoder(ConditionalDecoder):
-    """Layers that attend around each query's reference point, which the query's embedding alone decides on.
+    """Decoder that attends around each query's reference point, which is computed from the query's embedding.
 
     Args:
-        post_norm: a norm on every output of the stack. What passes from layer to layer has none.
+        post_norm: apply a norm to every output of the stack, but not to the input of the next layer.
 
-    The other arguments are `ConditionalDecoder`'s.
+    For the other arguments see `ConditionalDecoder`.
     """
 
     def __init__(
@@ -60,13 +60,13 @@ class ConditionalDetrTransformerDecoder(ConditionalDecoder):
         """Refine the queries (N, B, D) against the tokens (S, B, D).
 
         Args:
-            query, query_pos: their content and the learned embedding of each.
-            key, value, key_pos: the tokens, and the embedding of their position.
+            query, query_pos: content and learned embeddings of the queries.
+            key, value, key_pos: the tokens and their position embeddings.
             key_padding_mask: (B, S) bool, true in padding.
 
         Returns:
-            The states (L, B, N, D) of the layers, or of the last one alone, and the reference points (B, N, 2), x and y
-            in [0, 1]; batch first in either layout.
+            States (L, B, N, D) of the layers (without `return_intermediate` of the last one), and the reference points
+            (B, N, 2), x and y in [0, 1]. Both are batch first, with and without `batch_first`.
         """
         points = self.ref_point_head(query_pos).sigmoid()
         embed = get_sine_pos_embed(points, self.embed_dim // 2)

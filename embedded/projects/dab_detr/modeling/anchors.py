@@ -1,4 +1,4 @@
-"""The learned boxes that queries start from."""
+"""Learned anchor boxes of the queries."""
 
 from typing import Any
 
@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 
 class AnchorBoxes(nn.Module):
-    """`weight` (N, 4): the logits of N boxes, cxcywh in [0, 1].
+    """N learned boxes; `weight` (N, 4) has their logits, cxcywh in [0, 1].
 
     Args:
         num_boxes: N.
-        freeze_centers: spread the centres uniformly over the image and keep them there; only width and height are
-            learned. State dicts and optimizers have one tensor for both, as those of the published model. The centres
-            in use are a buffer beside it, which neither gradients nor weight decay reach; what these make of the first
-            two columns of the parameter is overwritten.
+        freeze_centers: sample the centres uniformly over the image and keep them; only width and height are learned.
+            As in the published model, state dicts and optimizers have one tensor for centres and sizes. The frozen
+            centres are also a buffer: weight decay may change the first two columns of the parameter, and `forward`
+            restores them.
     """
 
     def __init__(self, num_boxes: int, freeze_centers: bool):
@@ -26,17 +26,17 @@ class AnchorBoxes(nn.Module):
             self.register_buffer("centers", self.weight.detach()[:, :2].clone(), persistent=False)
 
     def forward(self) -> Tensor:
-        """(N, 4), `weight` with the gradient that it is to have."""
+        """Return `weight` (N, 4), without gradient for frozen centres."""
         if not self.freeze_centers:
             return self.weight
         if self.training:
-            with torch.no_grad():  # for those who average the parameter
+            with torch.no_grad():  # averages of the parameter (EMA) then have the frozen centres too
                 self.weight[:, :2] = self.centers
         return torch.cat((self.centers, self.weight[:, 2:]), dim=1)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.freeze_centers and not keep_vars:  # who keeps them wants the parameter itself, as tracing does
+        if self.freeze_centers and not keep_vars:  # with keep_vars the caller needs the parameter itself, as in tracing
             weight = destination[f"{prefix}weight"]
             destination[f"{prefix}weight"] = torch.cat((self.centers, weight[:, 2:]), dim=1)
 

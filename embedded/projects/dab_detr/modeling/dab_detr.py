@@ -9,15 +9,15 @@ from .anchors import AnchorBoxes
 
 
 class DABDETR(SingleScaleDetector):
-    """DETR whose queries are anchor boxes, refined from layer to layer (arXiv 2201.12329).
+    """DAB-DETR: queries are anchor boxes that each decoder layer refines (arXiv 2201.12329).
 
     Args:
         transformer: a `DabDetrTransformer`.
-        num_classes: of objects; there is no background class.
-        num_queries: anchor boxes.
+        num_classes: number of object classes; there is no background class.
+        num_queries: number of anchor boxes.
         freeze_anchor_box_centers: see `AnchorBoxes`.
 
-    The other arguments are `SingleScaleDetector`'s.
+    For the other arguments see `SingleScaleDetector`.
     """
 
     def __init__(
@@ -60,5 +60,5 @@ class DABDETR(SingleScaleDetector):
         transformer.decoder.bbox_embed = self.bbox_embed
 
     def queries(self) -> Tensor:
-        """(N, 4), logits of the anchor boxes."""
+        """Return the logits of the anchor boxes, (N, 4)."""
         return self.anchor_box_embed()

@@ -1,4 +1,4 @@
-"""The transformer of DAB-DETR, whose queries are boxes that each decoder layer refines."""
+"""Transformer of DAB-DETR: queries are boxes that each decoder layer refines."""
 
 import torch
 from detrex.layers import MLP, get_sine_pos_embed
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class DabDetrTransformerEncoder(DenseEncoder):
-    """`DenseEncoder` whose layers scale the position embedding by content."""
+    """`DenseEncoder` that scales the position embedding by the content."""
 
     def __init__(
         self,
@@ -40,16 +40,16 @@ class DabDetrTransformerEncoder(DenseEncoder):
 
 
 class DabDetrTransformerDecoder(ConditionalDecoder):
-    """Layers that attend to the tokens around each query's box, then move and resize the box.
+    """Decoder whose layers attend around each query's box, then refine the box.
 
-    The detector sets `bbox_embed`, the head that refines the boxes; without one they do not change.
+    The detector assigns `bbox_embed`, the head that refines the boxes; without it the boxes do not change.
 
     Args:
         modulate_hw_attn: scale the spatial attention by the boxes' width and height (section 4.4).
-        inverse_sigmoid_eps: of the boxes that a layer refines, see `DeformableDecoder`.
-        post_norm: a norm on every output of the stack. What passes from layer to layer has none.
+        inverse_sigmoid_eps: see `DeformableDecoder`.
+        post_norm: apply a norm to every output of the stack, but not to the input of the next layer.
 
-    The other arguments are `ConditionalDecoder`'s.
+    For the other arguments see `ConditionalDecoder`.
     """
 
     def __init__(
@@ -86,8 +86,7 @@ class DabDetrTransformerDecoder(ConditionalDecoder):
         self.inverse_sigmoid_eps = inverse_sigmoid_eps
 
     def _stretched(self, spatial_query: Tensor, query: Tensor, boxes: Tensor) -> Tensor:
-        """What a query looks for by position (…, D), the embedding of its centre (y, x), scaled by its size (section
-        4.4: attention stretches with the box)."""
+        """Scale the spatial queries (…, D), embeddings of the centre (y, x), by the size of the boxes (section 4.4)."""
         if self.ref_anchor_head is None:
             return spatial_query
         stretch = self.ref_anchor_head(query).sigmoid() / boxes[..., 2:]
@@ -111,15 +110,15 @@ class DabDetrTransformerDecoder(ConditionalDecoder):
         """Refine the queries (N, B, D) against the tokens (S, B, D).
 
         Args:
-            query: their content.
-            key, value, key_pos: the tokens, and the embedding of their position.
+            query: content of the queries.
+            key, value, key_pos: the tokens and their position embeddings.
             key_padding_mask: (B, S) bool, true in padding.
             anchor_box_embed: (N, B, 4), logits of the first boxes, cxcywh in [0, 1].
-            query_pos: part of every stack's signature; the boxes say where queries are.
+            query_pos: unused, for a common signature.
 
         Returns:
-            For each layer, or for the last one alone, its states (L, N, B, D) and the boxes (L, N, B, 4) that it
-            started from. The gradient of a layer's starting boxes reaches the layer before it.
+            States (L, N, B, D) of the layers (without `return_intermediate` of the last one), and the boxes
+            (L, N, B, 4) that their box heads refine. These boxes pass gradients to the previous layer.
         """
         boxes = start = anchor_box_embed.sigmoid()
         states, starts = [], []
@@ -152,8 +151,8 @@ class DabDetrTransformer(DenseTransformer):
 
     Args:
         encoder, decoder: with the same `embed_dim` and `batch_first`.
-        num_patterns: if positive, each anchor box becomes that many queries, with a learned content each, as in
-            Anchor DETR (AAAI 2022); by default it becomes one, whose content starts at zero.
+        num_patterns: queries per anchor box, each with a learned content, as in Anchor DETR (AAAI 2022). 0: one query
+            per box, with content zero.
     """
 
     def __init__(self, encoder: nn.Module | None = None, decoder: nn.Module | None = None, num_patterns: int = 0):
@@ -173,8 +172,8 @@ class DabDetrTransformer(DenseTransformer):
             pos_embed: (B, D, H, W).
 
         Returns:
-            States (L, B, M, D) of the decoder layers and the boxes (L, B, M, 4), cxcywh in [0, 1], that they started
-            from; M = N · max(1, num_patterns) queries, all anchors with the first pattern first.
+            States (L, B, M, D) of the decoder layers and the boxes (L, B, M, 4), cxcywh in [0, 1], that their box heads
+            refine. M = N · max(1, num_patterns); all anchors of the first pattern come first.
         """
         content = x.new_zeros(len(anchor_box_embed), self.embed_dim)
         if self.num_patterns > 0:

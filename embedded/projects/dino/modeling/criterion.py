@@ -1,4 +1,4 @@
-"""DINO's losses."""
+"""Criterion of DINO."""
 
 from collections.abc import Mapping
 
@@ -11,10 +11,10 @@ _NAMES = {"class": ("loss_class",), "boxes": ("loss_bbox", "loss_giou")}
 
 
 class DINOCriterion(TwoStageCriterion):
-    """`TwoStageCriterion` (the arguments are its own) and the losses of the denoising queries."""
+    """`TwoStageCriterion` with the losses of denoising queries. For the arguments see `TwoStageCriterion`."""
 
     def forward(self, outputs: Mapping, targets: Targets, dn_metas: Mapping | None = None) -> dict[str, Tensor]:
-        """Losses of `TwoStageCriterion.matched_losses`, and those of `compute_dn_loss`."""
+        """Return the losses of `TwoStageCriterion.matched_losses` and of `compute_dn_loss`."""
         num_boxes = self.normalizer(outputs, targets)
         losses = self.matched_losses(outputs, targets, num_boxes)
         return losses | self.compute_dn_loss(dn_metas, targets, len(outputs.get("aux_outputs", ())), num_boxes)
@@ -22,12 +22,13 @@ class DINOCriterion(TwoStageCriterion):
     def compute_dn_loss(
         self, dn_metas: Mapping | None, targets: Targets, aux_num: int, num_boxes: float | Tensor
     ) -> dict[str, Tensor]:
-        """Losses with the suffixes `_dn`, `_dn_0` …, divided by `num_boxes` and by the number of groups.
+        """Losses of denoising queries, suffixes `_dn`, `_dn_0` …, divided by `num_boxes` and by the number of groups.
 
         Args:
             dn_metas: `output_known_lbs_bboxes` (predictions of the denoising queries), `dn_num` (groups) and
                 `single_padding` (queries per group). Object j of an image belongs to query g·single_padding + j of
-                every group g, the other queries to none. None gives zeros, so that processes agree on the keys.
+                every group g; the other queries are negatives. None gives zero losses, so that all processes have the
+                same keys.
             aux_num: number of intermediate decoder layers.
         """
         if dn_metas is None:
@@ -45,7 +46,7 @@ class DINOCriterion(TwoStageCriterion):
 
 
 def denoising_pairs(objects: int, groups: int, group_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Positive denoising queries of an image and their objects: two (groups * objects,) int64 tensors."""
+    """Return the positive denoising queries of an image and their objects: two (groups * objects,) int64 tensors."""
     index = torch.arange(objects, device=device)
     first = torch.arange(groups, device=device)[:, None] * group_size
     return (first + index).flatten(), index.repeat(groups)

@@ -11,16 +11,15 @@ from torch.nn.utils.rnn import pad_sequence
 
 
 class DenoisingQueries(NamedTuple):
-    """D = groups * group_size queries per image, to be put before the matching queries.
+    """D = groups * group_size queries per image; they precede the matching queries.
 
-    With M objects in the fullest image, a group holds 2·M queries: place j is a slightly moved object j, to be told
-    apart from place M + j, which is the same object moved by more than half its size. Places of objects that an
-    image does not have are zero.
+    With at most M objects per image, a group has 2·M queries. Query j is object j with small noise (positive), query
+    M + j is the same object with larger noise (negative). Queries of missing objects are zero.
 
     Attributes:
         content: (B, D, E) label embeddings.
-        boxes: (B, D, 4), the logits of cxcywh boxes in [0, 1].
-        groups, group_size: their number, and the queries in each.
+        boxes: (B, D, 4), logits of cxcywh boxes in [0, 1].
+        groups, group_size: number of groups, and of queries per group.
     """
 
     content: Tensor
@@ -37,15 +36,16 @@ def denoising_queries(
     label_noise: float,
     box_noise: float,
 ) -> DenoisingQueries | None:
-    """Draw the denoising queries of a batch; None where there is nothing to denoise.
+    """Sample the denoising queries of a batch; None if `number` is 0 or the batch has no objects.
 
     Args:
         targets: per image `labels` (G,) and `boxes` (G, 4), cxcywh in [0, 1].
-        label_embedding: (…) int64 labels to (…, E).
-        number: about this many positives, and as many negatives, per image: the number of groups is `number` over the
-            objects of the fullest image, at least 1.
-        label_noise: half of this share of the labels is replaced by random ones.
-        box_noise: each corner coordinate moves by up to this many half sides; for negatives, by one to two times that.
+        label_embedding: maps int64 labels (…) to (…, E).
+        number: approximate positives per image; there are as many negatives. The number of groups is `number` divided
+            by the largest number of objects in an image, at least 1.
+        label_noise: half of this share of labels is replaced by uniform random classes.
+        box_noise: each corner coordinate of a positive moves by up to `box_noise` half sides, of a negative by one to
+            two times `box_noise` half sides.
     """
     fullest = max((len(target["labels"]) for target in targets), default=0)
     if number <= 0 or fullest == 0:
@@ -57,8 +57,8 @@ def denoising_queries(
 
     shape = (len(targets), groups, 2, fullest)  # the third axis is positives, negatives
     device = labels.device
-    redrawn = torch.rand(shape, device=device) < 0.5 * label_noise
-    labels = torch.where(redrawn, torch.randint(num_classes, shape, device=device), labels[:, None, None])
+    noisy = torch.rand(shape, device=device) < 0.5 * label_noise
+    labels = torch.where(noisy, torch.randint(num_classes, shape, device=device), labels[:, None, None])
 
     amount = torch.rand(*shape, 4, device=device)
     amount[:, :, 1] += 1
@@ -77,7 +77,7 @@ def denoising_queries(
 
 
 def denoising_attention_mask(groups: int, group_size: int, num_queries: int, device: torch.device) -> Tensor:
-    """(D + N, D + N) bool, true where a query must not look: at another group's denoising queries."""
+    """Return a mask (D + N, D + N), true where attention is not allowed: to denoising queries of another group."""
     group = torch.arange(groups, device=device).repeat_interleave(group_size)
     group = torch.cat([group, group.new_full((num_queries,), -1)])
     return (group[:, None] != group) & (group >= 0)

@@ -26,23 +26,23 @@ class DINO(Detector):
     """DINO: DETR with Improved DeNoising Anchor Boxes for End-to-End Object Detection (arXiv 2203.03605).
 
     Args:
-        backbone: normalised images (B, 3, H, W) to a dictionary of feature maps.
-        position_embedding: padding masks (B, H, W) to embeddings (B, embed_dim, H, W).
-        neck: the backbone's dictionary to a list of maps of `embed_dim` channels, finest first.
+        backbone: maps normalised images (B, 3, H, W) to a dict of feature maps.
+        position_embedding: maps padding masks (B, H, W) to embeddings (B, embed_dim, H, W).
+        neck: maps the backbone's dict to a list of maps of `embed_dim` channels, finest first.
         transformer: a `DINOTransformer`.
         embed_dim: channels of queries and tokens.
-        num_classes: of objects; there is no background class.
-        num_queries: queries that are matched, the transformer's `two_stage_num_proposals`.
+        num_classes: number of object classes; there is no background class.
+        num_queries: number of matching queries, equal to the transformer's `two_stage_num_proposals`.
         criterion: called as `criterion(outputs, targets, dn_metas)`; `criterion.weight_dict` scales its losses.
         pixel_mean, pixel_std: per channel, in the units of the input images.
         aux_loss: supervise the intermediate decoder layers too.
         select_box_nums_for_evaluation: detections per image.
         device: see `Detector`.
-        dn_number: denoising queries, see `denoising_queries`; 0 for none.
+        dn_number: number of denoising queries, see `denoising_queries`; 0: none.
         label_noise_ratio, box_noise_scale: their noise.
-        input_format: channel order of the input images; only pictures in the event storage depend on it.
-        vis_period: iterations between such pictures, 0 for none.
-        inverse_sigmoid_eps: of the boxes that the heads refine, see `DeformableDecoder`.
+        input_format: channel order of the input images, for visualisations only.
+        vis_period: iterations between visualisations in the event storage; 0: none.
+        inverse_sigmoid_eps: see `DeformableDecoder`.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class DINO(Detector):
         if num_queries != transformer.two_stage_num_proposals:
             raise ValueError(
                 f"num_queries={num_queries} differs from the transformer's two_stage_num_proposals="
-                f"{transformer.two_stage_num_proposals}: they count the same queries"
+                f"{transformer.two_stage_num_proposals}: set both to the same number"
             )
         self.backbone = backbone
         self.position_embedding = position_embedding
@@ -99,11 +99,11 @@ class DINO(Detector):
         self.label_enc = nn.Embedding(num_classes, embed_dim)
 
     def forward(self, batched_inputs: Sequence[Mapping]) -> dict[str, Tensor] | list[dict[str, Instances]]:
-        """Weighted losses in training, else detections.
+        """Return weighted losses in training, else detections.
 
         Args:
-            batched_inputs: per image `image` (3, H, W), in training `instances` with `gt_boxes` and `gt_classes`,
-                otherwise optionally `height` and `width`, to which the detections are scaled.
+            batched_inputs: per image `image` (3, H, W); in training `instances` with `gt_boxes` and `gt_classes`; at
+                inference optionally `height` and `width`, the size of the detections' image.
         """
         images = self.preprocess_image(batched_inputs)
         features, masks = extract_features(self._features, images, exact=not self.training)
@@ -125,7 +125,7 @@ class DINO(Detector):
         content, boxes, attn_mask, dn_metas = queries
 
         decoded = self.transformer(features, masks, positions, (content, boxes), attn_masks=attn_mask)
-        # In every step, also in one without denoising, each parameter must take part, or processes wait for each other.
+        # Each parameter needs a gradient in every step, also without denoising: distributed training waits for all.
         states = decoded.states + 0.0 * self.label_enc.weight.sum()
         logits, boxes = predict_layers(
             states, decoded.starts, self.class_embed, self.bbox_embed, self.inverse_sigmoid_eps
@@ -159,8 +159,10 @@ class DINO(Detector):
         hidden_dim: int,
         label_enc: nn.Module,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, dict | None]:
-        """Denoising content (B, D, E), boxes (B, D, 4) as logits, self-attention mask (D + N, D + N) and `dn_metas`;
-        four Nones where there is nothing to denoise. See `denoising_queries`."""
+        """Prepare denoising queries: content (B, D, E), logits of boxes (B, D, 4), attention mask and `dn_metas`.
+
+        The mask is (D + N, D + N). Without denoising queries all four are None. See `denoising_queries`.
+        """
         queries = denoising_queries(targets, label_enc, num_classes, dn_number, label_noise_ratio, box_noise_scale)
         if queries is None:
             return None, None, None, None
@@ -171,8 +173,10 @@ class DINO(Detector):
     def dn_post_process(
         self, outputs_class: Tensor, outputs_coord: Tensor, dn_metas: dict | None
     ) -> tuple[Tensor, Tensor]:
-        """Logits (L, B, N, C) and boxes (L, B, N, 4) of the matching queries; the predictions of the denoising
-        queries before them go to `dn_metas["output_known_lbs_bboxes"]`."""
+        """Split off the predictions of denoising queries, into `dn_metas["output_known_lbs_bboxes"]`.
+
+        Returns logits (L, B, N, C) and boxes (L, B, N, 4) of the matching queries.
+        """
         if dn_metas is None:
             return outputs_class, outputs_coord
         count = dn_metas["dn_num"] * dn_metas["single_padding"]
@@ -182,12 +186,12 @@ class DINO(Detector):
         return outputs_class[:, :, count:], outputs_coord[:, :, count:]
 
     def visualize_training(self, batched_inputs: Sequence[Mapping], results: Sequence[Instances]) -> None:
-        """Put the first image into the event storage: ground truth at the left, the 20 best detections at the right."""
+        """Draw the first image for the event storage: ground truth on the left, the 20 best detections on the right."""
         first = batched_inputs[0]
         image = convert_image_to_rgb(first["image"].permute(1, 2, 0).cpu(), self.input_format)
         halves = [
             Visualizer(image, None).overlay_instances(boxes=boxes.tensor.cpu()).get_image()
             for boxes in (first["instances"].gt_boxes, results[0].pred_boxes[:20])
         ]
-        picture = np.concatenate(halves, axis=1).transpose(2, 0, 1)
-        get_event_storage().put_image("Left: ground truth; right: predictions", picture)
+        drawing = np.concatenate(halves, axis=1).transpose(2, 0, 1)
+        get_event_storage().put_image("Left: ground truth; right: predictions", drawing)

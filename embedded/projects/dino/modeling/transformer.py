@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 
 class DINOTransformerEncoder(DeformableEncoder):
-    """`DeformableEncoder`; a class of its own because configs name it."""
+    """`DeformableEncoder` under the name that configs use."""
 
 
 class DINOTransformerDecoder(DeformableDecoder):
-    """Queries are positioned by the sinusoids of their current box; a norm precedes the heads."""
+    """Decoder with position embeddings from the current boxes, and a norm before the heads."""
 
     def __init__(
         self,
@@ -55,17 +55,17 @@ class DINOTransformerDecoder(DeformableDecoder):
         self.norm = nn.LayerNorm(embed_dim)
 
     def query_position(self, boxes: Tensor, padded_boxes: Tensor, query_pos: Tensor | None) -> Tensor:
-        # The published models train with the box in padded coordinates of the finest level. At inference that would
-        # make an image's detections depend on its neighbours; the two agree where there is no padding.
-        seen = padded_boxes[:, :, 0] if self.training else boxes
-        return self.ref_point_head(get_sine_pos_embed(seen, num_pos_feats=self.embed_dim // 2))
+        # The published models train with boxes in padded coordinates of the finest level. At inference detections
+        # must not depend on padding. Without padding both are equal.
+        position = padded_boxes[:, :, 0] if self.training else boxes
+        return self.ref_point_head(get_sine_pos_embed(position, num_pos_feats=self.embed_dim // 2))
 
     def output_state(self, query: Tensor) -> Tensor:
         return self.norm(query)
 
 
 class DINOTransformerOutput(NamedTuple):
-    """For D denoising and N matching queries; boxes are cxcywh in [0, 1] of the image.
+    """Output for D denoising and N matching queries; boxes are cxcywh in [0, 1] of the image.
 
     Attributes:
         states: (L, B, D + N, E), of every decoder layer.
@@ -83,12 +83,12 @@ class DINOTransformerOutput(NamedTuple):
 class DINOTransformer(DeformableTransformer):
     """Encoder, query selection, decoder.
 
-    The decoder's heads `class_embed` and `bbox_embed` are the detector's; the last of each scores the encoder's tokens.
+    The detector assigns the decoder's heads `class_embed` and `bbox_embed`; the last of each applies to encoder tokens.
 
     Args:
-        two_stage_num_proposals: queries N, the N best-scored tokens.
-        learnt_init_query: mixed query selection (DINO, section 3.4): only the boxes of the queries come from the
-            encoder, their content is learnt. Otherwise both come from the encoder.
+        two_stage_num_proposals: N, the number of queries: the tokens with the highest scores.
+        learnt_init_query: mixed query selection (DINO, section 3.4): the boxes of the queries come from the encoder,
+            the content is learned. Otherwise both come from the encoder.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class DINOTransformer(DeformableTransformer):
         self.init_weights()
 
     def select_queries(self, tokens: Tensor, proposals: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
-        """States (B, N, E) and boxes (B, N, 4) of the tokens whose best class scores highest."""
+        """Select the tokens with the highest class scores: return states (B, N, E) and boxes (B, N, 4)."""
         with torch.no_grad():
             scores = self.decoder.class_embed[-1](tokens).amax(-1)
             if not self.training:
@@ -134,7 +134,7 @@ class DINOTransformer(DeformableTransformer):
             multi_level_feats, multi_level_pos_embeds: (B, E, H_l, W_l) for each level.
             multi_level_masks: (B, H_l, W_l) bool, true in padding.
             query_embed: denoising content (B, D, E) and boxes (B, D, 4) as logits, or two Nones.
-            attn_masks: (D + N, D + N) bool, true where a query must not attend to another; or None.
+            attn_masks: (D + N, D + N) bool, true where attention is not allowed; or None.
         """
         pyramid = flatten_pyramid(multi_level_feats, multi_level_masks, multi_level_pos_embeds, self.level_embeds)
         memory = self.encode(pyramid)

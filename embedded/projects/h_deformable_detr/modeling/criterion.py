@@ -1,4 +1,4 @@
-"""H-Deformable-DETR's losses, the same in both of its branches."""
+"""Criterion of H-Deformable-DETR, used for both branches."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from torch import nn
 
 
 class DeformableCriterion(TwoStageCriterion):
-    """`TwoStageCriterion` whose proposals are class-agnostic; the arguments are its own."""
+    """`TwoStageCriterion` with class-agnostic proposals. For the arguments see `TwoStageCriterion`."""
 
     def __init__(
         self,

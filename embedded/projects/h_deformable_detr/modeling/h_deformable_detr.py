@@ -19,32 +19,31 @@ from torch import Tensor, nn
 class HDeformableDETR(Detector):
     """DETRs with Hybrid Matching (arXiv 2207.13080) on two-stage Deformable DETR with box refinement.
 
-    In training there is a second set of queries, in which each ground truth is the target of `k_one2many` queries. Both
-    sets share all weights and do not attend to each other. Inference uses the first set only.
+    Training uses a second set of queries: `k_one2many` of them match each ground truth. Both sets share all weights and
+    do not attend to each other. Inference uses only the first set.
 
     Args:
-        backbone: normalised images (B, 3, H, W) to a dictionary of feature maps.
-        position_embedding: padding masks (B, H, W) to embeddings (B, embed_dim, H, W).
-        neck: the backbone's dictionary to a list of maps of `embed_dim` channels, finest first.
+        backbone: maps normalised images (B, 3, H, W) to a dict of feature maps.
+        position_embedding: maps padding masks (B, H, W) to embeddings (B, embed_dim, H, W).
+        neck: maps the backbone's dict to a list of maps of `embed_dim` channels, finest first.
         transformer: a `HDeformableDetrTransformer`.
         embed_dim: channels of queries and tokens.
-        num_classes: of objects; there is no background class.
+        num_classes: number of object classes; there is no background class.
         num_queries_one2one, num_queries_one2many: sizes of the two sets of queries.
-        criterion: called as `criterion(outputs, targets)`; `criterion.weight_dict` scales its losses, and those of the
-            second set alike.
+        criterion: called as `criterion(outputs, targets)` for each set; `criterion.weight_dict` scales its losses.
         pixel_mean, pixel_std: per channel, in the units of the input images.
         aux_loss: supervise the intermediate decoder layers too.
         with_box_refine, as_two_stage: must be true; the engine has no other variant.
         select_box_nums_for_evaluation: detections per image.
         device: see `Detector`.
-        mixed_selection: the content of the queries is learnt; the same value as the transformer's.
-        k_one2many: queries of the second set per ground truth; 0 goes without the second set.
+        mixed_selection: the content of the queries is learned; equal to the transformer's option.
+        k_one2many: queries of the second set per ground truth; 0 turns the second set off.
         lambda_one2many: factor of the second set's losses.
-        inverse_sigmoid_eps: of the boxes that the heads refine, see `DeformableDecoder`.
+        inverse_sigmoid_eps: see `DeformableDecoder`.
 
     Raises:
-        ValueError: `with_box_refine` or `as_two_stage` is false, `mixed_selection` is not the transformer's, or its
-            `two_stage_num_proposals` are not the queries of both sets.
+        ValueError: `with_box_refine` or `as_two_stage` is false; `mixed_selection` differs from the transformer's; or
+            the transformer's `two_stage_num_proposals` differs from the total number of queries.
     """
 
     def __init__(
@@ -76,14 +75,15 @@ class HDeformableDETR(Detector):
             raise ValueError("HDeformableDETR needs with_box_refine=True and as_two_stage=True")
         if mixed_selection != transformer.mixed_selection:
             raise ValueError(
-                f"mixed_selection={mixed_selection} differs from the transformer's {transformer.mixed_selection}"
+                f"mixed_selection={mixed_selection} differs from the transformer's {transformer.mixed_selection}: "
+                "set both to the same value"
             )
         queries = num_queries_one2one + num_queries_one2many
         if transformer.two_stage_num_proposals != queries:
             raise ValueError(
                 f"num_queries_one2one={num_queries_one2one} and num_queries_one2many={num_queries_one2many} make "
                 f"{queries} queries, but the transformer's two_stage_num_proposals is "
-                f"{transformer.two_stage_num_proposals}: it counts both"
+                f"{transformer.two_stage_num_proposals}: set it to the sum"
             )
         self.backbone = backbone
         self.position_embedding = position_embedding
@@ -108,11 +108,11 @@ class HDeformableDETR(Detector):
         transformer.decoder.class_embed = self.class_embed
 
     def forward(self, batched_inputs: Sequence[Mapping]) -> dict[str, Tensor] | list[dict[str, Instances]]:
-        """Weighted losses in training, else detections.
+        """Return weighted losses in training, else detections.
 
         Args:
-            batched_inputs: per image `image` (3, H, W), in training `instances` with `gt_boxes` and `gt_classes`,
-                otherwise optionally `height` and `width`, to which the detections are scaled.
+            batched_inputs: per image `image` (3, H, W); in training `instances` with `gt_boxes` and `gt_classes`; at
+                inference optionally `height` and `width`, the size of the detections' image.
         """
         images = self.preprocess_image(batched_inputs)
         features, masks = extract_features(self._features, images, exact=not self.training)
@@ -157,11 +157,11 @@ class HDeformableDETR(Detector):
         criterion: nn.Module,
         lambda_one2many: float,
     ) -> dict[str, Tensor]:
-        """Unweighted losses of both sets of queries; names of the second set's end in `_one2many`.
+        """Losses of both sets of queries before weighting; keys of the second set end in `_one2many`.
 
         Args:
-            outputs: predictions of the first set, and of the second under keys that end in `_one2many`.
-            targets: per image `labels` (G,) and `boxes` (G, 4); the second set sees each `k_one2many` times.
+            outputs: predictions of the first set, and of the second set under keys that end in `_one2many`.
+            targets: per image `labels` (G,) and `boxes` (G, 4); the second set gets them repeated `k_one2many` times.
         """
         end = "_one2many"
         second = {name.removesuffix(end): value for name, value in outputs.items() if name.endswith(end)}
@@ -174,6 +174,6 @@ class HDeformableDETR(Detector):
 
 
 def hybrid_attention_mask(one2one: int, one2many: int, device: torch.device) -> Tensor:
-    """(N, N) bool, N = one2one + one2many, true where a query must not look: at the other set."""
+    """Return a mask (N, N), N = one2one + one2many, true where attention is not allowed: to the other set."""
     second = torch.arange(one2one + one2many, device=device) >= one2one
     return second[:, None] != second

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 
 class HDeformableDetrTransformerEncoder(DeformableEncoder):
-    """`DeformableEncoder` that keeps all activations."""
+    """`DeformableEncoder` without activation checkpointing."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class HDeformableDetrTransformerEncoder(DeformableEncoder):
 
 
 class HDeformableDetrTransformerDecoder(DeformableDecoder):
-    """A query keeps the position embedding of its proposal through all layers."""
+    """Decoder in which a query keeps the position embedding of its proposal in all layers."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class HDeformableDetrTransformerDecoder(DeformableDecoder):
 
 
 class HDeformableDetrTransformerOutput(NamedTuple):
-    """For N queries and S tokens; boxes are cxcywh in [0, 1] of the image.
+    """Output for N queries and S tokens; boxes are cxcywh in [0, 1] of the image.
 
     Attributes:
         states: (L, B, N, E), of every decoder layer.
@@ -94,14 +94,14 @@ class HDeformableDetrTransformerOutput(NamedTuple):
 class HDeformableDetrTransformer(DeformableTransformer):
     """Encoder, query selection, decoder.
 
-    The decoder's heads `class_embed` and `bbox_embed` are the detector's; the last of each is applied to the encoder's
-    tokens, where the logit of class 0 means "an object".
+    The detector assigns the decoder's heads `class_embed` and `bbox_embed`; the last of each applies to encoder tokens,
+    where class 0 means "object".
 
     Args:
         as_two_stage: must be true; the engine has no single-stage variant.
-        two_stage_num_proposals: default number of queries of `forward`, which is all that training uses.
-        mixed_selection: only the boxes and the positions of the queries come from the encoder, their content is
-            learnt. Otherwise content comes from the proposals' boxes too.
+        two_stage_num_proposals: default number of queries: all queries of training.
+        mixed_selection: boxes and positions of the queries come from the encoder, the content is learned. Otherwise
+            the content comes from the proposals' boxes too.
 
     Raises:
         ValueError: `as_two_stage` is false.
@@ -118,7 +118,7 @@ class HDeformableDetrTransformer(DeformableTransformer):
     ):
         super().__init__(encoder, decoder, num_feature_levels)
         if not as_two_stage:
-            raise ValueError("HDeformableDetrTransformer needs as_two_stage=True: queries come from the encoder here")
+            raise ValueError("HDeformableDetrTransformer needs as_two_stage=True; there is no single-stage variant")
         self.as_two_stage = as_two_stage
         self.two_stage_num_proposals = two_stage_num_proposals
         self.mixed_selection = mixed_selection
@@ -148,8 +148,8 @@ class HDeformableDetrTransformer(DeformableTransformer):
         Args:
             multi_level_feats, multi_level_pos_embeds: (B, E, H_l, W_l) for each level.
             multi_level_masks: (B, H_l, W_l) bool, true in padding.
-            query_embed: (N, E) content, with mixed selection.
-            self_attn_mask: (N, N) bool, true where a query must not attend to another; or None.
+            query_embed: (N, E) content; only used with mixed selection.
+            self_attn_mask: (N, N) bool, true where attention is not allowed; or None.
             num_queries: N, by default `two_stage_num_proposals`.
         """
         pyramid = flatten_pyramid(multi_level_feats, multi_level_masks, multi_level_pos_embeds, self.level_embeds)

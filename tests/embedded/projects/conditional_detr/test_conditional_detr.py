@@ -46,7 +46,7 @@ def recorded_model(case, backbone):
 
 @pytest.mark.parametrize("name", ["model_conditional_detr", "model_conditional_detr_dc5"])
 def test_recording(golden, small, check, name):
-    """Raw outputs, losses, gradients and detections are those of the public implementation, in a batch too."""
+    """Raw outputs, losses, gradients and detections equal the public implementation's, also in a batch."""
     case = golden(name)
     model = recorded_model(case, small.backbone)
     check.training_step(model, case)
@@ -63,7 +63,7 @@ def test_the_published_config_builds_the_published_model(check):
     "name, blocks, dilation", [("r50_dc5_50ep", 6, 2), ("r101_50ep", 23, 1)], ids=["R50-DC5", "R101"]
 )
 def test_the_other_backbones(name, blocks, dilation):
-    """The rows differ in what their names say, and start from weights of their own depth."""
+    """The configs differ as their names say, and start from weights of the right depth."""
     cfg = load(f"conditional_detr_{name}")
     with torch.device("meta"):
         model = instantiate(cfg.model)
@@ -80,15 +80,14 @@ def tiny(*overrides):
 
 @pytest.mark.parametrize("objects", [3, 0, 30])
 def test_every_parameter_takes_part(check, small, objects):
-    """A parameter without a gradient would make DDP wait for ever: with objects, without, and with more of them than
-    queries."""
+    """Each parameter gets a gradient, else DDP hangs: with objects, without, with more objects than queries."""
     losses = check.gradients(tiny(), small.images((64, 96), (96, 64), objects=objects, num_classes=3))
     assert {"loss_class", "loss_giou_1"} <= losses.keys()
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_padding_does_not_matter_at_inference(check, small, batch_first):
-    """Images of different sizes are detected in a batch as they are alone."""
+    """Images of different sizes give the same detections in a batch and alone."""
     layout = [f"model.transformer.{part}.batch_first={batch_first}" for part in ("encoder", "decoder")]
     model = tiny(*layout, "model.select_box_nums_for_evaluation=60").eval()
     with torch.no_grad():
@@ -97,7 +96,7 @@ def test_padding_does_not_matter_at_inference(check, small, batch_first):
 
 
 def test_batch_first_is_the_same_model(small):
-    """The layout inside the transformer changes no number."""
+    """`batch_first` does not change the numbers."""
     flipped = tiny("model.transformer.encoder.batch_first=True", "model.transformer.decoder.batch_first=True").eval()
     model, batch = tiny().eval(), small.images((64, 96))
     with torch.no_grad():
@@ -116,7 +115,7 @@ def test_bfloat16_autocast_trains(small):
 
 
 def test_intermediate_layers_can_be_left_out():
-    """Without `return_intermediate` the decoder returns what its last layer would have."""
+    """Without `return_intermediate` the decoder returns the output of its last layer."""
     options = {"embed_dim": 16, "num_heads": 2, "feedforward_dim": 8, "num_layers": 3}
     full = ConditionalDetrTransformerDecoder(**options)
     last = ConditionalDetrTransformerDecoder(**options, return_intermediate=False)
@@ -131,5 +130,5 @@ def test_intermediate_layers_can_be_left_out():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["r50_50ep", "r50_dc5_50ep", "r101_50ep"])
 def test_full_size(check, name):
-    """The published models take a step and detect."""
+    """The published models train one step and detect."""
     check.full_size(f"baselines/conditional_detr_{name}.py", (192, 256), (256, 160))

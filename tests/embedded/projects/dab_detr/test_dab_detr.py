@@ -25,7 +25,7 @@ CONFIGS = ROOT / "configs/baselines"
 
 
 def recorded_model(case, backbone) -> DABDETR:
-    """The small model of a recorded case. Its published counterpart does not freeze the centres in effect."""
+    """The small model of a recorded case, with learned centres: the published model does not freeze them in effect."""
     config = case.config
     encoder = DabDetrTransformerEncoder(**config["encoder"])
     decoder = DabDetrTransformerDecoder(**config["decoder"])
@@ -70,8 +70,8 @@ def test_training_step_matches_recording(golden, small, name):
     model.criterion.register_forward_pre_hook(lambda _, args: seen.update(outputs=args[0], targets=args[1]))
     losses = model(recorded_inputs(case))
 
-    wanted = case.output["train_outputs"]
-    pairs = [(seen["outputs"], wanted), *zip(seen["outputs"]["aux_outputs"], wanted["aux_outputs"], strict=True)]
+    target = case.output["train_outputs"]
+    pairs = [(seen["outputs"], target), *zip(seen["outputs"]["aux_outputs"], target["aux_outputs"], strict=True)]
     for ours, theirs in pairs:
         for key in ("pred_logits", "pred_boxes"):
             torch.testing.assert_close(ours[key], theirs[key], rtol=2e-4, atol=1e-6)
@@ -93,7 +93,7 @@ def test_training_step_matches_recording(golden, small, name):
 
 @pytest.mark.parametrize("name", ["model_dab_detr", "model_dab_detr_dc5"])
 def test_detections_match_recording_alone_and_in_a_batch(golden, small, check, name):
-    """Padding must not matter: the recorded detections of single images are those of a batch of both."""
+    """Padding has no influence: the recorded detections of single images equal those of a batch of both."""
     case = golden(name)
     check.recorded_detections(recorded_model(case, small.backbone), case)
 
@@ -145,7 +145,7 @@ def small_inputs(sizes=((40, 56), (64, 32)), objects=(2, 1)) -> list[dict]:
 
 
 def step(model: DABDETR, objects=(2, 1)) -> None:
-    """One step with a weight decay that nobody could overlook."""
+    """Take one step with a large weight decay."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
     sum(model.train()(small_inputs(objects=objects)).values()).backward()
     optimizer.step()
@@ -175,14 +175,14 @@ def test_frozen_centers_come_from_the_checkpoint():
 
 
 def test_frozen_centers_cover_the_image():
-    """They never move, so they must start everywhere."""
+    """Frozen centres never move, so they must cover the image."""
     torch.manual_seed(0)
     centers = small_model(seed=3).anchor_box_embed.weight[:, :2].sigmoid()
     assert 0.3 < centers.mean() < 0.7 and centers.min() < 0.25 and centers.max() > 0.75
 
 
 def test_centers_learn_when_not_frozen():
-    """The option is an option."""
+    """With `freeze_anchor_box_centers=False` the centres learn."""
     model = small_model(freeze_anchor_box_centers=False)
     before = model.anchor_box_embed.weight.detach().clone()
     step(model)
@@ -191,7 +191,7 @@ def test_centers_learn_when_not_frozen():
 
 @pytest.mark.parametrize("objects", [(2, 1), (0, 3), (0, 0)])
 def test_every_parameter_takes_part(objects):
-    """A parameter without a gradient would make DDP wait for ever, also for images without objects."""
+    """Each parameter gets a gradient, else DDP hangs; also for images without objects."""
     model = small_model().train()
     sum(model(small_inputs(objects=objects)).values()).backward()
     assert not [name for name, p in model.named_parameters() if p.grad is None]
@@ -199,7 +199,7 @@ def test_every_parameter_takes_part(objects):
 
 
 def test_losses_are_weighted_and_unknown_ones_kept():
-    """`weight_dict` scales its losses; those without an entry stay as they are."""
+    """`weight_dict` scales its losses; losses without an entry are unchanged."""
     model = small_model().train()
     raw = {}
     model.criterion.register_forward_hook(
@@ -213,7 +213,7 @@ def test_losses_are_weighted_and_unknown_ones_kept():
 @pytest.mark.parametrize("num_patterns", [0, 3])
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_padding_does_not_matter_at_inference(check, num_patterns, batch_first):
-    """Images of different sizes in a batch are detected as they are alone; with patterns, three times the queries."""
+    """Images of different sizes give the same detections in a batch and alone; three patterns triple the queries."""
     limit = 10 * 3 * max(1, num_patterns)
     model = small_model(num_patterns=num_patterns, batch_first=batch_first, select_box_nums_for_evaluation=limit).eval()
     inputs = small_inputs()
@@ -226,7 +226,7 @@ def test_padding_does_not_matter_at_inference(check, num_patterns, batch_first):
 
 
 def test_batch_first_is_the_same_model():
-    """The layout inside the transformer changes no number."""
+    """`batch_first` does not change the numbers."""
     first, second = small_model(batch_first=False), small_model(batch_first=True)
     for key, value in first(small_inputs()).items():
         torch.testing.assert_close(second(small_inputs())[key], value, rtol=1e-4, atol=1e-5)
@@ -243,7 +243,7 @@ def test_bfloat16_autocast_trains():
 
 
 def test_intermediate_layers_can_be_left_out():
-    """Without `return_intermediate` the decoder returns what its last layer would have."""
+    """Without `return_intermediate` the decoder returns the output of its last layer."""
     options = {"embed_dim": 16, "num_heads": 2, "feedforward_dim": 8, "num_layers": 3}
     full = DabDetrTransformerDecoder(**options)
     last = DabDetrTransformerDecoder(**options, return_intermediate=False)
@@ -262,12 +262,12 @@ def test_intermediate_layers_can_be_left_out():
     [
         ("model.in_channels=128", "in_channels=128, but the backbone's res4 has 256"),
         ("model.transformer.encoder.embed_dim=128", "embed_dim=256 differs from the transformer's embed_dim=128"),
-        ("model.transformer.decoder.embed_dim=121", "odd"),
+        ("model.transformer.decoder.embed_dim=121", "must be even"),
         ("model.embed_dim=128", "num_pos_feats to half of embed_dim"),
     ],
 )
 def test_widths_that_do_not_fit_are_named(override, message):
-    """An override of one width that forgets another is told so, not 'size of tensor a must match'."""
+    """An inconsistent override of one width names both widths, instead of 'size of tensor a must match'."""
     config = LazyConfig.apply_overrides(LazyConfig.load(str(CONFIGS / "dab_detr_tiny.py")), [override])
     with pytest.raises(ValueError, match=message):
         instantiate(config.model)(small_inputs())

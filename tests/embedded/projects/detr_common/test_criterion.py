@@ -6,7 +6,7 @@ from projects.detr_common import box_normalizer, loss_weights, lr_factors
 
 
 def test_weights_cover_every_supervised_output():
-    """A loss without a weight counts once instead of five times, silently."""
+    """Every loss has a weight."""
     weights = loss_weights(1, 5, 2, num_decoder_layers=3, encoder=True, denoising=True)
     suffixes = ["", "_0", "_1", "_enc", "_dn", "_dn_0", "_dn_1"]
     assert weights == {
@@ -25,12 +25,12 @@ def test_an_override_reaches_all_layers():
 
 
 def test_normalizer_counts_objects_and_is_never_zero():
-    """A batch without objects must not divide by zero."""
+    """The divisor is at least 1, also without objects."""
     assert box_normalizer(5, torch.device("cpu")) == 5
     assert box_normalizer(0, torch.device("cpu")) == 1
 
 
 def test_learning_rate_factor_is_that_of_the_first_part_in_the_name():
-    """The backbone must not train at the transformer's rate."""
+    """The backbone trains at its own rate."""
     factor = lr_factors(backbone=0.1, sampling_offsets=0.5)
     assert [factor(n) for n in ("backbone.res2.0", "transformer.attn.sampling_offsets", "neck")] == [0.1, 0.5, 1.0]

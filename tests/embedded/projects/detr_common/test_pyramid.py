@@ -20,12 +20,12 @@ def cells():
 
 
 def test_valid_ratio_is_width_before_height():
-    """The two are easily swapped, and square images do not show it."""
+    """Width and height are not swapped (square images would hide that)."""
     assert valid_ratio(masks()[0]).tolist() == [[1, 1], pytest.approx([7 / 12, 5 / 8])]
 
 
 def test_reference_points_lie_at_the_same_place_of_every_level():
-    """A token looks around its own position on all levels, in coordinates of the padded map."""
+    """A token's reference point is its own position on all levels, in coordinates of the padded map."""
     ratios = torch.stack([valid_ratio(mask) for mask in masks()], dim=1)
     points = reference_points(SHAPES, ratios)
     for image in range(2):
@@ -38,7 +38,7 @@ def test_reference_points_lie_at_the_same_place_of_every_level():
 
 
 def test_proposals_are_one_box_per_token_inside_the_image():
-    """Centre, size by level, and which tokens may propose: the definition, cell by cell."""
+    """Centre, size and usable tokens equal the definition, cell by cell."""
     padding = torch.cat([mask.flatten(1) for mask in masks()], dim=1)
     logits, usable = encoder_proposals(padding, SHAPES)
     for image in range(2):

@@ -27,7 +27,7 @@ def draw(truth, number=10, label_noise=0.0, box_noise=0.0):
 
 
 def test_layout_is_groups_of_positives_then_negatives():
-    """The criterion finds object j of group g by position alone; written out here place by place."""
+    """The criterion finds object j of group g by its position; compare with a loop."""
     truth = targets(2, 0, 3)
     queries = draw(truth)
     assert (queries.groups, queries.group_size) == (3, 6)
@@ -58,7 +58,7 @@ def test_positive_and_negative_boxes_are_apart():
 
 
 def test_half_of_the_label_noise_is_redrawn():
-    """The published noise of 0.5 redraws a quarter of the labels, some of which stay as they were."""
+    """A noise of 0.5 replaces a quarter of the labels; some get their old class."""
     truth = targets(5, 5)
     queries = draw(truth, number=5000, label_noise=0.5)
     labels = torch.stack([target["labels"] for target in truth])[:, None, None]
@@ -67,18 +67,18 @@ def test_half_of_the_label_noise_is_redrawn():
 
 
 def test_crowded_images_still_get_one_group():
-    """More objects than denoising queries: one group, not none."""
+    """With more objects than denoising queries there is one group."""
     assert draw(targets(30), number=10).groups == 1
 
 
 def test_nothing_to_denoise():
-    """No objects, no images with any, or denoising switched off."""
+    """No denoising queries without objects, without images, or with `number=0`."""
     assert draw(targets(0, 0)) is None
     assert draw(targets(3), number=0) is None
 
 
 def test_queries_see_their_group_and_the_matching_queries_only():
-    """A matching query that saw a ground truth would train on the answer."""
+    """Matching queries must not attend to denoising queries, which contain the ground truth."""
     mask = denoising_attention_mask(groups=3, group_size=4, num_queries=5, device="cpu")
     for query in range(17):
         for key in range(17):
@@ -87,7 +87,7 @@ def test_queries_see_their_group_and_the_matching_queries_only():
 
 
 def test_pairs_are_the_positives_of_every_group():
-    """Negatives must stay without an object."""
+    """Negatives have no object."""
     queries, objects = denoising_pairs(objects=2, groups=3, group_size=6, device="cpu")
     assert list(zip(queries.tolist(), objects.tolist(), strict=True)) == [
         (0, 0), (1, 1), (6, 0), (7, 1), (12, 0), (13, 1)

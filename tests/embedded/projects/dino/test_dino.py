@@ -19,7 +19,7 @@ CONFIGS = "baselines"
 
 @pytest.fixture
 def build(small):
-    """A recorded model's configuration, with changes, to a DINO."""
+    """Build a DINO from the configuration of a recorded model, with changes."""
 
     def build(config, criterion=None, learnt_init_query=True, use_checkpoint=False, dn_number=0, **options):
         config = {**config, **options}
@@ -61,7 +61,7 @@ def test_recorded_model(golden, build, check):
 
 
 def test_recorded_model_under_align_detr(golden, build, check):
-    """The same model under Align-DETR's supervision: what users of the project train."""
+    """The same model with Align-DETR's criterion."""
     case = golden("model_align_dino")
     options = {key: case.config[key] for key in ("num_classes", "weight_dict", "alpha", "gamma", "tau", "k")}
     criterion = AlignDINOCriterion(matcher=MixedMatcher(**case.config["matcher"]), **options)
@@ -133,7 +133,7 @@ def test_overrides_carry_through_the_config():
 
 
 def test_published_schedule():
-    """The row of the results table: 12 epochs of 16 images, a tenth of the rate in the backbone, clipping at 0.1."""
+    """The published recipe: 12 epochs, 16 images per batch, a tenth of the rate for the backbone, clipping at 0.1."""
     cfg = get_config("baselines/dino_r50_4scale_12ep.py")
     factor = instantiate(cfg.optimizer.params.lr_factor_func)
     assert (cfg.optimizer.lr * factor("backbone.res3"), cfg.optimizer.lr * factor("neck")) == (1e-5, 1e-4)
@@ -145,14 +145,14 @@ def test_published_schedule():
 @pytest.mark.parametrize("learnt_init_query", [True, False])
 @pytest.mark.parametrize("objects, dn_number", [(3, 6), (3, 0), (0, 6)])
 def test_every_parameter_has_a_gradient(config, build, check, small, objects, dn_number, learnt_init_query):
-    """With or without objects and denoising: else DDP waits for ever. The keys of the losses agree as well."""
+    """Gradients and loss keys are the same with and without objects and denoising, else DDP hangs."""
     model = build(config, dn_number=dn_number, learnt_init_query=learnt_init_query)
     losses = check.gradients(model, small.images((64, 96), (96, 72), objects=objects))
     assert losses.keys() == {key for key in config["weight_dict"] if not key.endswith("_dn_enc")}
 
 
 def test_losses_are_weighted_once(config, build, small):
-    """The detector applies `weight_dict`; a loss without an entry stays as it is."""
+    """The detector applies `weight_dict`; a loss without an entry is unchanged."""
     model, batch = build(config).train(), small.images((64, 96))
     plain = dict.fromkeys(model.criterion.weight_dict, 1.0)
     weights, model.criterion.weight_dict = model.criterion.weight_dict, plain
@@ -165,7 +165,7 @@ def test_losses_are_weighted_once(config, build, small):
 
 @pytest.mark.engine("detrex attends to the padding of batched images at inference")
 def test_batched_inference_is_inference_one_by_one(golden, build, check, small):
-    """Detections of an image must not depend on what it is batched with."""
+    """Detections of an image do not depend on the other images of its batch."""
     case = golden("model_dino")
     model = build(case.config)
     model.load_state_dict(case.state)
@@ -173,7 +173,7 @@ def test_batched_inference_is_inference_one_by_one(golden, build, check, small):
 
 
 def test_denoising_does_not_reach_the_matching_queries(config, build, small):
-    """What the matching queries predict is the same with and without denoising beside them."""
+    """Denoising queries do not change the predictions of the matching queries."""
     batch, seen = small.images((64, 96), (96, 72)), []
     for dn_number in (0, 6):
         model = build(config, dn_number=dn_number).train()
@@ -201,16 +201,16 @@ def test_checkpointing_changes_memory_not_gradients(config, build, check, small)
 
 
 def test_training_pictures(config, build, small):
-    """`vis_period` puts ground truth and predictions side by side into the event storage."""
+    """`vis_period` draws ground truth and predictions side by side for the event storage."""
     model = build(config, vis_period=2).train()
     with EventStorage(start_iter=2) as storage:
         model(small.images((64, 96)))
-        (picture,) = storage._vis_data
-    assert picture[1].shape == (3, 64, 2 * 96)
+        (drawing,) = storage._vis_data
+    assert drawing[1].shape == (3, 64, 2 * 96)
 
 
 def test_a_query_number_that_disagrees_is_explained(small, config, build):
-    """Two places hold the number of queries; the mask would fail later, and less clearly."""
+    """Detector and transformer both have the number of queries; a difference is reported at once."""
     model = build(config)
     with pytest.raises(ValueError, match="num_queries=9 .*two_stage_num_proposals=20"):
         DINO(**small.parts(config), transformer=model.transformer, num_queries=9, criterion=model.criterion)

@@ -27,7 +27,7 @@ MODEL_OPTIONS = (
 
 @pytest.fixture
 def build(small):
-    """A recorded model's configuration, with changes, to a HDeformableDETR."""
+    """Build an HDeformableDETR from the configuration of a recorded model, with changes."""
 
     def build(config, **options):
         config = {**config, **options}
@@ -102,7 +102,7 @@ def test_full_size_model(check):
 
 
 def test_tiny_config_trains_a_step(check, small):
-    """The config for the CPU builds, and its losses and gradients are whole."""
+    """The config for the CPU builds; losses and gradients are finite and complete."""
     cfg = LazyConfig.apply_overrides(
         get_config("baselines/h_deformable_detr_tiny.py"), ["model.transformer.decoder.num_layers=1"]
     )
@@ -122,13 +122,13 @@ def test_published_schedule():
 @pytest.mark.parametrize("objects", [3, 0])
 @pytest.mark.parametrize("options", [{}, {"k_one2many": 0}, {"mixed_selection": False}])
 def test_every_parameter_has_a_gradient(config, build, check, small, objects, options):
-    """In a batch without objects and without the hybrid branch too: else DDP waits for ever."""
+    """Each parameter gets a gradient, also without objects and without the hybrid branch, else DDP hangs."""
     check.gradients(build(config, **options), small.images((64, 96), (96, 72), objects=objects))
 
 
 @pytest.mark.parametrize("mixed_selection", [True, False])
 def test_batched_inference_is_inference_one_by_one(config, build, check, small, mixed_selection):
-    """Detections of an image must not depend on what it is batched with."""
+    """Detections of an image do not depend on the other images of its batch."""
     model = build(config, mixed_selection=mixed_selection)
     for parameter in model.parameters():  # the heads start at zero
         torch.nn.init.normal_(parameter, std=0.1)
@@ -136,7 +136,7 @@ def test_batched_inference_is_inference_one_by_one(config, build, check, small, 
 
 
 def test_the_two_sets_of_queries_do_not_see_each_other(config, build, small):
-    """What the one-to-one queries predict in training is what they predict without the second set."""
+    """The second set does not change the predictions of the one-to-one queries."""
     batch, seen = small.images((64, 96), (96, 72)), []
     for k_one2many in (0, 4):
         model = build(config, k_one2many=k_one2many).train()
@@ -147,7 +147,7 @@ def test_the_two_sets_of_queries_do_not_see_each_other(config, build, small):
 
 
 def test_the_second_set_is_weighted_like_the_first(config, build, small):
-    """`weight_dict` knows nothing of `_one2many`; lambda scales that branch on top."""
+    """`weight_dict` has no `_one2many` keys; lambda scales that branch additionally."""
     batch, losses = small.images((64, 96)), {}
     for factor in (1.0, 0.5):
         losses[factor] = build(config, lambda_one2many=factor).train()(batch)
@@ -168,6 +168,6 @@ def test_bfloat16_autocast_is_finite(config, build, check, small):
 
 @pytest.mark.parametrize("option", ["with_box_refine", "as_two_stage"])
 def test_variants_that_do_not_exist_are_refused(config, build, option):
-    """A config of plain Deformable DETR fails with the option's name, not somewhere inside."""
+    """A config of plain Deformable DETR fails with a message that names the option."""
     with pytest.raises(ValueError, match=f"needs .*{option}=True"):
         build(config, **{option: False})
