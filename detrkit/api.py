@@ -16,6 +16,7 @@ from detrkit.runtime.program import subnormals_flushed
 from detrkit.runtime.threads import number_of_threads_kept
 from detrkit.training import evaluation, folder, loop
 from detrkit.training.session import join_torchrun, log_results, logs_closed_on_exit, prepare
+from detrkit.weights import is_remote
 
 
 def train(
@@ -49,7 +50,7 @@ def evaluate(
     """Evaluate a checkpoint on the test data of a config, and log the results in its output folder.
 
     Args:
-        checkpoint: a .pth or .safetensors file, or a URL; "" for `cfg.train.init_checkpoint`.
+        checkpoint: a .pth or .safetensors file, a URL, or `zoo:NAME`; "" for `cfg.train.init_checkpoint`.
         config_file: where the config came from, for the log.
         overrides: `key=value` that the user gave; settings that belong to the weights do not replace them.
 
@@ -65,7 +66,7 @@ def evaluate(
         raise ValueError("nothing to evaluate: give train.init_checkpoint=FILE, or --resume in the folder of a run")
     with subnormals_flushed(), logs_closed_on_exit():
         join_torchrun()
-        if "://" not in checkpoint and not Path(checkpoint).is_file():
+        if not is_remote(checkpoint) and not Path(checkpoint).is_file():
             raise FileNotFoundError(f"train.init_checkpoint={checkpoint}: no such file")
         prepare(cfg, checkpoint, config_file=config_file, overrides=overrides)
         with number_of_threads_kept():

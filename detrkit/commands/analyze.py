@@ -19,6 +19,7 @@ from pathlib import Path
 from detrkit.commands.command_line import errors_in_one_line, interrupts_end, take_overrides
 from detrkit.config.load import load_configs
 from detrkit.reports.alignment import Candidate, analyze, default_names, table_of
+from detrkit.weights import is_remote
 
 
 def read_candidates(args: argparse.Namespace) -> list[Candidate]:
@@ -32,7 +33,7 @@ def read_candidates(args: argparse.Namespace) -> list[Candidate]:
     for (config, checkpoint), cfg in zip(given, configs, strict=True):
         if checkpoint is None:
             checkpoint = cfg.train.get("init_checkpoint") or ""
-        if checkpoint and "://" not in checkpoint and not Path(checkpoint).is_file():
+        if checkpoint and not is_remote(checkpoint) and not Path(checkpoint).is_file():
             raise FileNotFoundError(f"no such checkpoint: {checkpoint}")
         candidates.append(Candidate("", config, checkpoint, cfg))
     for candidate, name in zip(candidates, args.names or default_names(candidates), strict=True):

@@ -1,10 +1,12 @@
 """Detect objects in images, and draw them.
 
+    align-detr demo --weights zoo:NAME --input IMAGE
     align-detr demo [--config-file CONFIG] --checkpoint FILE --input IMAGE|FOLDER|GLOB ... [--output FOLDER] \\
         [--json RESULTS] [--layer I] [key=value ...]
 
 CONFIG is one for align-detr train, FILE its checkpoint or weights (.pth, .safetensors); a file of `align-detr export`
-holds both. Any format that Pillow reads will do: rotated by EXIF, grey, 16-bit, palette, CMYK, transparent (on white).
+holds both. `zoo:NAME` are published weights, downloaded when first used: `align-detr weights list`. Any format that
+Pillow reads will do: rotated by EXIF, grey, 16-bit, palette, CMYK, transparent (on white).
 A file that cannot be read is named and left out, and the exit status is 1. `key=value` changes the config, such as
 `train.device=cpu`.
 """
@@ -29,11 +31,10 @@ from tqdm import tqdm
 
 from detrkit.analysis import batches_of_one_size, detections, predict_layers
 from detrkit.commands.command_line import finish, take_overrides
-from detrkit.config.load import load_config
 from detrkit.datasets.classes import Classes, classes_of_dataset, dataset_names
 from detrkit.datasets.images import image_suffixes, read_image
 from detrkit.inference.pictures import draw
-from detrkit.inference.sources import classes_in_file
+from detrkit.inference.sources import classes_in_file, config_for
 from detrkit.runtime.allocation import keep_freed_memory
 from detrkit.training.loading import load_detector
 
@@ -43,7 +44,7 @@ def detect(args: argparse.Namespace) -> bool:
     check(args)
     files, missing = find_images(args.input)
     targets = output_paths(files, args.output)
-    cfg = load_config(args.config_file or args.checkpoint, args.opts)
+    cfg = config_for(args.config_file, args.checkpoint, args.opts)
     keep_freed_memory()
     model = load_detector(cfg, args.checkpoint, overrides=args.opts)
     classes = classes_of_outputs(cfg, args.checkpoint)
@@ -201,8 +202,10 @@ def summary(args: argparse.Namespace, images: int, found: int, failed: int) -> s
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", metavar="CONFIG", help="not needed for a file of `align-detr export`")
-    parser.add_argument("--checkpoint", required=True, metavar="FILE", help="weights: .pth or .safetensors")
+    parser.add_argument("--config-file", metavar="CONFIG", help="not needed for zoo:NAME and exported files")
+    parser.add_argument(
+        "--checkpoint", "--weights", required=True, metavar="FILE", help="weights: .pth, .safetensors or zoo:NAME"
+    )
     parser.add_argument("--input", required=True, nargs="+", metavar="PATH", help="images, folders, quoted globs")
     parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write detections in COCO's results format")

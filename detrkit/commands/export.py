@@ -3,8 +3,8 @@
     align-detr export SOURCE --output FILE.safetensors
     align-detr export SOURCE --output FILE.onnx|FILE.pt2 [--batch N] [--size H W] [--dynamic] [--float64] [--check PICS]
 
-SOURCE is the folder of a training, or an exported file; or give `--config-file CONFIG --checkpoint FILE`, and
-`key=value` to change the config. A `.safetensors` file holds weights (averaged ones, where the training kept them),
+SOURCE is `zoo:NAME`, the folder of a training, or an exported file; or give `--config-file CONFIG --checkpoint FILE`,
+and `key=value` to change the config. A `.safetensors` file holds weights (averaged ones, where the training kept them),
 config, names of classes and input size; `align_detr.Detector`, `align-detr demo` and `train.init_checkpoint` take it,
 and nothing in it is run. With `--format NAME` weights alone are written, in the names of another code base (mmdet,
 original, huggingface, sensex) or of detrex: see `align-detr export-weights`.
@@ -36,7 +36,7 @@ from detrkit.inference.export import GRAPHS, WEIGHTS, ExportedFile, check_graph,
 from detrkit.inference.network import Network
 from detrkit.inference.pytorch import PyTorchNetwork
 from detrkit.inference.sources import find_source
-from detrkit.weights import families
+from detrkit.weights import families, zoo
 
 
 def run(args: argparse.Namespace) -> None:
@@ -45,8 +45,10 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ValueError: options do not fit, or the file detects something else than PyTorch.
     """
+    if args.source is None and not args.config_file and (args.checkpoint or "").startswith(zoo.PREFIX):
+        args.source, args.checkpoint = args.checkpoint, None
     if args.source is None and not (args.config_file and args.checkpoint):
-        raise ValueError("give the folder of a training, or --config-file and --checkpoint")
+        raise ValueError("give zoo:NAME, the folder of a training, or --config-file and --checkpoint")
     if args.source is not None and (args.config_file or args.opts):
         raise ValueError(f"{args.source} has a config of its own: to change it, give --config-file and --checkpoint")
     if args.check and args.output.suffix == WEIGHTS:

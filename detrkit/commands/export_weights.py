@@ -29,7 +29,17 @@ from detrkit.commands.command_line import errors_in_one_line
 from detrkit.config.load import load_config
 from detrkit.runtime.files import atomic_write
 from detrkit.training.training_parts import without_training_parts
-from detrkit.weights import DETREX, SUFFIXES, convert, families, find_format, look_at, needed_there, write_weights
+from detrkit.weights import (
+    DETREX,
+    SUFFIXES,
+    convert,
+    families,
+    find_format,
+    local_path,
+    look_at,
+    needed_there,
+    write_weights,
+)
 
 FORMATS = (".pth", ".safetensors")
 AVERAGES = ("ema_state", "ema_model")
@@ -175,10 +185,12 @@ def export(args: argparse.Namespace) -> str:
 
     Raises:
         ValueError: the checkpoint cannot be used, or not be written in this format.
+        OSError: it cannot be downloaded.
     """
     suffixes = FORMATS if args.format == DETREX else SUFFIXES
     if args.output.suffix not in suffixes:
         raise ValueError(f"--output {args.output}: a name that ends in {' or '.join(suffixes)}, please")
+    args.checkpoint = Path(local_path(args.checkpoint))
     if args.output.resolve() == args.checkpoint.resolve():
         raise ValueError(f"--output {args.output} is the checkpoint itself: give another name")
     if args.overrides and not args.config_file:
@@ -225,7 +237,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     required = {"required": True, "default": argparse.SUPPRESS}
-    parser.add_argument("--checkpoint", type=Path, help="model_final.pth of a training", **required)
+    parser.add_argument("--checkpoint", help="model_final.pth of a training, or zoo:NAME", **required)
     parser.add_argument("--output", type=Path, help="the file to write, .pth or .safetensors", **required)
     parser.add_argument("--ema", action="store_true", help="the moving average instead of the weights themselves")
     parser.add_argument("--half", action="store_true", help="floating-point numbers in float16")

@@ -41,7 +41,7 @@ COMMANDS = {
     "compare": Command("train detectors with Align-DETR's supervision and with their own"),
     "export": Command("write a detector as one file to use: .safetensors, ONNX, torch.export"),
     "export-weights": Command("write a checkpoint's weights alone"),
-    "weights": Command("tell what a file of weights is, of this or another code base"),
+    "weights": Command("list and download published weights; tell what a file of weights is"),
     "convert": Command("convert a Pascal VOC or YOLO dataset to COCO's format, and tell what is wrong with it"),
     "make-data": Command("write a small dataset: drawn shapes, or a part of COCO"),
     "visualize-results": Command("draw predictions beside ground truth"),

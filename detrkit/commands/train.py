@@ -44,7 +44,8 @@ def argument_parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="train on this folder, in any layout that `align-detr convert` reads; it is split if it has no validation "
         "part. "
-        f"The config, by default {BASE_CONFIG}, on a machine without a GPU {CPU_CONFIG} if the extra "
+        "The config, by default that of train.init_checkpoint=zoo:NAME, else "
+        f"{BASE_CONFIG}, on a machine without a GPU {CPU_CONFIG} if the extra "
         "\"cpu\" is installed, is written with it to the output folder, output/FOLDER",
     )
     group.add_argument("--format", choices=FORMATS, help="layout of --data (default: recognised)")
@@ -71,7 +72,7 @@ def check_options(args: argparse.Namespace) -> None:
     if args.data and args.eval_only:
         raise ValueError("--data is for training; to evaluate on its images, give the config.py that training wrote")
     if args.data and not args.config_file:
-        args.config_file = default_config()
+        args.config_file = default_config(args.opts)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -11,9 +11,9 @@ from typing import NamedTuple
 from omegaconf import DictConfig
 
 from detrkit.config.exported import read_exported
-from detrkit.config.load import load_config_file
+from detrkit.config.load import load_config, load_config_file
 from detrkit.datasets.classes import Classes, classes_in_checkpoint, classes_of_dataset
-from detrkit.weights import classes_of_weights, is_of_other_code_base, look_at, prepare_config
+from detrkit.weights import classes_of_weights, is_of_other_code_base, local_path, look_at, prepare_config, zoo
 
 WEIGHTS = ("model_final.pth", "model_best.pth")
 LAST = "last_checkpoint"
@@ -44,6 +44,9 @@ def find_source(
     """
     if source is not None and config is not None:
         raise ValueError(f"{source} has a config of its own: give either, not both")
+    if source is not None and os.fspath(source).startswith(zoo.PREFIX):
+        config, weights, source = zoo.config_of(os.fspath(source)), weights or source, None
+    source, weights = source and local_path(source), weights and local_path(weights)
     if source is not None and Path(source).suffix == ".safetensors":
         exported = read_exported(source)
         if exported is None:
@@ -54,15 +57,27 @@ def find_source(
         folder = _run_folder(Path(source))
         config, weights = folder / "config.yaml", weights or _weights_of_run(folder)
     if config is None or weights is None:
-        raise ValueError("a detector needs the folder of a training, an exported file, or both config and weights")
+        raise ValueError("a detector needs zoo:NAME, the folder of a training, an exported file, or config and weights")
     cfg = copy.deepcopy(config) if isinstance(config, DictConfig) else load_config_file(os.fspath(config))
     if prepared := prepare_config(cfg, weights, overrides=overrides):
         prepared.log()
     return Source(cfg, os.fspath(weights), classes_in_file(weights) or classes_of_dataset(cfg))
 
 
+def config_for(config_file: str | None, checkpoint: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """The config of a checkpoint: the one given, else that of `zoo:NAME` or of an exported file.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_config`.
+    """
+    if not config_file and checkpoint.startswith(zoo.PREFIX):
+        return zoo.config_of(checkpoint, overrides)
+    return load_config(config_file or checkpoint, overrides)
+
+
 def classes_in_file(path: str | os.PathLike) -> Classes | None:
     """The classes that a checkpoint or an exported file knows; None if it knows none."""
+    path = local_path(path)
     if is_of_other_code_base(path):
         found = look_at(path)
         return classes_of_weights(path) or Classes.numbered(found.settings["model.num_classes"])

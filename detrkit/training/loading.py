@@ -13,7 +13,7 @@ from torch import nn
 
 from detrkit.config.load import call_parameters
 from detrkit.runtime.device import resolve_device
-from detrkit.weights import prepare_config
+from detrkit.weights import is_remote, prepare_config
 
 from .checkpoints import SafeCheckpointer
 from .training_parts import drop_training_parts, is_training_part
@@ -74,8 +74,8 @@ def load_detector(
 
     Args:
         cfg: as `load_config` gives it; its device is resolved, and what belongs to the weights is set, in place.
-        checkpoint: a .pth or .safetensors file, or a URL that DetectionCheckpointer reads; "" for random weights.
-            Weights of other code bases are converted, see `detrkit.weights`.
+        checkpoint: a .pth or .safetensors file, a URL that DetectionCheckpointer reads, or `zoo:NAME`; "" for random
+            weights. Weights of other code bases are converted, see `detrkit.weights`.
         for_training: in training mode and whole instead.
         overrides: `key=value` that the user gave, which are not replaced by what belongs to the weights.
 
@@ -85,7 +85,7 @@ def load_detector(
     """
     if "model" not in cfg or "train" not in cfg:
         raise ValueError("the config needs model and train, as those for tools/train_net.py have them")
-    if checkpoint and "://" not in checkpoint and not Path(checkpoint).is_file():
+    if checkpoint and not is_remote(checkpoint) and not Path(checkpoint).is_file():
         raise FileNotFoundError(f"no such checkpoint: {checkpoint}")
     cfg.train.device = resolve_device(cfg.train.device)
     if "device" in call_parameters(cfg.model.get("_target_")):

@@ -25,7 +25,7 @@ from detrkit.datasets.classes import dataset_names
 from detrkit.datasets.registration import saved_registrations
 from detrkit.runtime.device import device_name, resolve_device
 from detrkit.runtime.logs import LOGGERS, log_traceback
-from detrkit.weights import Prepared, prepare_config
+from detrkit.weights import Prepared, is_remote, prepare_config
 
 from .builders import AMP_TYPES, amp_name, amp_type
 from .checkpoints import ResumePoint
@@ -142,8 +142,8 @@ def check_unchanged(point: ResumePoint, config: Mapping[str, str]) -> None:
 
 
 def check_exists(checkpoint: str) -> None:
-    """Raise FileNotFoundError for a file that is not there. URLs are checked on loading."""
-    if checkpoint and "://" not in checkpoint and not Path(checkpoint).is_file():
+    """Raise FileNotFoundError for a file that is not there. URLs and names are checked on loading."""
+    if checkpoint and not is_remote(checkpoint) and not Path(checkpoint).is_file():
         raise FileNotFoundError(f"train.init_checkpoint={checkpoint}: no such file")
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.serialization import MAGIC_NUMBER
 
+from .names import local_path
 from .pickles import RefusedError, StoredNumbers, StoredTensor, load
 
 STATES = ("model", "state_dict")
@@ -49,6 +50,7 @@ def read(path: str | os.PathLike, data: bool = True) -> WeightsFile:
     """Read a `.pth`, `.bin` or `.safetensors` file; its content tells which it is, whatever its name.
 
     Args:
+        path: a file, or a name as `names.local_path` takes it.
         data: read the numbers; otherwise the tensors are on the device "meta", which takes no memory.
 
     Raises:
@@ -56,7 +58,7 @@ def read(path: str | os.PathLike, data: bool = True) -> WeightsFile:
         ValueError: it is not a file of weights; it is damaged; or it contains something that is not plain data.
         OSError: it cannot be read.
     """
-    path = Path(path)
+    path = Path(local_path(path))
     if not path.is_file():
         raise FileNotFoundError(f"no such checkpoint: {path}")
     with path.open("rb") as file:
