@@ -113,7 +113,7 @@ def test_what_is_not_the_file_is_an_error(server, path, path_there, said):
     """A page that asks to log in is a common answer with status 200."""
     server.files["/page.pth"], server.types["/page.pth"] = b"<html>", "text/html; charset=utf-8"
     with pytest.raises(DownloadError, match=said):
-        download(server.url + path_there, path)
+        download(server.url + place, path)
     assert not path.exists()
 
 
