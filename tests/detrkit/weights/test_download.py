@@ -107,9 +107,9 @@ def test_another_hash_is_an_error_and_leaves_nothing(server, path):
 
 
 @pytest.mark.parametrize(
-    "path_there, said", [("/none.pth", "the server answers 404"), ("/page.pth", "sends a web page")]
+    "place, said", [("/none.pth", "the server answers 404"), ("/page.pth", "sends a web page")]
 )
-def test_what_is_not_the_file_is_an_error(server, path, path_there, said):
+def test_what_is_not_the_file_is_an_error(server, path, place, said):
     """A page that asks to log in is a common answer with status 200."""
     server.files["/page.pth"], server.types["/page.pth"] = b"<html>", "text/html; charset=utf-8"
     with pytest.raises(DownloadError, match=said):

@@ -16,7 +16,7 @@ from detectron2.config import instantiate
 from detectron2.utils.file_io import PathManager
 from file_server import serving
 from PIL import Image
-from test_command_line import random_file
+from small_models import random_file
 
 from detrkit.commands import demo, export, export_weights, make_data, train, weights
 from detrkit.weights import classes_of_weights, is_name, local_path, look_at, names, recognise, zoo
