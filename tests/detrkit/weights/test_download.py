@@ -106,9 +106,7 @@ def test_another_hash_is_an_error_and_leaves_nothing(server, path):
     assert not path.exists() and not path.with_name("x.pth.part").exists()
 
 
-@pytest.mark.parametrize(
-    "place, said", [("/none.pth", "the server answers 404"), ("/page.pth", "sends a web page")]
-)
+@pytest.mark.parametrize("place, said", [("/none.pth", "the server answers 404"), ("/page.pth", "sends a web page")])
 def test_what_is_not_the_file_is_an_error(server, path, place, said):
     """A page that asks to log in is a common answer with status 200."""
     server.files["/page.pth"], server.types["/page.pth"] = b"<html>", "text/html; charset=utf-8"

@@ -131,9 +131,7 @@ def test_list_shows_what_can_be_used(capsys):
 
 
 def test_a_wrong_name_suggests_the_nearest(capsys):
-    with ends_in_one_line(
-        capsys, "there are no weights named zoo:co_dino_r50_5scale12ep: did you mean co_dino"
-    ):
+    with ends_in_one_line(capsys, "there are no weights named zoo:co_dino_r50_5scale12ep: did you mean co_dino"):
         weights.main(["get", "co_dino_r50_5scale12ep"])
     with pytest.raises(ValueError, match="`align-detr weights list` lists them"):
         zoo.find_entry("zoo:???")
