@@ -113,3 +113,25 @@ def test_a_published_model_comes_back_with_its_names(name):
     auxiliary = {key for key, reason in trace.dropped.items() if reason.startswith("auxiliary")}
     assert auxiliary == set() or name == "sensex_co_deformable_detr_r50"
     assert back == {key: shape for key, shape in shapes.items() if key not in auxiliary}
+
+
+@pytest.mark.parametrize(
+    "config, wanted",
+    [
+        ("baselines/dab_detr_r50_dc5_50ep.py", "detrex_dab_detr"),
+        ("baselines/conditional_detr_r101_dc5_50ep.py", "detrex_conditional_detr"),
+    ],
+)
+def test_rows_of_detrex_on_torchvisions_resnet_convert_whole(config, wanted):
+    """Its DC5 files have the backbone under `backbone.body` and torchvision's names; all else is detrex's."""
+    cfg = get_config(config)
+    cfg.train.device = cfg.model.device = "meta"
+    with torch.device("meta"):
+        ours = instantiate(cfg.model).state_dict()
+    theirs = all_formats()[wanted].to_theirs(ours)
+    assert "backbone.body.layer4.0.downsample.1.running_var" in theirs and recognise(theirs).name == wanted
+    back, trace = recognise(theirs).to_ours(theirs)
+    assert not trace.unknown and back.keys() == ours.keys()
+    settings = recognise(theirs).settings(WeightsFile(Path("x"), theirs, {}))
+    apply_settings(cfg, settings, "x.pth")
+    assert (cfg.model.num_queries, cfg.model.transformer.encoder.num_layers) == (300, 6)
