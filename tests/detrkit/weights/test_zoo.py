@@ -18,7 +18,9 @@ from file_server import serving
 from PIL import Image
 from small_models import random_file
 
+import detrkit
 from detrkit.commands import demo, export, export_weights, make_data, train, weights
+from detrkit.config.load import load_config
 from detrkit.weights import classes_of_weights, is_name, local_path, look_at, names, recognise, zoo
 
 ENTRIES = zoo.catalogue()
@@ -302,20 +304,32 @@ def test_export_and_inspect_take_a_name(tiny, tmp_path, capsys):
     assert "mmdetection's DINO" in capsys.readouterr().out
 
 
-def test_training_on_a_folder_begins_with_a_name(tiny, own, server, tmp_path, monkeypatch, capsys):
-    """`align-detr train --data FOLDER train.init_checkpoint=zoo:NAME`: the entry's config, and COCO's rows by name."""
+SMALL = ("train.device=cpu", "dataloader.test.num_workers=0", "train.output_dir=out")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """`folder("a", "b", "c")` writes ten drawn images to `mine`, whose classes have these names."""
     monkeypatch.chdir(tmp_path)
-    make_data.main(["--synthetic", "--train", "8", "--val", "2", "--output", "mine"])
-    for path in (tmp_path / "mine").glob("annotations/*.json"):
-        content = json.loads(path.read_text())
-        for category, name in zip(content["categories"], ("dog", "helmet", "person"), strict=True):
-            category["name"] = name
-        path.write_text(json.dumps(content))
-    for logger in LOGGERS:
-        monkeypatch.setattr(logging.getLogger(logger), "handlers", [])
-    small = ["train.max_iter=1", "train.device=cpu", "dataloader.train.num_workers=0", "train.report.enabled=False"]
-    small += ["dataloader.train.total_batch_size=2", "dataloader.test.num_workers=0", "train.output_dir=out"]
-    train.main(["--data", "mine", "train.init_checkpoint=zoo:tiny_dino", *small])
+
+    def draw(*names):
+        make_data.main(["--synthetic", "--train", "8", "--val", "2", "--output", "mine"])
+        for path in (tmp_path / "mine").glob("annotations/*.json"):
+            content = json.loads(path.read_text())
+            for category, name in zip(content["categories"], names, strict=True):
+                category["name"] = name
+            path.write_text(json.dumps(content))
+        for logger in LOGGERS:
+            monkeypatch.setattr(logging.getLogger(logger), "handlers", [])
+
+    return draw
+
+
+def test_training_on_a_folder_begins_with_a_name(tiny, folder, tmp_path, capsys):
+    """`align-detr train --data FOLDER train.init_checkpoint=zoo:NAME`: the entry's config, and COCO's rows by name."""
+    folder("dog", "helmet", "person")
+    small = ["train.max_iter=1", "dataloader.train.num_workers=0", "dataloader.train.total_batch_size=2"]
+    train.main(["--data", "mine", "train.init_checkpoint=zoo:tiny_dino", "train.report.enabled=False", *small, *SMALL])
     out = capsys.readouterr().out
     assert "Config: dino_tiny" in out and "initial weights for helmet" in out
     assert "Converted tiny-dino.pth (mmdetection" in out and "AP" in out
@@ -324,6 +338,16 @@ def test_training_on_a_folder_begins_with_a_name(tiny, own, server, tmp_path, mo
     theirs = tiny["class_embed.0.weight"]
     for name, number in {"dog": 16, "person": 0}.items():
         assert (rows[name] - theirs[number]).abs().max() < 0.01
+
+
+def test_evaluation_takes_a_name(tiny, folder, tmp_path, monkeypatch, capsys):
+    """By command and by function; COCO's dog is the data's."""
+    folder("dog", "car", "person")
+    monkeypatch.setenv("TINY_COCO_ROOT", str(tmp_path / "mine"))
+    train.main(["--config-file", "dino_tiny", "--eval-only", "train.init_checkpoint=zoo:tiny_dino", *SMALL])
+    assert "model.num_classes 3 -> 80" in capsys.readouterr().out
+    results = detrkit.evaluate(load_config("dino_tiny", list(SMALL)), "zoo:tiny_dino")
+    assert {"AP", "AP-dog"} <= set(results["bbox"])
 
 
 def test_a_training_that_cannot_begin_says_so_in_one_line(own, tmp_path, capsys):
