@@ -57,7 +57,9 @@ def find_source(
         folder = _run_folder(Path(source))
         config, weights = folder / "config.yaml", weights or _weights_of_run(folder)
     if config is None or weights is None:
-        raise ValueError("a detector needs zoo:NAME, the folder of a training, an exported file, or config and weights")
+        raise ValueError(
+            "a detector needs the folder of a training, an exported file, or both config and weights; or zoo:NAME"
+        )
     cfg = copy.deepcopy(config) if isinstance(config, DictConfig) else load_config_file(os.fspath(config))
     if prepared := prepare_config(cfg, weights, overrides=overrides):
         prepared.log()
