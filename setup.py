@@ -34,6 +34,7 @@ setup(
         *packages("configs/common", "align_detr.configs.common"),
         *packages("configs/baselines", "align_detr.configs.baselines"),
     ],
+    package_data={"detrkit.weights": ["zoo.yaml"]},
     entry_points={"console_scripts": ["align-detr = detrkit.commands.main:main"]},
     install_requires=[
         "argcomplete>=3.1",
@@ -45,6 +46,7 @@ setup(
         "numpy",
         "omegaconf>=2.3",
         "pillow>=10.1",
+        "portalocker",
         "pycocotools",
         "pyyaml",
         "safetensors",
@@ -62,6 +64,8 @@ setup(
         "experiments": ["distributed"],
         "docs": ["furo", "myst-parser", "sphinx>=7"],
         "fast": ["faster-coco-eval>=1.8"],
+        # Files of the Hugging Face hub by name: hf://org/name/file.
+        "hub": ["huggingface_hub"],
         # To write ONNX files and to run them; the latter needs onnxruntime alone.
         "onnx": ["onnx", "onnxruntime"],
         "dev": [

@@ -50,7 +50,7 @@ def evaluate(
     """Evaluate a checkpoint on the test data of a config, and log the results in its output folder.
 
     Args:
-        checkpoint: a .pth or .safetensors file, or a URL; "" for `cfg.train.init_checkpoint`.
+        checkpoint: a .pth or .safetensors file, a URL, or `zoo:NAME`; "" for `cfg.train.init_checkpoint`.
         config_file: where the config came from, for the log.
         overrides: `key=value` that the user gave; settings that belong to the weights do not replace them.
 

@@ -1,4 +1,4 @@
-"""The blocks of README, tutorial and docs/deploying.md are run, one after the other, each page in its own folder."""
+"""The blocks of README and of several pages of docs are run, one after the other, each page in its own folder."""
 
 import json
 import os
@@ -10,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from .detrkit.inference.conftest import write_run
+from .detrkit.weights.file_server import serving
+from .detrkit.weights.small_models import random_file
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -48,6 +51,19 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture
+def published(folder, monkeypatch):
+    """A server on this machine has a small detector in place of the published weights that the pages name."""
+    state = random_file("mmdet_dino", folder / "theirs.pth", num_classes=80)
+    with serving() as server:
+        server.files["/small.pth"] = (folder / "theirs.pth").read_bytes()
+        entry = {"url": f"{server.url}/small.pth", "config": "dino_tiny", "detector": "Align-DETR", "backbone": "R50"}
+        (folder / "zoo.yaml").write_text(json.dumps({"align_detr_r50_4scale_12ep": entry}))
+        monkeypatch.setenv("ALIGN_DETR_ZOO", str(folder / "zoo.yaml"))
+        monkeypatch.setenv("ALIGN_DETR_CACHE", str(folder / "cache"))
+        yield state
+
+
 def picture(path, seed=0):
     path.parent.mkdir(exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (12, 16, 3), np.uint8)
@@ -76,7 +92,7 @@ def run_blocks(page, names, changes):
 
 
 @pytest.mark.slow
-def test_readme(folder):
+def test_readme(folder, published):
     """Protects the first ten minutes."""
     image = picture(folder / "street.jpg")
     shell("align-detr make-data --synthetic")
@@ -113,3 +129,31 @@ def test_the_page_on_deploying(folder):
     assert kinds == {"python": 6, "bash": 3}
     assert (folder / "drawn.png").is_file() and (folder / "drawn/street.png").is_file()
     assert len(names["results"]) == len(names["detections"].to_coco(0)) * 2
+
+
+@pytest.mark.slow
+def test_the_page_on_weights(folder, published):
+    """Protects who begins with published weights: zoo, fine-tuning, other code bases, and back."""
+    picture(folder / "street.jpg")
+    shell("align-detr make-data --synthetic --train 16 --val 4 --output mine")
+    for path in folder.glob("mine/annotations/*.json"):
+        content = json.loads(path.read_text())
+        for category, name in zip(content["categories"], ("dog", "helmet", "person"), strict=True):
+            category["name"] = name
+        path.write_text(json.dumps(content))
+    small = {
+        "dino_r50_4scale_12ep --checkpoint": "dino_tiny --checkpoint",
+        'config="dino_r50_4scale_12ep"': 'config="dino_tiny"',
+        "train --data mine": f"train --data mine {SMALL} train.output_dir=output/mine",
+    }
+    kinds = run_blocks("docs/weights.md", names := {}, small)
+    assert kinds == {"bash": 6, "python": 1} and names["found"].width == 160
+    assert (folder / "output/demo/street.png").is_file() and (folder / "detector.safetensors").is_file()
+    back = torch.load(folder / "back.pth", weights_only=True)["state_dict"]
+    theirs = torch.load(folder / "theirs.pth", weights_only=True)["state_dict"]
+    assert back.keys() == theirs.keys() and all(torch.equal(tensor, theirs[name]) for name, tensor in back.items())
+    trained = torch.load(folder / "output/mine/model_final.pth", weights_only=True)
+    classes = [name for _, name in trained["trainer"]["hooks"]["RunState"]["facts"]["classes"]]
+    for name, row in {"dog": 16, "person": 0}.items():
+        moved = trained["model"]["class_embed.0.weight"][classes.index(name)] - published["class_embed.0.weight"][row]
+        assert moved.abs().max() < 0.01

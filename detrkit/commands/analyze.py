@@ -79,12 +79,15 @@ def read_candidates(args: argparse.Namespace) -> tuple[list[Candidate], Path]:
     from detrkit.config.load import load_configs
     from detrkit.inference.sources import find_named
     from detrkit.reports.alignment import Candidate, default_names
+    from detrkit.runtime.weight_files import ZOO
+    from detrkit.weights.zoo import find_entry
 
     config, checkpoint, folder = command_line.find_named(args)
     given = [(config, checkpoint)]
     for text in args.compare:
-        is_folder = Path(text).is_dir()
-        given.append(find_named(text)[:2] if is_folder else split_pair(text, config))
+        is_whole = Path(text).is_dir() or text.startswith(ZOO)
+        given.append(find_named(text)[:2] if is_whole else split_pair(text, config))
+    given = [(find_entry(c).config if c.startswith(ZOO) else c, weights) for c, weights in given]
     configs = load_configs([config for config, _ in given], args.overrides)
     candidates = []
     for (config, checkpoint), cfg in zip(given, configs, strict=True):

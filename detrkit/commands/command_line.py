@@ -83,7 +83,7 @@ def add_config(parser: argparse.ArgumentParser, help: str = "", default: str = "
 
 def add_checkpoint(parser: argparse.ArgumentParser, help: str) -> None:
     """Add `--checkpoint` and `--which`."""
-    parser.add_argument("--checkpoint", metavar="FILE", help=help)
+    parser.add_argument("--checkpoint", "--weights", metavar="FILE", help=help)
     parser.add_argument(
         "--which",
         choices=("best", "final"),
@@ -171,7 +171,7 @@ def check_exist(config: str | None, checkpoint: str | os.PathLike | None, kinds:
     """Check that what the command line names is there, before the library is imported.
 
     Args:
-        config: a config, the folder of a training, or an exported file.
+        config: a config, the folder of a training, an exported file, or `zoo:NAME`.
         checkpoint: a file, a URL or the folder of a training.
         kinds: what `config` may be, for the message.
 
@@ -179,10 +179,12 @@ def check_exist(config: str | None, checkpoint: str | os.PathLike | None, kinds:
         FileNotFoundError: it is not; the message has configs of similar names.
         ValueError: the checkpoint is incomplete, or no file of weights.
     """
+    from detrkit.runtime.weight_files import is_name, is_remote, weights_problem
+
     if config and Path(config).is_dir():
         if not Path(config, "config.yaml").is_file():
             raise FileNotFoundError(f"{config} is not the folder of a training: it has no config.yaml")
-    elif config:
+    elif config and not is_name(config):
         from detrkit.config.catalogue import find_config
 
         try:
@@ -190,12 +192,10 @@ def check_exist(config: str | None, checkpoint: str | os.PathLike | None, kinds:
         except FileNotFoundError as error:
             raise FileNotFoundError(str(error).replace("no such config", f"no such {kinds}", 1)) from error
     text = os.fspath(checkpoint or "")
-    if not text or "://" in text:
+    if not text or is_remote(text):
         return
     if not Path(text).exists():
         raise FileNotFoundError(f"no such checkpoint: {text}")
-    from detrkit.runtime.weight_files import weights_problem
-
     if Path(text).is_file() and (problem := weights_problem(text)):
         raise ValueError(problem)
 

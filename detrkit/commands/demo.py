@@ -11,9 +11,11 @@ from detrkit.commands import command_line
 DESCRIPTION = """\
 Detect objects in images, and draw them.
 
-Give the folder of a training, a file of `align-detr export` (.safetensors, .onnx), or a CONFIG with --checkpoint.
+Give published weights by name (`align-detr weights list`), the folder of a training, a file of `align-detr export`
+(.safetensors, .onnx), or a CONFIG with --checkpoint.
 A file that cannot be read is named and left out, and the exit status is 1."""
 EXAMPLES = (
+    "align-detr demo --weights zoo:align_detr_r50_4scale_12ep --input street.jpg",
     "align-detr demo output/align_detr_tiny --input datasets/tiny_coco/val2017",
     "align-detr demo align_detr_tiny --checkpoint output/align_detr_tiny/model_final.pth --input a.jpg b.jpg",
 )
@@ -25,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     command_line.add_config(
         parser, "the folder of a training, an exported file, or a config", metavar="FOLDER|FILE|CONFIG"
     )
-    command_line.add_checkpoint(parser, "weights: .pth or .safetensors")
+    command_line.add_checkpoint(parser, "weights: .pth, .safetensors or zoo:NAME")
     parser.add_argument("--input", required=True, nargs="+", metavar="PATH", help="images, folders, quoted globs")
     parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write detections in COCO's results format")

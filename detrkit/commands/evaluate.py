@@ -11,7 +11,8 @@ from detrkit.commands.train import add_processes, launch_processes
 DESCRIPTION = """\
 Evaluate a detector on the test data of its config, by COCO's metrics.
 
-Give the folder of a training; or a CONFIG with --checkpoint, a checkpoint (.pth) or an exported file (.safetensors)."""
+Give the folder of a training or zoo:NAME; or a CONFIG with --checkpoint, a checkpoint (.pth) or an exported file
+(.safetensors)."""
 EXAMPLES = (
     "align-detr eval output/align_detr_tiny --which best",
     "align-detr eval align_detr_tiny --checkpoint output/align_detr_tiny/model_final.pth",
@@ -57,13 +58,14 @@ def work(args: argparse.Namespace) -> None:
     with command_line.errors_in_one_line():
         from detrkit.api import evaluate
         from detrkit.config.catalogue import find_config
-        from detrkit.config.load import load_config
+        from detrkit.inference.sources import load_named_config
         from detrkit.runtime.allocation import keep_freed_memory
+        from detrkit.runtime.weight_files import is_name
         from detrkit.training.checkpoints import newest_checkpoint
         from detrkit.training.session import join_torchrun
 
         join_torchrun()
-        cfg = load_config(args.config, args.overrides)
+        cfg = load_named_config(args.config, args.overrides)
         if args.folder and not any(text.startswith("train.output_dir=") for text in args.overrides):
             cfg.train.output_dir = str(args.folder)
             if "output_dir" in cfg.dataloader.get("evaluator", {}):
@@ -71,7 +73,8 @@ def work(args: argparse.Namespace) -> None:
         keep_freed_memory()
         point = newest_checkpoint(cfg.train.output_dir) if args.resume else None
         checkpoint = f"{cfg.train.output_dir}/{point.name}" if point else args.checkpoint
-        evaluate(cfg, checkpoint, config_file=str(find_config(args.config)), overrides=args.overrides)
+        config = args.config if is_name(args.config) else str(find_config(args.config))
+        evaluate(cfg, checkpoint, config_file=config, overrides=args.overrides)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -14,7 +14,8 @@ from detrkit.commands.choices import WEIGHT_FAMILIES, WEIGHT_FORMATS
 DESCRIPTION = """\
 Write a detector as one file.
 
-Give the folder of a training, an exported file, or a CONFIG with --checkpoint FILE; the latter takes key=value too.
+Give the folder of a training, an exported file, or zoo:NAME; or a CONFIG with --checkpoint FILE, which takes key=value
+too.
 
 .safetensors  weights (averaged ones if the training kept them), config, names of classes and input size. Nothing in
               the file is run. `align_detr.Detector`, `align-detr demo` and train.init_checkpoint take it.
@@ -68,6 +69,8 @@ def check_options(args: argparse.Namespace) -> None:
         ValueError: they do not.
         FileNotFoundError: config or checkpoint are not there.
     """
+    if not args.config and (args.checkpoint or "").startswith("zoo:"):
+        args.config, args.checkpoint = args.checkpoint, None
     command_line.check_exist(args.config, args.checkpoint, "folder, file or config")
     if not args.config or not (has_config(args.config) or args.checkpoint):
         raise ValueError("no detector: give the folder of a training, an exported file, or a config and --checkpoint")
@@ -81,8 +84,8 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def has_config(source: str) -> bool:
-    """Whether a source holds config and weights: the folder of a training, or an exported file."""
-    return Path(source).is_dir() or source.endswith(".safetensors")
+    """Whether a source has config and weights: the folder of a training, an exported file, or `zoo:NAME`."""
+    return Path(source).is_dir() or source.endswith(".safetensors") or source.startswith("zoo:")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -25,7 +25,7 @@ FAMILIES = ", ".join(WEIGHT_FAMILIES)
 def parser() -> argparse.ArgumentParser:
     """Return the options of `align-detr export-weights`."""
     parser = command_line.CommandParser(DESCRIPTION, EXAMPLES, prog="align-detr export-weights")
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="such as model_final.pth")
+    parser.add_argument("--checkpoint", required=True, metavar="FILE", help="such as model_final.pth, or zoo:NAME")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".pth or .safetensors")
     parser.add_argument("--ema", action="store_true", help="the moving average instead of the weights themselves")
     parser.add_argument("--half", action="store_true", help="floating-point numbers in float16")
@@ -53,9 +53,10 @@ def run(args: argparse.Namespace) -> None:
     with command_line.errors_in_one_line():
         command_line.check_exist(args.config, args.checkpoint)
         from detrkit.inference.weights_file import export_weights
+        from detrkit.weights import local_path
 
         table = export_weights(
-            args.checkpoint,
+            Path(local_path(args.checkpoint)),
             args.output,
             format=args.format,
             ema=args.ema,

@@ -41,7 +41,7 @@ COMMANDS = {
     "compare": Command("train detectors with Align-DETR's supervision and with their own"),
     "export": Command("write a detector as one file: .safetensors, ONNX, torch.export"),
     "export-weights": Command("write a checkpoint's weights alone"),
-    "weights": Command("show what a file of weights holds, of this or another code base"),
+    "weights": Command("list and download published weights; show what a file of weights holds"),
     "convert": Command("convert a dataset to COCO's format, and list its mistakes"),
     "make-data": Command("write a small dataset: drawn shapes, or a part of COCO"),
     "visualize-results": Command("draw predictions beside ground truth"),

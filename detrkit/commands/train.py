@@ -78,9 +78,9 @@ def add_training_options(parser: argparse.ArgumentParser, resume: str) -> None:
         type=Path,
         metavar="FOLDER",
         help="train on this folder, in any layout that `align-detr convert` reads. It is split if it has no validation "
-        "split. The default CONFIG is align_detr_r50_4scale_12ep; on a machine without a GPU it is "
-        'align_detr_lite0_4scale if the extra "cpu" is installed. The output folder, output/FOLDER, gets it as '
-        "config.py",
+        "split. The default CONFIG is that of train.init_checkpoint=zoo:NAME, else align_detr_r50_4scale_12ep; on a "
+        'machine without a GPU it is align_detr_lite0_4scale if the extra "cpu" is installed. The output folder, '
+        "output/FOLDER, gets it as config.py",
     )
     group.add_argument("--format", choices=LAYOUTS, metavar="LAYOUT", help=f"of --data: {', '.join(LAYOUTS)}")
     group.add_argument("--classes", nargs="+", metavar="NAME", help="of --data, train on these classes alone")
@@ -135,9 +135,11 @@ def check_options(args: argparse.Namespace) -> None:
             "no config: give its name (`align-detr configs` lists them) or its path, or a folder of images by --data"
         )
     command_line.check_exist(args.config, None)
+    from detrkit.runtime.weight_files import is_remote
+
     given = dict(text.split("=", 1) for text in args.overrides if "=" in text)
     if (checkpoint := given.get("train.init_checkpoint")) and not args.resume:
-        if "://" not in checkpoint and not Path(checkpoint).is_file() and checkpoint not in ("null", "''"):
+        if not is_remote(checkpoint) and not Path(checkpoint).is_file() and checkpoint not in ("null", "''"):
             raise FileNotFoundError(f"train.init_checkpoint={checkpoint}: no such file")
         command_line.check_exist(None, checkpoint if Path(checkpoint).is_file() else None)
     output = given.get("train.output_dir") or (f"output/{args.data.resolve().name}" if args.data else None)
@@ -185,7 +187,7 @@ def write_config(args: argparse.Namespace) -> str:
 
     written = write_folder_config(
         args.data,
-        args.config or default_config(),
+        args.config or default_config(args.overrides),
         args.overrides,
         format=args.format,
         keep_classes=args.classes,

@@ -47,8 +47,10 @@ ENTRIES = {
     "align_detr_lite0_neu_det": Entry("Align-DETR on DINO", "Lite0", "6000 x 8 images", 4.84),
     "align_detr_r101_4scale_12ep": Entry("Align-DETR on DINO", "R101", "12 epochs", 66.59),
     "align_detr_r101_4scale_24ep": Entry("Align-DETR on DINO", "R101", "24 epochs", 66.59),
-    "align_detr_r50_4scale_12ep": Entry("Align-DETR on DINO", "R50", "12 epochs", 47.65, 50.5),
-    "align_detr_r50_4scale_24ep": Entry("Align-DETR on DINO", "R50", "24 epochs", 47.65, 51.7),
+    "align_detr_r50_4scale_12ep": Entry("Align-DETR on DINO", "R50", "12 epochs", 47.65, 50.2),
+    "align_detr_r50_4scale_12ep_align_loss": Entry("Align-DETR on DINO", "R50", "12 epochs", 47.65, 50.5),
+    "align_detr_r50_4scale_24ep": Entry("Align-DETR on DINO", "R50", "24 epochs", 47.65, 51.3),
+    "align_detr_r50_4scale_24ep_align_loss": Entry("Align-DETR on DINO", "R50", "24 epochs", 47.65, 51.7),
     "align_detr_r50_4scale_36ep": Entry("Align-DETR on DINO", "R50", "36 epochs", 47.65),
     "align_detr_swin_base_384_4scale_12ep": Entry("Align-DETR on DINO", "Swin-B", "12 epochs", 108.26),
     "align_detr_swin_large_384_4scale_12ep": Entry("Align-DETR on DINO", "Swin-L", "12 epochs", 217.99),
@@ -74,6 +76,8 @@ ENTRIES = {
     "co_dino_lite0_4scale": Entry("Co-DINO", "Lite0", "12 epochs", 7.42),
     "co_dino_r50_4scale_12ep": Entry("Co-DINO", "R50", "12 epochs", 64.79),
     "co_dino_r50_5scale_12ep": Entry("Co-DINO", "R50", "12 epochs", 65.15, 52.1),
+    "co_dino_r50_5scale_12ep_lsj": Entry("Co-DINO", "R50", "12 epochs", 65.15, 52.1),
+    "co_dino_r50_5scale_36ep_lsj": Entry("Co-DINO", "R50", "36 epochs", 65.15, 54.8),
     "co_dino_swin_large_5scale_12ep": Entry("Co-DINO", "Swin-L", "12 epochs", 235.47, 58.9),
     "co_dino_swin_large_5scale_36ep": Entry("Co-DINO", "Swin-L", "36 epochs", 235.47, 60.0),
     "co_dino_tiny": Entry("Co-DINO", "small", "2400 x 4 images", 8.51),
@@ -83,18 +87,27 @@ ENTRIES = {
     "sd_detr_r50_dc5_50ep": Entry("SD-DETR", "R50-DC5", "50 epochs", 52.58),
     "sd_detr_tiny": Entry("SD-DETR", "small", "8000 x 4 images", 6.71),
     "conditional_detr_r101_50ep": Entry("Conditional DETR", "R101", "50 epochs", 62.36),
+    "conditional_detr_r101_dc5_50ep": Entry("Conditional DETR", "R101-DC5", "50 epochs", 62.36),
     "conditional_detr_r50_50ep": Entry("Conditional DETR", "R50", "50 epochs", 43.42, 41.0),
     "conditional_detr_r50_dc5_50ep": Entry("Conditional DETR", "R50-DC5", "50 epochs", 43.42),
     "conditional_detr_tiny": Entry("Conditional DETR", "small", "8000 x 4 images", 4.64),
+    "dab_detr_r101_50ep": Entry("DAB-DETR", "R101", "50 epochs", 62.61),
+    "dab_detr_r101_dc5_50ep": Entry("DAB-DETR", "R101-DC5", "50 epochs", 62.61),
     "dab_detr_r50_50ep": Entry("DAB-DETR", "R50", "50 epochs", 43.67, 42.2),
     "dab_detr_r50_dc5_50ep": Entry("DAB-DETR", "R50-DC5", "50 epochs", 43.67),
     "dab_detr_tiny": Entry("DAB-DETR", "small", "5400 x 4 images", 4.94),
+    "deformable_detr_r50_two_stage_50ep": Entry("Deformable DETR", "R50", "50 epochs", 41.16),
     "dino_bccd": Entry("DINO", "small", "2000 x 4 images", 4.25),
     "dino_lite0_4scale": Entry("DINO", "Lite0", "12 epochs", 4.89),
     "dino_lite0_bccd": Entry("DINO", "Lite0", "2000 x 8 images", 4.84),
     "dino_lite0_neu_det": Entry("DINO", "Lite0", "6000 x 8 images", 4.84),
+    "dino_r101_4scale_12ep": Entry("DINO", "R101", "12 epochs", 66.59),
     "dino_r50_4scale_12ep": Entry("DINO", "R50", "12 epochs", 47.65),
     "dino_r50_4scale_24ep": Entry("DINO", "R50", "24 epochs", 47.65),
+    "dino_r50_4scale_36ep": Entry("DINO", "R50", "36 epochs", 47.65),
+    "dino_r50_5scale_12ep": Entry("DINO", "R50", "12 epochs", 48.01),
+    "dino_r50_5scale_24ep": Entry("DINO", "R50", "24 epochs", 48.01),
+    "dino_r50_5scale_36ep": Entry("DINO", "R50", "36 epochs", 48.01),
     "dino_swin_base_384_4scale_12ep": Entry("DINO", "Swin-B", "12 epochs", 108.26),
     "dino_swin_large_384_4scale_12ep": Entry("DINO", "Swin-L", "12 epochs", 217.99),
     "dino_swin_large_384_5scale_12ep": Entry("DINO", "Swin-L", "12 epochs", 218.33),
@@ -108,16 +121,14 @@ ENTRIES = {
     "dino_vitdet_large_4scale_12ep": Entry("DINO", "ViT-L", "12 epochs", 326.78),
     "dino_vitdet_large_4scale_50ep": Entry("DINO", "ViT-L", "50 epochs", 326.78),
     "h_deformable_detr_r50_two_stage_12ep": Entry("H-DETR", "R50", "12 epochs", 47.93, 48.7),
+    "h_deformable_detr_r50_two_stage_36ep": Entry("H-DETR", "R50", "36 epochs", 47.93, 50.0),
     "h_deformable_detr_swin_large_two_stage_12ep": Entry("H-DETR", "Swin-L", "12 epochs", 218.06, 55.9),
     "h_deformable_detr_swin_large_two_stage_36ep": Entry("H-DETR", "Swin-L", "36 epochs", 218.06, 57.1),
     "h_deformable_detr_swin_tiny_two_stage_12ep": Entry("H-DETR", "Swin-T", "12 epochs", 48.47, 50.6),
     "h_deformable_detr_swin_tiny_two_stage_36ep": Entry("H-DETR", "Swin-T", "36 epochs", 48.47, 53.2),
     "h_deformable_detr_tiny": Entry("H-DETR", "small", "2400 x 4 images", 4.32),
 }
-NOTE = """\
-Parameters in millions. AP: the paper's box AP on COCO val2017, in %; no value was reproduced here. The values of
-align_detr_r50_4scale_* are for model.criterion.loss_class_type=align_loss. For the default, ia_bce_loss, the paper has
-50.2 (12 epochs) and 51.3 (24 epochs)."""
+NOTE = "Parameters in millions. AP: the paper's box AP on COCO val2017, in %; no value was reproduced here."
 
 
 def config_files() -> dict[str, Path]:

@@ -21,12 +21,11 @@ from torch import nn
 from tqdm import tqdm
 
 from detrkit.analysis import batches_of_one_size, detections, predict_layers
-from detrkit.config.load import load_config
 from detrkit.datasets.classes import Classes, classes_of_dataset, dataset_names
 from detrkit.datasets.images import image_suffixes, read_image
 from detrkit.inference.detector import Detector
 from detrkit.inference.pictures import draw
-from detrkit.inference.sources import classes_in_file
+from detrkit.inference.sources import classes_in_file, load_named_config
 from detrkit.runtime.allocation import keep_freed_memory
 from detrkit.training.loading import load_detector
 
@@ -142,7 +141,7 @@ def _with_model(
     failed: list[str],
     progress: tqdm,
 ) -> tuple[Iterator[Example], Classes]:
-    cfg = load_config(config, overrides)
+    cfg = load_named_config(config, overrides)
     keep_freed_memory()
     model = load_detector(cfg, checkpoint, overrides=overrides)
 

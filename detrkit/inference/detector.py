@@ -34,14 +34,14 @@ class Detector:
             print(found.labels, found.scores, found.boxes)
 
     Args:
-        source: the folder of a training, or a file that `align-detr export` has written. Of a folder, `config.yaml`
-            and `model_final.pth` are taken, else `model_best.pth`, else the newest checkpoint. Nothing in them is run.
-            An ONNX file goes to ONNX Runtime.
+        source: `zoo:NAME`, the folder of a training, or a file of `align-detr export`. Of a folder, `config.yaml` and
+            `model_final.pth` are taken, else `model_best.pth`, else the newest checkpoint. Nothing in them is run. An
+            ONNX file goes to ONNX Runtime.
         which: the "best" or the "final" checkpoint of the folder. The log and the attribute `weights` say which was
             taken.
         config: instead, a config: a `.py` file (which is run), a `.yaml` file, or a config as LazyConfig loads it.
-        weights: a checkpoint (`.pth`) or weights alone (`.pth`, `.safetensors`); beside `source`, in place of its
-            own. They must cover the whole model. Averaged weights are used where the config has them.
+        weights: a checkpoint (`.pth`), weights alone (`.pth`, `.safetensors`) or `zoo:NAME`; beside `source`, in place
+            of its own. They must cover the whole model. Averaged weights are used where the config has them.
         device: "cuda", "cuda:1", "mps" or "cpu"; "auto" for the first of these that is there.
         dtype: "float32", or "float16" or "bfloat16" for mixed precision, as in training with `train.amp`: on a CPU
             only where it has units for it, as float32 is faster otherwise.

@@ -12,10 +12,11 @@ from typing import NamedTuple
 from omegaconf import DictConfig
 
 from detrkit.config.exported import read_exported
-from detrkit.config.load import load_config_file
+from detrkit.config.load import load_config, load_config_file
 from detrkit.datasets.classes import Classes, classes_in_checkpoint, classes_of_dataset
 from detrkit.runtime.files import LAST_CHECKPOINT
-from detrkit.weights import classes_of_weights, is_of_other_code_base, look_at, prepare_config
+from detrkit.runtime.weight_files import is_name
+from detrkit.weights import classes_of_weights, is_of_other_code_base, local_path, look_at, prepare_config, zoo
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,9 @@ def find_source(
         raise ValueError(f"{source} has a config of its own: give either, not both")
     if which is not None and (source is None or not Path(source).is_dir()):
         raise ValueError(f"which={which!r} chooses a checkpoint of a training's folder, but none is given")
+    if source is not None and os.fspath(source).startswith(zoo.PREFIX):
+        config, weights, source = zoo.config_of(os.fspath(source)), weights or source, None
+    source, weights = source and local_path(source), weights and local_path(weights)
     if source is not None and Path(source).suffix == ".safetensors":
         exported = read_exported(source)
         if exported is None:
@@ -63,7 +67,9 @@ def find_source(
         folder = _run_folder(Path(source))
         config, weights = folder / "config.yaml", weights or weights_of_run(folder, which)
     if config is None or weights is None:
-        raise ValueError("a detector needs the folder of a training, an exported file, or both config and weights")
+        raise ValueError(
+            "a detector needs the folder of a training, an exported file, or both config and weights; or zoo:NAME"
+        )
     cfg = copy.deepcopy(config) if isinstance(config, DictConfig) else load_config_file(os.fspath(config))
     if prepared := prepare_config(cfg, weights, overrides=overrides):
         prepared.log()
@@ -72,6 +78,7 @@ def find_source(
 
 def classes_in_file(path: str | os.PathLike) -> Classes | None:
     """The classes that a checkpoint or an exported file knows; None if it knows none."""
+    path = local_path(path)
     if is_of_other_code_base(path):
         found = look_at(path)
         return classes_of_weights(path) or Classes.numbered(found.settings["model.num_classes"])
@@ -126,8 +133,8 @@ class Named(NamedTuple):
     """What a command line names.
 
     Attributes:
-        config: name or path of a config, which may be an exported file.
-        weights: a file or a URL; "" if none is named.
+        config: name or path of a config, which may be an exported file or `zoo:NAME`: see `load_named_config`.
+        weights: a file, a URL or `zoo:NAME`; "" if none is named.
         folder: the folder of a training, if one was named.
     """
 
@@ -140,7 +147,7 @@ def find_named(source: str, checkpoint: str | None = None, which: str | None = N
     """Find config and weights of what a user names on a command line.
 
     Args:
-        source: a config, the folder of a training, or an exported file; "" if there is only `checkpoint`.
+        source: a config, the folder of a training, an exported file, or `zoo:NAME`; "" if there is only `checkpoint`.
         checkpoint: weights; alone, it may be what `source` may be.
         which: as in `weights_of_run`.
 
@@ -156,5 +163,14 @@ def find_named(source: str, checkpoint: str | None = None, which: str | None = N
         return Named(str(folder / "config.yaml"), checkpoint or str(weights_of_run(folder, which)), folder)
     if which is not None:
         raise ValueError(f"--which {which} chooses a checkpoint of a training's folder, but none is given")
-    is_file = Path(source or checkpoint or "").suffix in (".safetensors", ".onnx")
+    is_file = is_name(source) or Path(source or checkpoint or "").suffix in (".safetensors", ".onnx")
     return Named(source or checkpoint or "", checkpoint or (source if is_file else ""))
+
+
+def load_named_config(config: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """Load the config that a command line names: by name or path, of an exported file, or of `zoo:NAME`.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_config` and `zoo.config_of`.
+    """
+    return zoo.config_of(config, overrides) if config.startswith(zoo.PREFIX) else load_config(config, overrides)

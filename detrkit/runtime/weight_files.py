@@ -1,4 +1,4 @@
-"""Mistakes in files of weights that their first bytes and their length show, without PyTorch."""
+"""Names of weights, and mistakes in their files that the first bytes and the length show, without PyTorch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,18 @@ from pathlib import Path
 
 MAX_HEADER = 100_000_000  # bytes of a safetensors header, as in the library
 ZIP, ONNX = b"PK\x03\x04", b"\x08"
+ZOO, HUB = "zoo:", "hf://"  # beginnings of names that stand for files
 INCOMPLETE = "it was cut off while it was written or copied: copy it again, or take another checkpoint"
+
+
+def is_name(checkpoint: str | os.PathLike) -> bool:
+    """Whether this is `zoo:NAME` or `hf://org/name/file`, not a file or a URL."""
+    return os.fspath(checkpoint).startswith((ZOO, HUB))
+
+
+def is_remote(checkpoint: str | os.PathLike) -> bool:
+    """Whether this is a name or a URL, which may have to be downloaded, not the path of a file."""
+    return is_name(checkpoint) or "://" in os.fspath(checkpoint)
 
 
 def weights_problem(path: str | os.PathLike) -> str | None:

@@ -19,6 +19,7 @@ from detrkit.config.overrides import key_of
 from detrkit.datasets import Conversion, convert_dataset
 from detrkit.datasets.registration import own_prefix
 from detrkit.runtime.device import best_device
+from detrkit.weights import zoo
 
 from .output_folder import claim_output_folder
 from .session import check_exists
@@ -33,9 +34,17 @@ EVALUATIONS = 10  # in the course of a training
 KEPT = 2  # checkpoints: each is several times the model, and the best and the last are kept besides
 
 
-def default_config() -> str:
-    """Name of the config for a folder: a small detector on a machine without a GPU, if its ImageNet weights are
-    installed, otherwise ResNet-50."""
+def default_config(overrides: Sequence[str] = ()) -> str:
+    """Name of the config for a folder: that of the published weights that the training begins with, if it does; a small
+    detector on a machine without a GPU, if its ImageNet weights are installed; otherwise ResNet-50.
+
+    Raises:
+        ValueError: `train.init_checkpoint=zoo:NAME` is among the overrides, and cannot be used.
+    """
+    if entry := _published(overrides):
+        if entry.lacks:
+            raise ValueError(f"{zoo.PREFIX}{entry.name} cannot be used: this project does not have {entry.lacks}")
+        return entry.config
     if best_device() != "cpu" or any(importlib.util.find_spec(package) is None for package in CPU_PACKAGES):
         return BASE_CONFIG
     try:
@@ -45,6 +54,13 @@ def default_config() -> str:
         logger.warning("%s is not used, since timm cannot be imported: %s", CPU_CONFIG, reason)
         return BASE_CONFIG
     return CPU_CONFIG
+
+
+def _published(overrides: Sequence[str]) -> zoo.ZooEntry | None:
+    """The published weights that a training with these overrides begins with."""
+    values = dict(text.split("=", 1) for text in overrides if "=" in text)
+    checkpoint = values.get("train.init_checkpoint", "").strip("'\"")
+    return zoo.find_entry(checkpoint) if checkpoint.startswith(zoo.PREFIX) else None
 
 
 class FolderConfig(NamedTuple):
@@ -79,7 +95,7 @@ def write_folder_config(
 
     Args:
         folder: in a layout of `detrkit.datasets.formats`. Without a validation part, it is split.
-        config: name or path of the config to start from; None for `default_config()`.
+        config: name or path of the config to start from; None for `default_config(overrides)`.
         overrides: `key=value`.
         format: the layout; None to recognise it.
         keep_classes: train on these classes alone.
@@ -92,7 +108,9 @@ def write_folder_config(
     """
     if epochs is not None and epochs < 1:
         raise ValueError(f"--epochs {epochs}: at least 1")
-    config = config or default_config()
+    config = config or default_config(overrides)
+    if (entry := _published(overrides)) and entry.config == config:
+        overrides = [*entry.overrides, *overrides]
     cfg = load_config(config, list(overrides))
     overridden = {key_of(text) for text in overrides}
     name = _name(folder)

@@ -14,6 +14,7 @@ from torch import nn
 
 from detrkit.config.load import call_parameters
 from detrkit.runtime.device import resolve_device
+from detrkit.runtime.weight_files import is_remote
 from detrkit.weights import prepare_config
 
 from .checkpoints import SafeCheckpointer
@@ -85,8 +86,8 @@ def load_detector(
 
     Args:
         cfg: as `load_config` returns it. Its device is resolved, and settings of the weights are set, in place.
-        checkpoint: a .pth or .safetensors file, or a URL that DetectionCheckpointer reads; "" for random weights.
-            Weights of other code bases are converted, see `detrkit.weights`.
+        checkpoint: a .pth or .safetensors file, a URL that DetectionCheckpointer reads, or `zoo:NAME`; "" for random
+            weights. Weights of other code bases are converted, see `detrkit.weights`.
         for_training: return the complete model in training mode.
         overrides: `key=value` that the user gave; settings of the weights do not replace them.
 
@@ -96,7 +97,7 @@ def load_detector(
     """
     if "model" not in cfg or "train" not in cfg:
         raise ValueError("the config has no model or no train: expected one of those that `align-detr configs` lists")
-    if checkpoint and "://" not in checkpoint and not Path(checkpoint).is_file():
+    if checkpoint and not is_remote(checkpoint) and not Path(checkpoint).is_file():
         raise FileNotFoundError(f"no such checkpoint: {checkpoint}")
     cfg.train.device = resolve_device(cfg.train.device)
     if "device" in call_parameters(cfg.model.get("_target_")):

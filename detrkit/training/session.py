@@ -27,7 +27,7 @@ from detrkit.datasets.classes import dataset_names
 from detrkit.datasets.registration import saved_registrations
 from detrkit.runtime.device import device_name, resolve_device
 from detrkit.runtime.logs import LOGGERS, log_traceback
-from detrkit.runtime.weight_files import weights_problem
+from detrkit.runtime.weight_files import is_remote, weights_problem
 from detrkit.weights import Prepared, prepare_config
 
 from .builders import AMP_TYPES, amp_name, amp_type
@@ -157,13 +157,13 @@ def check_unchanged(point: ResumePoint, config: Mapping[str, str]) -> None:
 
 
 def check_exists(checkpoint: str) -> None:
-    """Check that a file of weights is there and complete. URLs are checked on loading.
+    """Check that a file of weights is there and complete. URLs and names are checked on loading.
 
     Raises:
         FileNotFoundError: it is not there.
         ValueError: it is incomplete, or no file of weights.
     """
-    if not checkpoint or "://" in checkpoint:
+    if not checkpoint or is_remote(checkpoint):
         return
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(f"train.init_checkpoint={checkpoint}: no such file")

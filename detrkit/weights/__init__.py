@@ -21,6 +21,7 @@ from .loading import (
     local_file,
     prepare_config,
 )
+from .names import is_name, is_remote, local_path
 from .report import Report
 from .settings import apply_settings
 
@@ -45,8 +46,11 @@ __all__ = [
     "encoder_objectness",
     "families",
     "find_format",
+    "is_name",
     "is_of_other_code_base",
+    "is_remote",
     "local_file",
+    "local_path",
     "load_state",
     "look_at",
     "needed_there",

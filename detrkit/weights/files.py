@@ -16,6 +16,7 @@ from torch.serialization import MAGIC_NUMBER
 
 from detrkit.runtime.weight_files import weights_problem
 
+from .names import local_path
 from .pickles import RefusedError, StoredNumbers, StoredTensor, load
 
 STATES = ("model", "state_dict")
@@ -51,6 +52,7 @@ def read(path: str | os.PathLike, data: bool = True) -> WeightsFile:
     """Read a `.pth`, `.bin` or `.safetensors` file; its content tells which it is, whatever its name.
 
     Args:
+        path: a file, or a name as `names.local_path` takes it.
         data: read the numbers; otherwise the tensors are on the device "meta", which takes no memory.
 
     Raises:
@@ -58,7 +60,7 @@ def read(path: str | os.PathLike, data: bool = True) -> WeightsFile:
         ValueError: it is not a file of weights; it is damaged; or it contains something that is not plain data.
         OSError: it cannot be read.
     """
-    path = Path(path)
+    path = Path(local_path(path))
     if not path.is_file():
         raise FileNotFoundError(f"no such checkpoint: {path}")
     if problem := weights_problem(path):

@@ -18,6 +18,7 @@ from .classes import as_classes
 from .convert import Recognised, convert, look_at
 from .files import read
 from .formats import recognise
+from .names import is_name, local_path
 from .report import Report
 from .settings import NUM_CLASSES, Change, apply_settings, check_detector, listed
 from .tables import State
@@ -58,8 +59,14 @@ class Prepared:
 
 
 def local_file(checkpoint: str) -> Path | None:
-    """The file of a checkpoint on this machine, downloaded if it is a URL; None for what is left to detectron2, for no
-    checkpoint, and for a file that is not there."""
+    """The file of a checkpoint on this machine, downloaded if it is a URL or a name; None for what is left to
+    detectron2, for no checkpoint, and for a file that is not there.
+
+    Raises:
+        ValueError, OSError: it is a name that stands for no file, or whose file cannot be downloaded.
+    """
+    if is_name(checkpoint):
+        return Path(local_path(checkpoint))
     if not checkpoint or checkpoint.startswith(NOT_FILES) or checkpoint.endswith(NOT_OURS):
         return None
     try:

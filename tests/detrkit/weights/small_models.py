@@ -4,12 +4,14 @@ from types import SimpleNamespace
 
 import torch
 from detectron2.config import LazyCall as L
+from detectron2.config import instantiate
 from detectron2.modeling.backbone import BottleneckBlock
 from detrex.layers import ShapeSpec
 from detrex.modeling.backbone.resnet import BasicStem, ResNet
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from detrkit.config.load import get_config
+from detrkit.config.load import get_config, load_config
+from detrkit.weights import all_formats, write_weights
 
 CONFIGS = {
     "DINO": "baselines/dino_tiny.py",
@@ -18,7 +20,12 @@ CONFIGS = {
     "DABDETR": "baselines/dab_detr_tiny.py",
     "ConditionalDETR": "baselines/conditional_detr_tiny.py",
 }
-POINTS = 4  # of deformable attention
+NO_SECOND_QUERIES = ["model.num_queries_one2many=0", "model.k_one2many=0"]
+SHAPE = {
+    "hf_deformable_detr": [*NO_SECOND_QUERIES, "model.mixed_selection=False"],
+    "sensex_co_deformable_detr": NO_SECOND_QUERIES,
+}
+"""What the model of a format looks like, beside its tiny config."""
 
 
 def backbone(state: dict) -> tuple[DictConfig, list[int]]:
@@ -109,3 +116,21 @@ def random_state(shapes: dict, seed: int = 0) -> dict:
 def inputs_of(case: SimpleNamespace) -> list[dict]:
     """The images of a recorded case as a detector takes them."""
     return [{"image": one["image"], "height": int(one["height"]), "width": int(one["width"])} for one in case.input]
+
+
+def config_name(name):
+    detector = all_formats()[name].detector
+    return "co_dino_tiny" if detector == "CoDINO" else CONFIGS[detector].rpartition("/")[2].removesuffix(".py")
+
+
+def random_file(name, path, **changes):
+    """A file of a format, made of a tiny detector's random weights, and these weights."""
+    cfg = load_config(config_name(name), SHAPE.get(name, []))
+    cfg.train.device = cfg.model.device = "cpu"
+    OmegaConf.update(cfg, "model", changes)
+    torch.manual_seed(0)
+    model = instantiate(cfg.model)
+    for parameter in model.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    write_weights(path, model.state_dict(), all_formats()[name])
+    return model.state_dict()

@@ -6,24 +6,16 @@ import shutil
 
 import pytest
 import torch
-from detectron2.config import instantiate
-from omegaconf import OmegaConf
-from small_models import CONFIGS
+from small_models import CONFIGS, SHAPE, config_name, random_file
 
 from detrkit.commands import export, export_weights, make_data, train, weights
 from detrkit.config.load import get_config
-from detrkit.weights import all_formats, look_at, read, write_weights
+from detrkit.weights import all_formats, look_at, read
 
 LOGGERS = ("detectron2", "detrex", "align_detr", "detrkit", "projects", "fvcore")
 FORMATS = [known for known in all_formats().values() if not known.refusal]
 NAMES = [known.name for known in FORMATS]
 QUICK = {"mmdet_dino", "hf_conditional_detr"}  # one of each kind of detector; the others take minutes
-NO_SECOND_QUERIES = ["model.num_queries_one2many=0", "model.k_one2many=0"]
-SHAPE = {
-    "hf_deformable_detr": [*NO_SECOND_QUERIES, "model.mixed_selection=False"],
-    "sensex_co_deformable_detr": NO_SECOND_QUERIES,
-}
-"""What the model of a format looks like, beside its tiny config."""
 
 
 @pytest.fixture(scope="module")
@@ -52,26 +44,6 @@ def command(data, monkeypatch, tmp_path):
         return tmp_path / output / "model_final.pth"
 
     return run
-
-
-def config_name(name):
-    detector = all_formats()[name].detector
-    return "co_dino_tiny" if detector == "CoDINO" else CONFIGS[detector].rpartition("/")[2].removesuffix(".py")
-
-
-def random_file(name, path, **changes):
-    """A file of a format, made of a tiny detector's random weights, and these weights."""
-    from detrkit.config.load import load_config
-
-    cfg = load_config(config_name(name), SHAPE.get(name, []))
-    cfg.train.device = cfg.model.device = "cpu"
-    OmegaConf.update(cfg, "model", changes)
-    torch.manual_seed(0)
-    model = instantiate(cfg.model)
-    for parameter in model.parameters():
-        parameter.data += 0.02 * torch.randn_like(parameter)
-    write_weights(path, model.state_dict(), all_formats()[name])
-    return model.state_dict()
 
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")

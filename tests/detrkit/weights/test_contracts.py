@@ -11,7 +11,8 @@ from detrex.layers import ShapeSpec
 
 from align_detr._platform import is_upstream
 from detrkit.config.load import get_config
-from detrkit.weights import WeightsFile, all_formats, apply_settings, recognise
+from detrkit.weights import WeightsFile, all_formats, apply_settings, recognise, zoo
+from detrkit.weights.settings import check_detector
 
 ROOT = Path(__file__).resolve().parents[3]
 CONTRACT = ROOT / "tests" / "contract"
@@ -111,3 +112,68 @@ def test_a_published_model_comes_back_with_its_names(name):
     auxiliary = {key for key, reason in trace.dropped.items() if reason.startswith("auxiliary")}
     assert auxiliary == set() or name == "sensex_co_deformable_detr_r50"
     assert back == {key: shape for key, shape in shapes.items() if key not in auxiliary}
+
+
+@pytest.mark.parametrize(
+    "config, wanted",
+    [
+        ("baselines/dab_detr_r50_dc5_50ep.py", "detrex_dab_detr"),
+        ("baselines/conditional_detr_r101_dc5_50ep.py", "detrex_conditional_detr"),
+    ],
+)
+def test_rows_of_detrex_on_torchvisions_resnet_convert_whole(config, wanted):
+    """Its DC5 files have the backbone under `backbone.body` and torchvision's names; all else is detrex's."""
+    cfg = get_config(config)
+    cfg.train.device = cfg.model.device = "meta"
+    with torch.device("meta"):
+        ours = instantiate(cfg.model).state_dict()
+    theirs = all_formats()[wanted].to_theirs(ours)
+    assert "backbone.body.layer4.0.downsample.1.running_var" in theirs and recognise(theirs).name == wanted
+    back, trace = recognise(theirs).to_ours(theirs)
+    assert not trace.unknown and back.keys() == ours.keys()
+    settings = recognise(theirs).settings(WeightsFile(Path("x"), theirs, {}))
+    apply_settings(cfg, settings, "x.pth")
+    assert (cfg.model.num_queries, cfg.model.transformer.encoder.num_layers) == (300, 6)
+
+
+PUBLISHED = {
+    "foreign_hf_conditional_detr_r50": ["conditional_detr_r50_50ep_hf"],
+    "foreign_hf_dab_detr_r50": ["dab_detr_r50_50ep_hf"],
+    "foreign_hf_deformable_detr_r50_two_stage": ["deformable_detr_r50_two_stage_50ep_hf"],
+    "foreign_mmdet_align_detr_4scale_r50": ["align_detr_r50_4scale_12ep", "align_detr_r50_4scale_24ep"],
+    "foreign_mmdet_co_dino_5scale_r50": ["co_dino_r50_5scale_12ep", "co_dino_r50_5scale_36ep_lsj"],
+    "foreign_mmdet_dino_4scale_r50": ["dino_r50_4scale_12ep_mmdet"],
+    "foreign_original_dino_4scale_r50": ["dino_r50_4scale_12ep_original", "dino_r50_4scale_36ep_original"],
+    "foreign_original_dino_5scale_r50": ["dino_r50_5scale_12ep_original", "dino_r50_5scale_24ep_original"],
+    "foreign_sensex_co_deformable_detr_r50": ["co_deformable_detr_r50_12ep_sensex"],
+    "foreign_sensex_co_dino_5scale_r50": ["co_dino_r50_5scale_12ep_sensex", "co_dino_r50_5scale_36ep_lsj_sensex"],
+    "align_detr_r50_4scale": ["align_detr_r50_4scale_12ep_align_loss_released", "dino_r50_4scale_12ep_300dn"],
+    "align_detr_r101_4scale": ["dino_r101_4scale_12ep"],
+    "align_dab_detr_r50": ["dab_detr_r50_50ep"],
+    "align_dab_detr_r101": ["dab_detr_r101_50ep"],
+    "align_h_deformable_detr_r50_two_stage": ["h_deformable_detr_r50_two_stage_36ep"],
+    "conditional_detr_r50": ["conditional_detr_r50_50ep"],
+}
+"""Entries of the zoo by the contract that has the names and shapes in their files."""
+
+
+@pytest.mark.parametrize("contract, name", [(key, name) for key, names in PUBLISHED.items() for name in names])
+def test_an_entry_of_the_zoo_has_the_model_of_its_file(contract, name):
+    """Its config and overrides, with the settings of the file, make exactly the model that the file is of."""
+    shapes = json.loads((CONTRACT / f"state_dict_{contract}.json").read_text(encoding="utf-8"))
+    file = WeightsFile(
+        Path(name), {k: torch.empty(v, device="meta") for k, v in shapes.get("keys", shapes).items()}, {}
+    )
+    cfg = zoo.config_of(name)
+    cfg.train.device = cfg.model.device = "meta"
+    known, state = recognise(file.state), file.state
+    if known is not None:
+        requirements = known.requirements(file)
+        if is_upstream():
+            cfg.train.ignore_checkpoint_settings = [key for key in requirements.settings if key.endswith("_eps")]
+        check_detector(cfg, known, name)
+        apply_settings(cfg, requirements.settings, name, must_be=requirements.must_be)
+        state, _ = known.to_ours(file.state)
+    with torch.device("meta"):
+        model = instantiate(cfg.model)
+    assert {key: tensor.shape for key, tensor in model.state_dict().items()} == {k: t.shape for k, t in state.items()}

@@ -3,6 +3,7 @@
 import argparse
 import collections
 import io
+import json
 import pickle
 import struct
 import sys
@@ -17,7 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detrkit.weights import read
+from detrkit.weights import is_of_other_code_base, look_at, read
 
 STATE = {"a.weight": torch.arange(6.0).view(2, 3), "b.bias": torch.tensor([1, 2])}
 LEGACY = {"_use_new_zipfile_serialization": False}
@@ -313,3 +314,31 @@ def test_a_mutated_file_is_read_or_refused(tmp_path_factory, data):
         read(path)
     except ValueError as error:
         assert "\n" not in str(error)
+
+
+CONTRACT = Path(__file__).resolve().parents[2] / "contract"
+
+
+@pytest.mark.parametrize("path", sorted(CONTRACT.glob("state_dict_foreign_*.json")), ids=lambda path: path.stem[19:])
+@pytest.mark.parametrize("suffix, options", [(".pth", {}), (".pth", LEGACY), (".bin", {})])
+def test_a_malicious_file_of_each_format_runs_nothing(tmp_path, path, suffix, options):
+    """With the names of a published model and a program beside them: it is refused before its format matters."""
+    state = {name: torch.zeros(1) for name in json.loads(path.read_text())}
+    content = {"state_dict": state, "meta": {"cfg": Program(tmp_path / "ran")}, "args": Disguised()}
+    torch.save(content, tmp_path / f"x{suffix}", **options)
+    for data in (False, True):
+        with pytest.raises(ValueError, match="refused"):
+            look_at(tmp_path / f"x{suffix}", data=data)
+    assert not is_of_other_code_base(tmp_path / f"x{suffix}") and not (tmp_path / "ran").exists()
+
+
+def test_safetensors_with_a_false_header_are_refused(tmp_path):
+    """Lengths and offsets beyond the file, which a reader must not trust."""
+    for header in (
+        b'{"x":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4398046511104]}}',
+        b'{"x":{}}',
+        b"{" * 99,
+    ):
+        (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+        with pytest.raises(ValueError, match="x.safetensors is (damaged|incomplete)"):
+            read(tmp_path / "x.safetensors")

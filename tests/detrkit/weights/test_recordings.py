@@ -111,6 +111,54 @@ def test_a_converted_detector_gives_the_recorded_detections_through_onnx(golden,
         close(clipped(boxes * scale, *size), clipped(detections["boxes"], *size), PIXELS)
 
 
+@pytest.mark.parametrize("name", RECORDINGS)
+def test_neighbours_in_a_batch_change_nothing(golden, name):
+    """Images of odd sizes together, padded, give what was recorded of each alone."""
+    case = golden(name)
+    model, _ = converted_model(case)
+    examples = inputs_of(case)
+    assert len({tuple(example["image"].shape) for example in examples}) == len(examples) == 2
+    seen = []
+    inference = model.inference
+    model.inference = lambda logits, boxes, sizes: seen.append((logits, boxes)) or inference(logits, boxes, sizes)
+    with torch.no_grad():
+        results = model(examples)
+    (logits, boxes), found = seen[0], [result["instances"] for result in results]
+    for index, (example, expected) in enumerate(zip(examples, case.output, strict=True)):
+        close(logits[index], expected["pred_logits"], TOLERANCE)
+        close(boxes[index], expected["pred_boxes"], TOLERANCE)
+        close(found[index].scores, expected["detections"]["scores"], TOLERANCE)
+        assert torch.equal(found[index].pred_classes, expected["detections"]["labels"])
+        size = example["height"], example["width"]
+        close(found[index].pred_boxes.tensor, clipped(expected["detections"]["boxes"], *size), PIXELS)
+
+
+@pytest.mark.parametrize("name", RECORDINGS)
+@pytest.mark.engine("detrex's modules cannot be traced")
+@pytest.mark.slow
+def test_a_converted_detector_takes_batches_through_onnx(golden, name, tmp_path):
+    """Two images at once, of a size that the graph was not traced with."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    from detrkit.inference.graph import Shape, write_onnx
+
+    case = golden(name)
+    model, _ = converted_model(case)
+    write_onnx(model, tmp_path / "model.onnx", {}, Shape(None, None), (96, 128))
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    image = inputs_of(case)[1]["image"]
+    images = torch.stack([image, image.flip(-1)])
+    boxes, scores, classes = (
+        torch.from_numpy(array) for array in session.run(None, {"images": images.float().numpy()})
+    )
+    for index, pixels in enumerate(images):
+        height, width = pixels.shape[-2:]
+        _, _, expected = detect(model, {"image": pixels, "height": height, "width": width})
+        close(scores[index], expected.scores, TOLERANCE)
+        assert torch.equal(classes[index], expected.pred_classes)
+        close(clipped(boxes[index], height, width), expected.pred_boxes.tensor, PIXELS)
+
+
 @pytest.mark.parametrize("name", ["foreign_mmdet_dino", "foreign_mmdet_co_dino", "foreign_original_dino"])
 def test_without_their_settings_the_outputs_are_others(golden, name):
     """The settings are not decoration: detrex's own positions give other logits with the same weights."""
