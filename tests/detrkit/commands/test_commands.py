@@ -200,12 +200,13 @@ def test_the_list_can_be_narrowed():
         table(["yolo"])
 
 
-def completions(line, folder):
+def completions(line, folder, cache=None):
     """What Tab offers behind a line, by argcomplete's protocol for bash."""
     answer = folder.with_suffix(".answer")
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT / "projects"),
+        "XDG_CACHE_HOME": str(cache or folder.with_suffix(".cache")),
         "_ARGCOMPLETE": "1",
         "_ARGCOMPLETE_COMP_WORDBREAKS": " \t\n\"'><=;|&(:",
         "_ARGCOMPLETE_IFS": "\n",
@@ -252,8 +253,22 @@ def test_tab_completes_options_choices_and_configs(tmp_path, line, found):
     ],
 )
 def test_tab_completes_keys_and_values_of_the_config(tmp_path, line, found):
-    """Of the config on the line."""
-    assert completions(line, tmp_path) == found
+    """Of the config on the line. The second Tab takes them from the cache."""
+    for _ in range(2):
+        assert completions(line, tmp_path) == found
+    assert (tmp_path.with_suffix(".cache") / "align-detr/keys.json").is_file()
+
+
+def test_completion_notices_a_changed_config(tmp_path):
+    """And a damaged cache is made anew."""
+    config, cache = tmp_path / "mine.yaml", tmp_path / "cache"
+    for number, text in enumerate(["train: {alpha: 1, abc: {d: 2}}", "train: {beta: 1}", "train: {gamma: true}"]):
+        config.write_text(text)
+        os.utime(config, (number, number))
+        if number == 2:
+            (cache / "align-detr/keys.json").write_text("[")
+        found = [["train.alpha=", "train.abc."], ["train.beta="], ["train.gamma="]][number]
+        assert sorted(completions("align-detr train mine.yaml train.", tmp_path, cache)) == sorted(found)
 
 
 @pytest.mark.parametrize("shell, call", [("bash", "complete "), ("zsh", "compdef "), ("fish", "complete --command")])
