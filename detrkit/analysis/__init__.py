@@ -1,4 +1,4 @@
-"""How well a detector's scores agree with its boxes: figures, plots and a page to read them on."""
+"""Measure how well a detector's scores agree with its boxes: figures and plots."""
 
 from .discriminability import count_places, curve, discriminability, encoder_maps, place_scores
 from .figures import AlignmentTable, aligned_logits, examine, headline, summarize

@@ -1,17 +1,16 @@
-"""Train with a grid of settings, several seeds each, and tell differences from noise.
+"""Train with a grid of settings, several seeds each, and compare the differences with the noise between seeds.
 
-    align-detr ablate [key=value ...] [--grid alpha=0,0.25,0.5 k=1,2,3 ... [--full] | --chain alpha=0 k=1 ...] \\
-        [--seeds 0 1 2] [--max-iter N] [--jobs N] [--config-file CONFIG] [--baseline CONFIG | --no-baseline] \\
-        [--output FOLDER]
+    align-detr ablate [CONFIG] [key=value ...] [--grid alpha=0,0.25,0.5 k=1,2,3 ... [--full] | --chain alpha=0 k=1 ...]
+        [--seeds 0 1 2] [--max-iter N] [--jobs N] [--baseline CONFIG | --no-baseline] [--output FOLDER]
 
-Each value of the grid is tried on its own, with all else as in CONFIG; `--full` tries all combinations; `--chain`
-changes one option after the other and keeps what it changed, as in papers' tables of parts. A short name is an option
-of the criterion: alpha is model.criterion.alpha. Others are written in full: optimizer.lr=1e-4,2e-4. The baseline is
-another config that is trained alike. `key=value` comes first and goes for all runs; what it says of model.criterion,
-not for the baseline.
+Each value of the grid is tried alone, with all else as in CONFIG; `--full` tries all combinations. `--chain` changes
+one option after the other and keeps the changes, as papers do for the parts of a method. A short name is an option of
+the criterion: alpha is model.criterion.alpha. Others are written in full: optimizer.lr=1e-4,2e-4. The baseline is
+another config that is trained as well. `key=value` comes before `--grid` and is for all runs; changes of
+model.criterion are not for the baseline.
 
-Every run is an `align-detr train` in a folder of its own. Interrupted or failed, the same command goes on where it
-was: finished runs are kept, others resume from their last checkpoint. Writes results.json, table.md and ablation.png.
+Every run is an `align-detr train` in its own folder. After an interruption or a failure the same command continues:
+finished runs are kept, others resume from their last checkpoint. Writes results.json, table.md and ablation.png.
 """
 
 from __future__ import annotations

@@ -4,20 +4,19 @@
         [--batch-sizes 2 4 8] [--image-sizes 480x640] [--objects 7 14 28 56] [--repeats 7] [--reference]
         [--beside key=value]... [--json FILE] [key=value ...]
 
-    criterion   the losses with their matching, forward and backward, of random predictions in the detector's shapes
-    attention   deformable attention alone, forward and backward, on what the first such layer of encoder and decoder
-                gets; on a GPU also against the time that its memory traffic takes at least
-    step        of align-detr train: forward, backward, clipping, optimizer; and the share of each part
+    criterion   the losses with their matching, forward and backward, for random predictions in the detector's shapes
+    attention   deformable attention alone, forward and backward, with the inputs of the first such layer of encoder and
+                decoder; on a GPU also compared with the least time of its memory traffic
+    step        a step of align-detr train: forward, backward, clipping, optimizer; and the share of each part
     inference   from a batch of images to detections
-    data        `dataloader.train`, with nothing else to do; and what one process makes of its images, beside decoding
-    growth      how a training step's time, its criterion's and its memory grow with image size, batch, objects and
-                queries, one at a time from the first of each; beside the operations of its products of matrices
+    data        `dataloader.train` alone; and one process, compared with decoding alone
+    growth      how time and memory of a training step grow with image size, batch, objects and queries, one at a time
+                from the first value of each; and the operations of its matrix products
 
-Images are noise, and objects lie anywhere, except for `data`. Times are medians after a warm-up, ± the interquartile
-range. Memory is what a run needs at its peak, on a GPU by PyTorch's allocator, on Linux by a process of its own; for
-step and inference that includes the model. `--reference` runs the plain formulations of tests/reference by turns with
-ours in the same process, and `--beside` the same with other options, such as train.amp.enabled=False; "of reference"
-and "of beside" are ours divided by theirs.
+Images are noise with random objects, except for `data`. Times are medians after a warm-up, ± the interquartile range.
+Memory is the peak of a run: on a GPU by PyTorch's allocator, on Linux by a separate process; for step and inference it
+includes the model. `--reference` times the plain formulations of tests/reference in turn with ours, and `--beside` the
+same with other options, such as train.amp.enabled=False; "of reference" and "of beside" are ours divided by theirs.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Train detectors with Align-DETR's supervision and with their own, several seeds each, and tell gains from noise.
+"""Train detectors with Align-DETR's supervision and with their own, several seeds each, and compare them.
 
-    align-detr compare [--pairs CONFIG:BASELINE ...] [--seeds 1 2 3] [--max-iter N] [--jobs N] [--output FOLDER] \\
+    align-detr compare [--pairs CONFIG:BASELINE ...] [--seeds 1 2 3] [--max-iter N] [--jobs N] [--output FOLDER]
         [key=value ...]
 
-A pair is two configs that differ in the supervision; several may have one baseline. `key=value` goes for all runs.
-After each training, align-detr analyze looks at all decoder layers of the model.
+A pair is two configs that differ in the supervision; several pairs may have the same baseline. `key=value` is for all
+runs. After each training, align-detr analyze measures all decoder layers of the model.
 
-Every run is an `align-detr train` in a folder of its own. Interrupted or failed, the same command goes on where it
-was: finished runs are kept, others resume from their last checkpoint. Writes results.json, table.md and comparison.png.
+Every run is an `align-detr train` in its own folder. After an interruption or a failure the same command continues:
+finished runs are kept, others resume from their last checkpoint. Writes results.json, table.md and comparison.png.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
-"""Measure on one GPU what only a GPU can tell, all of it with one command, and write it as one page.
+"""Measure on one GPU what only a GPU can show, and write it as one page.
 
     align-detr gpu-report [CONFIG] [--output FOLDER] [--image-size 800x1333] [--batch-sizes 2 4 8 16]
         [--inference-batch-sizes 1 16] [--repeats 7] [key=value ...]
 
-    correctness  the kernels of deformable attention beside the plain formula in float64, on what encoder and decoder
-                 get, in float32, bfloat16 and float16: output and all gradients
-    attention    their times, beside the plain formula's and the time that their memory traffic takes at least
-    step         of a training, in float32 and bfloat16, with what may make it faster, beside the plain formulation:
-                 images/s, memory, the share of each part, and for how much of it the GPU has something to do
-    inference    from a batch of images to detections, likewise
-    schedule     hours of 12 epochs of COCO at the best rate
+    correctness  the kernels of deformable attention against the plain formula in float64, with the inputs of encoder
+                 and decoder, in float32, bfloat16 and float16: output and all gradients
+    attention    their times, next to the plain formula's and the least time of the memory traffic
+    step         a training step in float32 and bfloat16, with options that may make it faster, next to the plain
+                 formulation: images/s, memory, the share of each part, and the share of time in which the GPU is busy
+    inference    the same for inference, from a batch of images to detections
+    schedule     hours of 12 epochs of COCO at the highest rate
 
-Writes FOLDER/gpu.md and gpu.json after each of them, so that what is interrupted is not lost. Times are medians, each
-setting by turns with its plain formulation. What does not fit into memory is a line that says so. It takes a checkout,
-as the plain formulations are in tests/reference. On a CPU (train.device=cpu) it only shows that it works.
+Writes FOLDER/gpu.md and gpu.json after each section, so that an interruption loses only the current one. Times are
+medians of runs in turn with the plain formulation. A setting that does not fit into memory is a line of the table. The
+plain formulations are in tests/reference, so this needs a checkout. A CPU (train.device=cpu) only shows that it works.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Datasets: read COCO, Pascal VOC and YOLO folders, register them with detectron2, draw small ones."""
+"""Datasets: read folders of many layouts, register them with detectron2, draw small ones."""
 
 from importlib import import_module
 from typing import Any
@@ -16,7 +16,7 @@ __all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> Any:
-    # Registration imports PyTorch, which drawing and help texts need not wait for.
+    # Registration imports PyTorch, which drawing images and help texts do not need.
     if name in _HOMES:
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

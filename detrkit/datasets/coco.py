@@ -1,4 +1,4 @@
-"""COCO's format as datasets have it (https://cocodataset.org/#format-data): one JSON file per split, and images."""
+"""Datasets in COCO's format (https://cocodataset.org/#format-data): one JSON file per split, and images."""
 
 from __future__ import annotations
 
@@ -24,13 +24,15 @@ Key = int | str  # an id: 1, "1" and 1.0 are the same
 
 
 def find_coco(files: DatasetFiles) -> Path | None:
-    """The folder, or the file itself, if there are annotation files of COCO's format; None if there are none."""
+    """The folder, or the file itself, with annotation files in COCO's format; None without any."""
     return files.source if annotation_files(files) else None
 
 
 def annotation_files(files: DatasetFiles) -> list[Path]:
-    """Files that look like COCO's annotations, in the folder and those in it. Where there are `instances_*.json`, the
-    others are captions and keypoints of the same images."""
+    """Files that look like COCO's annotations, in the folder and its subfolders.
+
+    If there are `instances_*.json`, the others are captions and keypoints of the same images, and are left out.
+    """
     near = [path for path in files.annotation_files(".json") if len(path.relative_to(files.root).parts) <= 2]
     if files.source.is_file():
         near = files.annotation_files(".json")
@@ -103,7 +105,7 @@ def _load(path: Path) -> dict[str, list]:
 
 
 def id_key(value: Any) -> Key | None:
-    """An id as a dictionary's key: a whole number, also one given as float or text, else the text; None for others."""
+    """An id as a key: a whole number, also from a float or text, else the text; None for other values."""
     if isinstance(value, str):
         text = value.strip()
         return int(text.partition(".")[0]) if NUMBER.fullmatch(text) else text or None
@@ -113,12 +115,12 @@ def id_key(value: Any) -> Key | None:
 
 
 def _in_order(key: Key) -> tuple[bool, Key]:
-    """Numbers before texts."""
+    """Sort key: numbers before texts."""
     return isinstance(key, str), key
 
 
 def _entries(entries: list, kind: str, where: str, problems: Problems) -> Iterator[tuple[Key, dict[str, Any]]]:
-    """Those with an id of their own, and the id."""
+    """Entries with a unique id, and the id."""
     ids = set()
     for number, entry in enumerate(entries):
         at = f"{where}, {kind}[{number}]"
@@ -135,7 +137,7 @@ def _entries(entries: list, kind: str, where: str, problems: Problems) -> Iterat
 def _image_paths(
     content: dict[str, list], file: Path, split: str, files: DatasetFiles, problems: Problems
 ) -> dict[Key, tuple[Path, dict[str, Any]]]:
-    """Images by id: the file, and what the annotations say of it."""
+    """Images by id: the file, and its entry in the annotations."""
     where = relative(file, files.root)
     entries = {}
     for key, entry in _entries(content["images"], "images", where, problems):
@@ -167,7 +169,7 @@ def _image_paths(
 
 
 def _image_folder(names: list[str], file: Path, split: str, files: DatasetFiles) -> Path | None:
-    """Of the usual folders, the one with most of the images; None if none has one."""
+    """The usual folder with the most images; None if no usual folder has any."""
     stem = file.stem.removeprefix(OFFICIAL)
     below = ["", "images", split, stem, f"images/{split}", f"images/{stem}", "JPEGImages", "valid", "images/valid"]
     folders = dict.fromkeys([file.parent, file.parent / "images", *(files.root / name for name in below)])
@@ -236,12 +238,12 @@ def _add_objects(
 
 
 def is_crowd(value: Any) -> bool:
-    """COCO's `iscrowd`, also as text."""
+    """Whether COCO's `iscrowd` is set, also as text."""
     return value not in ("", "0", "false", "False") and bool(value)
 
 
 def _numbers(values: Any) -> list[float] | None:
-    """A list of numbers, also of numbers as text; None for anything else."""
+    """A list of numbers, which may be texts; None for other values."""
     if not isinstance(values, list):
         return None
     read = [to_number(value) if isinstance(value, str) else value for value in values]

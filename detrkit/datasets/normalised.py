@@ -1,4 +1,4 @@
-"""Annotation files as evaluators need them: the file itself, or a normalised copy in a cache folder.
+"""Annotation files for evaluators: the file itself, or a normalised copy in a cache folder.
 
 The folder is $ALIGN_DETR_CACHE, by default `~/.cache/align_detr`. Copies are named by their content and appear whole,
 so any number of processes may share it. A note says what was found in a file: one that has not changed is read once.
@@ -35,7 +35,7 @@ DAYS_KEPT = 90
 
 @dataclass(frozen=True)
 class AnnotationFile:
-    """What `normalised_file` found.
+    """Result of `normalised_file`.
 
     Attributes:
         path: the annotation file to use.
@@ -61,7 +61,7 @@ class AnnotationFile:
 def normalised_file(
     json_file: str | os.PathLike, image_root: str | os.PathLike, classes: Sequence[str] | None = None
 ) -> AnnotationFile:
-    """The annotation file, or a copy on which `normalise` changed what it had to.
+    """The annotation file, or a copy with the corrections of `normalise`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -121,7 +121,7 @@ def _remember(key: str, found: AnnotationFile) -> None:
 
 
 def _write(stem: str, content: bytes) -> str:
-    """Write a copy unless it is there, and return its path."""
+    """Write a copy unless it exists, and return its path."""
     name = "".join(c if c.isalnum() or c in "-_" else "_" for c in stem)[:60]
     path = _folder() / f"{name}-{hashlib.sha256(content).hexdigest()[:20]}.json"
     if path.is_file() and path.stat().st_size == len(content):
@@ -143,7 +143,7 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def _touch(path: Path) -> None:
-    """Mark a copy as used, where that is allowed."""
+    """Mark a copy as used, if the system allows it."""
     try:
         os.utime(path)
     except OSError:
@@ -161,7 +161,7 @@ def _forget_old(folder: Path) -> None:
 
 
 def _folder() -> Path:
-    """The cache folder; if it cannot be written to, a folder of this process."""
+    """The cache folder; if it is not writable, a folder of this process."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "align_detr"
     return _writable(Path(os.environ.get(CACHE) or default).expanduser() / "annotations")
 

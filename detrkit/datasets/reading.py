@@ -1,4 +1,4 @@
-"""What a reader of a dataset layout takes and gives, and what the readers of annotation tools' layouts share."""
+"""Types and functions that the readers of all dataset layouts share."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ReadOptions:
 
 @dataclass
 class Dataset:
-    """A dataset as it was read.
+    """A dataset.
 
     Attributes:
         splits: the images by split; the split is "all" if the dataset has none.
@@ -66,7 +66,7 @@ class Format:
 
 @dataclass
 class LabelledBox:
-    """An object of an annotation file; `where` is its place there, for the report."""
+    """An object of an annotation file; `where` is its place in the file, for the report."""
 
     label: str
     corners: Corners
@@ -126,7 +126,7 @@ def assemble(
 
 
 def report_unannotated(files: DatasetFiles, annotated: set[Path], problems: Problems) -> None:
-    """Report the images that no annotation is of. Masks do not count, nor images with the name of an annotated one."""
+    """Report images without annotations, except masks and images with the name of an annotated one."""
     stems = {path.stem for path in annotated}
     for path in files.images:
         if path.stem not in stems and not NOT_PHOTOGRAPHS.search(path.parent.name):

@@ -36,7 +36,7 @@ def read_source(source: Path, split: str) -> dict:
 
 
 def choose(content: dict, available: set[str], count: int, rng: np.random.Generator) -> list[dict] | None:
-    """`count` image entries in order of id, with crowds and an empty image if there are; None if too few."""
+    """`count` image entries by id, if possible with crowds and an image without objects; None if there are too few."""
     images = [image for image in content["images"] if image["file_name"] in available]
     if len(images) < count:
         return None
@@ -50,7 +50,7 @@ def choose(content: dict, available: set[str], count: int, rng: np.random.Genera
 
 
 def subset(content: dict, images: list[dict]) -> dict:
-    """The annotation file's content for `images` alone; categories are kept whole."""
+    """The content of an annotation file for `images` only; all categories are kept."""
     kept = {image["id"] for image in images}
     licenses = {image.get("license") for image in images}
     return {
@@ -63,7 +63,7 @@ def subset(content: dict, images: list[dict]) -> dict:
 
 
 def plan_subset(source: Path, count: int, seed: int) -> dict[str, dict]:
-    """The annotation files' content for `count` images of each split of `source`."""
+    """The content of annotation files for `count` images of each split of `source`."""
     if not source.is_dir():
         raise FileNotFoundError(f"no folder {source}")
     planned = {}

@@ -1,4 +1,4 @@
-"""Numbers and turned boxes in annotation files."""
+"""Numbers and rotated boxes in annotation files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def positive_size(width: str | None, height: str | None) -> tuple[float, float] 
 
 
 def rotated(left: float, top: float, right: float, bottom: float, degrees: float) -> tuple[float, float, float, float]:
-    """The upright box around a box that is turned clockwise about its middle."""
+    """The upright box around a box that is rotated clockwise about its centre."""
     angle = math.radians(degrees)
     cos, sin = abs(math.cos(angle)), abs(math.sin(angle))
     x, y, width, height = (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
@@ -30,7 +30,7 @@ def rotated(left: float, top: float, right: float, bottom: float, degrees: float
 
 
 def rotated_ellipse(x: float, y: float, rx: float, ry: float, degrees: float) -> tuple[float, float, float, float]:
-    """The upright box around an ellipse with the radii rx and ry that is turned about its middle (x, y)."""
+    """The upright box around an ellipse with radii rx and ry that is rotated about its centre (x, y)."""
     angle = math.radians(degrees)
     half_width = math.hypot(rx * math.cos(angle), ry * math.sin(angle))
     half_height = math.hypot(rx * math.sin(angle), ry * math.cos(angle))

@@ -34,7 +34,7 @@ def find_via(files: DatasetFiles) -> Path | None:
 
 
 def read_via(files: DatasetFiles, place: Path, problems: Problems, options: ReadOptions) -> Dataset:
-    """Read VIA's files. The box of a region encloses it; points and lines enclose nothing.
+    """Read VIA's files. The box of a region encloses it; points and lines have no box.
 
     The class is the region's only attribute, or the one called class, label, category, name, type or object. Ticks give
     an object of each class that is ticked. If no region has an attribute, all are of one class, "object" or the one in
@@ -84,7 +84,7 @@ def _is_via(path: Path) -> bool:
 
 
 def _of_json(file: Path, files: DatasetFiles, problems: Problems) -> Iterator[_Region]:
-    """The regions of a file; one without a shape for each image."""
+    """The regions of a file, and for each image one without a shape."""
     where = relative(file, files.root)
     try:
         content = read_json(file, where, problems)
@@ -129,7 +129,7 @@ def _of_csv(file: Path, files: DatasetFiles, problems: Problems) -> Iterator[_Re
 
 
 def _class_attribute(regions: Iterable[_Region]) -> str | None:
-    """The attribute that holds the class, None if no region has a value of any."""
+    """The attribute that holds the class; None if no region has an attribute."""
     counts = Counter(
         key
         for region in regions
@@ -150,7 +150,7 @@ def _class_attribute(regions: Iterable[_Region]) -> str | None:
 
 
 def _labels(attributes: Any, key: str) -> list[str]:
-    """The classes in an attribute: its text, or what is ticked of it."""
+    """The classes in an attribute: its text, or its ticked options."""
     value = attributes.get(key) if isinstance(attributes, dict) else None
     if isinstance(value, dict):
         return [label for name, ticked in value.items() if ticked and (label := one_line(name))]

@@ -32,7 +32,7 @@ ROOT = "annotation"
 
 
 def find_voc(files: DatasetFiles) -> Path | None:
-    """The folder with VOC's lists, else the whole one, if there are XML files of annotations in it.
+    """The folder with VOC's lists, or without lists the whole folder, if it has XML files of annotations.
 
     Raises:
         ValueError: several folders have lists.
@@ -51,7 +51,7 @@ def guess_voc(files: DatasetFiles) -> Path | None:
 
 
 def read_voc(files: DatasetFiles, root: Path, problems: Problems, options: ReadOptions) -> Dataset:
-    """Read XML files and the images of the same names, wherever in the folder they are.
+    """Read XML files and the images of the same names, anywhere in the folder.
 
     Splits are the lists in ImageSets/Main, else folders named train, val, test and the like; what lies in none of them
     is of the split "all". Classes are those that occur, by name.
@@ -136,7 +136,7 @@ def _parse_all(annotations: Iterable[Path], root: Path, problems: Problems) -> d
 def _listed_annotations(
     splits: Mapping[str, Sequence[str]], annotations: Sequence[Path], root: Path, problems: Problems
 ) -> dict[str, list[Path]]:
-    """The annotation files that the names in lists mean."""
+    """The annotation files of the names in lists."""
     by_stem = defaultdict(list)
     for path in annotations:
         by_stem[path.stem].append(path)
@@ -160,7 +160,7 @@ def _listed_annotations(
 
 
 def _splits_of_lists(folder: Path | None, root: Path, problems: Problems) -> dict[str, list[str]]:
-    """The lists in a folder; where the standard ones are, the others are lists of a class."""
+    """The lists in a folder; if it has the standard ones, the others are lists of single classes."""
     if folder is None:
         return {}
     lists = {path.stem: path for path in sorted(folder.glob("*.txt"))}
@@ -194,7 +194,7 @@ def _splits_of_lists(folder: Path | None, root: Path, problems: Problems) -> dic
 
 
 def _image_of(xml: Path, element: Element, files: DatasetFiles, problems: Problems) -> Path | None:
-    """The image of an annotation file: the one of its name, else the one that it names."""
+    """The image of an annotation file: the one with the same name, else the one named in the file."""
     stated = Path((element.findtext("filename") or "").strip().replace("\\", "/")).name
     stem = xml.stem
     if Path(stem).suffix.lower() in image_suffixes():  # of a.jpg.xml
@@ -213,7 +213,7 @@ def _image_of(xml: Path, element: Element, files: DatasetFiles, problems: Proble
 
 
 def _image_root(root: Path, images: Sequence[Path]) -> Path:
-    """The folder of the images, if all are in one of a usual name, such as JPEGImages; else the root."""
+    """The folder of the images, if all are in one with a usual name, such as JPEGImages; else the root."""
     first = {path.relative_to(root).parts[0] for path in images if path.is_relative_to(root)}
     name = first.pop() if len(first) == 1 else ""
     return root / name if name.lower() in IMAGE_FOLDERS and (root / name).is_dir() else root

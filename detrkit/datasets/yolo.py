@@ -23,7 +23,7 @@ LABEL_FOLDERS = {"images": "labels", "Images": "Labels", "IMAGES": "LABELS"}
 
 
 def find_yolo(files: DatasetFiles) -> Path | None:
-    """The YAML file with class names and a split, or a list of class names beside files of labels.
+    """The YAML file with class names and a split, or a list of class names next to label files.
 
     Raises:
         ValueError: several YAML files describe a dataset, and none is called data.yaml.
@@ -105,7 +105,7 @@ def _yaml_files(folder: Path) -> list[Path]:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """A YAML file in which everything is text: a class may be called `no`, or 1."""
+    """Read a YAML file with all values as text: a class may be called `no`, or 1."""
     try:
         content = yaml.load(read_text(path), Loader=yaml.BaseLoader)
     except yaml.YAMLError as error:
@@ -148,7 +148,7 @@ def _names(names: Any, description: Path) -> list[str]:
 
 
 def _root(content: dict[str, Any], description: Path) -> Path:
-    """`path`, where it is there; descriptions that came with their dataset often name a place on another machine."""
+    """`path` if it exists, else the dataset's folder, as descriptions often name a folder of another machine."""
     stated = content.get("path")
     if isinstance(stated, str) and stated:
         root = _existing([description.parent / stated])
@@ -177,7 +177,7 @@ def _splits(content: dict[str, Any], root: Path, description: Path, problems: Pr
 
 
 def _find(place: str, root: Path) -> Path | None:
-    """A place in the description; `../train/images` often means `train/images`."""
+    """A path in the description; `../train/images` often means `train/images`."""
     place = place if _existing([root / place]) else place.replace("\\", "/")
     inside = place
     while inside.startswith("../"):
@@ -186,7 +186,7 @@ def _find(place: str, root: Path) -> Path | None:
 
 
 def _existing(paths: list[Path]) -> Path | None:
-    """The first that is there, without `..` in it; no name is too odd to be asked for."""
+    """The first path that exists, without `..` in it; names may be invalid."""
     for path in paths:
         try:
             if path.exists():
@@ -228,7 +228,7 @@ def _listed_images(file: Path, root: Path, problems: Problems) -> list[Path]:
 
 
 def _label_file(image: Path, root: Path) -> Path:
-    """The last `images` in the path becomes `labels`; where there is none, labels lie beside the images."""
+    """The label file of an image: the last `images` in its path becomes `labels`, else it lies next to the image."""
     beside = image.with_suffix(".txt")
     parts = list(relative(beside, root).split("/"))
     places = [i for i, part in enumerate(parts[:-1]) if part in LABEL_FOLDERS]
@@ -279,7 +279,7 @@ def _corners(values: list[float], has_keypoints: bool) -> Corners:
 
 
 def _report_lost_labels(labels: dict[Path, Path], root: Path, problems: Problems) -> None:
-    """Label files whose image is not there."""
+    """Report label files without an image."""
     used = set(labels.values())
     for folder in sorted({file.parent for file in used}):
         for file in sorted(folder.glob("*.txt")):
@@ -290,7 +290,7 @@ def _report_lost_labels(labels: dict[Path, Path], root: Path, problems: Problems
 
 
 def _has_image(stem: Path, root: Path) -> bool:
-    """Whether the image of a label file is there, though no split lists it."""
+    """Whether the image of a label file exists, though no split lists it."""
     parts = relative(stem, root).split("/")
     places = [i for i, part in enumerate(parts[:-1]) if part in LABEL_FOLDERS.values()]
     if places:

@@ -103,11 +103,12 @@ dt { color: var(--faint); } dd { margin: 0; overflow-wrap: anywhere; }
 }
 """
 
-PAGE = Template("""<!DOCTYPE html>
+HEAD = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+$reload
 <title>$title</title>
 <style>
 $style</style>
@@ -115,7 +116,11 @@ $style</style>
 <body>
 <h1>$title</h1>
 <p>$lead</p>
-<h2>In numbers</h2>
+"""
+
+PAGE = Template(
+    HEAD
+    + """<h2>In numbers</h2>
 <div class="scroll"><table style="--share: $share%; max-width: $width">
 <thead><tr><th scope="col"></th>$heads</tr></thead>
 <tbody>
@@ -134,7 +139,8 @@ $runs
 </dl>
 </body>
 </html>
-""")
+"""
+)
 
 
 def render(report: Mapping, shared: Mapping[str, bytes], by_model: Sequence[Mapping[str, bytes]]) -> str:
@@ -148,6 +154,7 @@ def render(report: Mapping, shared: Mapping[str, bytes], by_model: Sequence[Mapp
     models = report["models"]
     alone = len(models) == 1
     return PAGE.substitute(
+        reload="",
         style=STYLE,
         title=f"Scores and boxes on {escape(report['dataset'])}",
         lead=f"{report['images']} images with {report['objects']} objects, crowds left out. A detector is aligned if "

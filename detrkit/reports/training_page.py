@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from detrkit.analysis.plots import iou_frequency, joint_histogram, reliability_diagram
 
-from .page import DASH, EXPLANATIONS, STYLE
+from .page import DASH, EXPLANATIONS, HEAD, STYLE
 from .training_curves import ALIGNMENT, Rows, curves, number, series
 
 DPI = 130
@@ -277,20 +277,9 @@ details pre { background: var(--shade); padding: .8rem; overflow-x: auto; font-s
 summary { cursor: pointer; }
 """
 
-PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-$reload
-<title>$title</title>
-<style>
-$style</style>
-</head>
-<body>
-<h1>$title</h1>
-<p>$lead</p>
-<div class="tiles">
+PAGE = Template(
+    HEAD
+    + """<div class="tiles">
 $tiles
 </div>
 $evaluations
@@ -305,4 +294,5 @@ $facts
 <details><summary>The config, with all overrides</summary><pre>$config</pre></details>
 </body>
 </html>
-""")
+"""
+)

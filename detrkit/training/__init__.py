@@ -1,4 +1,6 @@
-"""Trainings that resume exactly and keep what they have when something breaks; `loop.train` is the way in.
+"""Train and evaluate detectors; start reading at `loop.train`.
+
+Trainings resume exactly, and lose little when a process, a disk or a machine fails.
 
 Written against public names of detectron2, detrex and PyTorch.
 """

@@ -90,8 +90,9 @@ class EvaluationLine(HookBase):
             return
         text = ", ".join(f"{name} {value:.2f}" for name, value in metrics.items())
         if self._best is not None and self._best.best_metric is not None:
-            at = min(self._best.best_iter + 1, self.trainer.max_iter)
-            text += f"; best AP so far {self._best.best_metric:.2f}, after {at} iterations"
+            text += f"; best AP so far {self._best.best_metric:.2f}"
+            if self._best.best_iter is not None:  # unknown in checkpoints of earlier versions
+                text += f", after {min(self._best.best_iter + 1, self.trainer.max_iter)} iterations"
         total, seconds = self.trainer.max_iter, self._evaluations.seconds
         logger.info("Evaluation after %d of %d iterations: %s (%.0f s)", done, total, text, seconds)
 

@@ -19,6 +19,7 @@ from detectron2.evaluation import (
     COCOEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
+    evaluator,
     inference_context,
     inference_on_dataset,
     print_csv_format,
@@ -292,6 +293,16 @@ class Model(nn.Module):
         return [{"y": x["id"]} for x in inputs]
 
 
+@pytest.mark.engine("the period of its progress messages")
+@pytest.mark.parametrize("period, reported", [(0, True), (5, False)])
+def test_inference_reports_progress_after_a_while(period, reported, caplog, monkeypatch):
+    """A short evaluation, one of many in a training, logs no progress; a long one the time left."""
+    monkeypatch.setattr(evaluator, "REPORT_SECONDS", period)
+    with caplog.at_level(logging.INFO, logger="detectron2"):
+        inference_on_dataset(Model(), [[{"id": 0}]] * 3, Recorder())
+    assert ("ETA" in caplog.text) == reported
+
+
 def test_inference_loop(caplog):
     """Eval mode and no gradients inside; callbacks around; every batch fed in order; time per image logged."""
     model, recorder, moments = Model(), Recorder(), []
@@ -306,7 +317,7 @@ def test_inference_loop(caplog):
     assert model.notes == [(False, False, False)] * 3
     assert moments == [names[0], *names[1:3] * 3, names[3]]
     assert model.training and model.active.training and not model.frozen.training
-    assert "s/image" in caplog.text and "ETA" in caplog.text
+    assert "s/image" in caplog.text
 
 
 def test_modes_come_back_after_an_error():
