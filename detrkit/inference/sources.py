@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from detrkit.config.exported import read_exported
 from detrkit.config.load import load_config, load_config_file
 from detrkit.datasets.classes import Classes, classes_in_checkpoint, classes_of_dataset
-from detrkit.weights import classes_of_weights, is_of_other_code_base, local_path, look_at, prepare_config, zoo
+from detrkit.weights import classes_of_weights, is_name, is_of_other_code_base, local_path, look_at, prepare_config, zoo
 
 WEIGHTS = ("model_final.pth", "model_best.pth")
 LAST = "last_checkpoint"
@@ -74,6 +74,8 @@ def config_for(config_file: str | None, checkpoint: str, overrides: Sequence[str
     """
     if not config_file and checkpoint.startswith(zoo.PREFIX):
         return zoo.config_of(checkpoint, overrides)
+    if not config_file and is_name(checkpoint):
+        raise ValueError(f"{checkpoint} is a file of weights: give the config of their model too")
     return load_config(config_file or checkpoint, overrides)
 
 
