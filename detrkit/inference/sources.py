@@ -173,4 +173,8 @@ def load_named_config(config: str, overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         FileNotFoundError, ValueError: see `load_config` and `zoo.config_of`.
     """
-    return zoo.config_of(config, overrides) if config.startswith(zoo.PREFIX) else load_config(config, overrides)
+    if config.startswith(zoo.PREFIX):
+        return zoo.config_of(config, overrides)
+    if is_name(config):
+        raise ValueError(f"{config} is a file of weights: give the config of its model too")
+    return load_config(config, overrides)

@@ -171,9 +171,10 @@ def get(name: str) -> Path:
     if cached := entry.cached:
         return cached
     if entry.is_by_hand:
+        note = f" ({entry.note})" if entry.note else ""
         raise FileNotFoundError(
-            f"{PREFIX}{entry.name} ({entry.title}) can be downloaded by a browser alone: fetch {entry.url} and put the "
-            f"file in {entry.folder}"
+            f"{PREFIX}{entry.name} can be downloaded by a browser alone: fetch {entry.title}{note} from {entry.url}, "
+            f"and put the file in {entry.folder}"
         )
     path = entry.folder / entry.file_name
     try:
@@ -181,9 +182,7 @@ def get(name: str) -> Path:
             download(f"{entry.url.rpartition('/')[0]}/{companion}", entry.folder / companion)
         return download(entry.url, path, entry.sha256, entry.name)
     except DownloadError as error:
-        raise DownloadError(
-            f"{error}. Without a connection here: fetch {entry.url} elsewhere, and put it at {path}"
-        ) from error
+        raise DownloadError(f"{error}; or fetch that address elsewhere, and put the file at {path}") from error
 
 
 @cache

@@ -166,7 +166,7 @@ def test_a_damaged_file_is_downloaded_anew(own, server, tmp_path, capsys):
 def test_offline_says_where_to_get_it_and_where_to_put_it(own, tmp_path):
     own({"far": {"url": "http://127.0.0.1:9/far.pth", "config": "dino_tiny"}})
     place = tmp_path / "cache" / "weights" / "far" / "far.pth"
-    said = f"cannot reach .* fetch http://127.0.0.1:9/far.pth elsewhere, and put it at {re.escape(str(place))}"
+    said = f"cannot reach http://127.0.0.1:9/far.pth: .* elsewhere, and put the file at {re.escape(str(place))}"
     with pytest.raises(OSError, match=said) as error:
         local_path("zoo:far")
     assert "\n" not in str(error.value)
@@ -180,7 +180,9 @@ def test_files_for_browsers_are_put_there_by_hand(own, tmp_path, capsys):
     own({})
     name = "align_detr_r50_4scale_12ep_align_loss_released"
     folder = tmp_path / "cache" / "weights" / name
-    with ends_in_one_line(capsys, f"by a browser alone: fetch https://drive.google.com/.* in {re.escape(str(folder))}"):
+    with ends_in_one_line(
+        capsys, f"by a browser alone: fetch AlignDETR.* from https://drive.google.com/.* in {re.escape(str(folder))}"
+    ):
         weights.main(["get", name])
     folder.mkdir(parents=True)
     (folder / "model_final (1).pth").write_bytes(b"x")
@@ -290,6 +292,11 @@ def test_demo_takes_a_name(tiny, street, tmp_path, capsys):
         demo.main([*words, "--score-threshold", "0", "--json", str(tmp_path / "found.json")])
     assert end.value.code == 0 and (output / "street.png").is_file()
     assert json.loads((tmp_path / "found.json").read_text())
+
+
+def test_demo_of_a_file_of_the_hub_needs_a_config(street, capsys):
+    with ends_in_one_line(capsys, "hf://org/name/x.bin is a file of weights: give the config"):
+        demo.main(["--weights", "hf://org/name/x.bin", "--input", str(street)])
 
 
 def test_export_and_inspect_take_a_name(tiny, tmp_path, capsys):
