@@ -21,6 +21,8 @@ train = dict(
     # A process that makes no progress for so many seconds while others wait for it counts as hanging, and all of them
     # end. A slow file system may take minutes. 0: never.
     hang_seconds=900,
+    # Spread the optimizer's state over the processes: for AdamW twice the size of the weights, divided by them.
+    shard_optimizer=False,
     # Below 0: a random one.
     seed=-1,
     # Keep only the inputs of the layers of backbone, encoder and decoder for the backward pass, which runs each layer
