@@ -21,6 +21,8 @@ train = dict(
     # End all processes when one makes no progress for this many seconds while others wait for it. A slow file system
     # may take minutes. 0: never.
     hang_seconds=900,
+    # Divide the optimizer's state among the processes. AdamW's state is twice the size of the weights.
+    shard_optimizer=False,
     # Negative: a random seed.
     seed=-1,
     # Keep only the inputs of the layers of backbone, encoder and decoder for the backward pass, which runs each layer

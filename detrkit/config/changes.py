@@ -36,6 +36,7 @@ HARMLESS = (
     "train.output_dir",
     "train.report.*",
     "train.seed",
+    "train.shard_optimizer",
     "train.skip_nonfinite",
     "train.wandb.*",
 )

@@ -23,6 +23,7 @@ from detrkit.runtime.precision import autocast_is_faster
 from .activation_checkpointing import checkpoint_activations
 from .data_workers import protect_workers
 from .preflight import check_images
+from .sharding import shard_optimizer
 from .stream import resumable_loader
 from .trainer import Trainer
 
@@ -84,7 +85,7 @@ def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
     optimizer = optimizer or instantiate(cfg.optimizer)
     for group in optimizer.param_groups:  # older PyTorch keeps OmegaConf's lists, which checkpoints must not hold
         group.update({name: tuple(value) for name, value in group.items() if isinstance(value, ListConfig)})
-    return optimizer
+    return shard_optimizer(optimizer) if cfg.train.get("shard_optimizer", False) else optimizer
 
 
 def build_loader(cfg: DictConfig, split: str) -> Iterable[Any]:

@@ -29,6 +29,7 @@ from .live_line import LiveLine
 from .output_folder import claim_output_folder
 from .preflight import check_data, known_classes, match_training
 from .run_state import RunState, cut_metrics
+from .sharding import gather_shards
 from .session import check_exists, check_unchanged, join_torchrun, log_results, logs_closed_on_exit, prepare
 from .stopping import StopEarly
 from .watchdog import Watchdog
@@ -139,7 +140,7 @@ def run_iterations(
     if is_main:
         cut_metrics(Path(cfg.train.output_dir, "metrics.json"), point, resumes=resume, max_iter=cfg.train.max_iter)
     facts = {**facts, "classes": classes.plain() if classes else None}
-    state = RunState(loader, lambda iteration: saves_at(cfg, iteration), facts)
+    state = RunState(loader, lambda iteration: saves_at(cfg, iteration), facts, lambda: gather_shards(optimizer))
     stop = StopEarly(checkpointer, state, loader)
     best = best_checkpointer(cfg, checkpointer) if is_main else None
     trainer.register_hooks(

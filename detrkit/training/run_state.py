@@ -36,10 +36,17 @@ class RunState(HookBase):
             like `ResumableLoader`, or `load_state_dict(state)` for one process; else the data start over on resume.
         saves_at: whether a checkpoint may be saved after an iteration.
         facts: plain data to save as well.
+        gather: called by every process before checkpoints that follow.
     """
 
-    def __init__(self, loader: Any, saves_at: Callable[[int], bool], facts: dict[str, Any]):
-        self._loader, self._saves_at, self._facts = loader, saves_at, facts
+    def __init__(
+        self,
+        loader: Any,
+        saves_at: Callable[[int], bool],
+        facts: dict[str, Any],
+        gather: Callable[[], None] = lambda: None,
+    ):
+        self._loader, self._saves_at, self._facts, self._gather = loader, saves_at, facts, gather
         self._complete = True
         self._processes: list[dict[str, Any]] = []
         self._loaded: dict[str, Any] | None = None
@@ -55,6 +62,7 @@ class RunState(HookBase):
             complete: whether all hooks of this iteration have run.
         """
         self._complete = complete
+        self._gather()
         position = self._loader.state_dict() if hasattr(self._loader, "state_dict") else None
         self._processes = comm.gather({"data": position, "random": random_states()})
 
