@@ -1,3 +1,3 @@
-"""The parts of detrex that this project touches, in plain PyTorch: nothing to compile, no CUDA needed."""
+"""The parts of detrex that this project uses, in PyTorch: no compilation, no CUDA."""
 
 __version__ = "0.5+embedded"

@@ -1,4 +1,4 @@
-"""The shared building blocks of configs, and small helpers for configs."""
+"""Shared config files, and helpers for configs."""
 
 from .config import get_config, try_get_key
 

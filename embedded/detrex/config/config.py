@@ -1,4 +1,4 @@
-"""Looking up shared config files, and keys that a config may lack."""
+"""Load shared config files, and read optional keys."""
 
 from pathlib import Path
 from typing import Any
@@ -10,23 +10,23 @@ CONFIG_ROOT = Path(__file__).resolve().parents[3] / "configs"
 
 
 def get_config(config_path: str) -> DictConfig:
-    """Loads a shared config file, freshly on each call: `get_config("common/train.py").train`.
+    """Load a shared config file, anew on each call: `get_config("common/train.py").train`.
 
     Args:
-        config_path: relative to the folder `configs/` beside the folder that the `detrex` package lies in.
+        config_path: relative to the folder `configs/`, two levels above the `detrex` package.
 
     Raises:
-        FileNotFoundError: no such file; the message lists the existing ones.
+        FileNotFoundError: no such file; the message lists the existing files.
     """
     path = CONFIG_ROOT / config_path
     if not path.is_file():
-        known = sorted(file.relative_to(CONFIG_ROOT).as_posix() for file in CONFIG_ROOT.glob("common/**/*.py"))
-        raise FileNotFoundError(f"no config {config_path!r} in {CONFIG_ROOT}; there are: {', '.join(known) or 'none'}")
+        existing = sorted(file.relative_to(CONFIG_ROOT).as_posix() for file in CONFIG_ROOT.glob("common/**/*.py"))
+        raise FileNotFoundError(f"no config {config_path!r} in {CONFIG_ROOT}; it has: {', '.join(existing) or 'none'}")
     return LazyConfig.load(str(path))
 
 
 def try_get_key(cfg: DictConfig, *keys: str, default: Any = None) -> Any:
-    """The value of the first of the dotted `keys` that the config has, or `default`."""
+    """Return the value of the first of the dotted `keys` that the config has, else `default`."""
     absent = object()
     values = (OmegaConf.select(cfg, key, default=absent) for key in keys)
     return next((value for value in values if value is not absent), default)

@@ -1,4 +1,4 @@
-"""From a dataset's dict to a training example for DETR detectors."""
+"""Dataset mapper for DETR detectors."""
 
 from .detr_dataset_mapper import DetrDatasetMapper
 

@@ -13,14 +13,14 @@ __all__ = ["DetrDatasetMapper"]
 
 
 class DetrDatasetMapper:
-    """Reads the image that a dataset dict names, augments it, and makes tensors.
+    """Read the image of a dataset dict, augment it, and convert it to tensors.
 
     Args:
-        augmentation: augmentations, one after another.
-        augmentation_with_crop: in training, used instead of `augmentation` with probability 1/2; None: never.
-        is_train: whether to give `instances`, and to crop.
-        mask_on: masks need detrex itself; only False is accepted here.
-        img_format: channel order that the model wants, "RGB" or "BGR".
+        augmentation: augmentations in their order.
+        augmentation_with_crop: replaces `augmentation` with probability 1/2 in training; None: never.
+        is_train: whether to return `instances`, and to crop.
+        mask_on: only False is supported; masks need a real detrex.
+        img_format: channel order of the model's input, "RGB" or "BGR".
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class DetrDatasetMapper:
         img_format: str = "RGB",
     ):
         if mask_on:
-            raise ValueError("mask_on=True needs detrex itself")
+            raise ValueError("mask_on=True needs a real detrex: set mask_on=False")
         self.augmentation = T.AugmentationList(augmentation)
         self.augmentation_with_crop = None
         if is_train and augmentation_with_crop is not None:
@@ -41,17 +41,17 @@ class DetrDatasetMapper:
         self.img_format = img_format
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """Copy the dict of an image, with these entries instead of `annotations`:
+        """Return a copy of an image's dict with these entries instead of `annotations`:
 
         * `image`: (3, H, W) uint8, augmented;
         * in training, `instances`: Instances with `gt_boxes` (pixels of the augmented image) and `gt_classes`, without
-          crowds and without objects that augmentation left nothing of.
+          crowds and without objects outside the augmented image.
 
-        `height` and `width` stay those of the file. A dict without `annotations` gets no `instances`.
+        `height` and `width` are those of the file. A dict without `annotations` gets no `instances`.
 
         Raises:
             OSError: the image file is missing or broken.
-            ValueError: its size is not the annotated one.
+            ValueError: the size of the image differs from the annotated one.
         """
         example = dict(dataset_dict)
         annotations = [obj for obj in example.pop("annotations", ()) if not obj.get("iscrowd", 0)]

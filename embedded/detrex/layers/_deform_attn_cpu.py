@@ -1,13 +1,16 @@
 """Multi-scale deformable attention on the CPU, block by block: a few heads of one image, or several small images.
 
-Memory traffic is what costs here, so no sampled value is ever stored. To read the four cells around every
-sampling point with bilinear weights is to multiply by a sparse matrix, (queries × cells) with 4·L·P entries a row.
-`embedding_bag` multiplies the values by it, SciPy multiplies the output's gradient by its transpose (which gives
-the gradient of the values), and `sampled_addmm` takes the dot products of output gradient and value at its
-entries, all that the gradients of locations and weights need. Blocks stay in the cache, and each is
-computed by a single thread: threads that met after every one of the many small steps would mostly wait for each other.
+Memory traffic limits the speed, so sampled values are never stored. Bilinear sampling is a product with a sparse
+matrix, (queries × cells) with 4·L·P entries per row:
 
-Around its map every level gets a frame of zero cells, so that points outside need no masks.
+* forward: `embedding_bag` multiplies the values by the matrix;
+* gradient of the values: SciPy multiplies the output's gradient by the transposed matrix;
+* gradients of locations and weights: `sampled_addmm` computes the dot products of output gradient and values at the
+  entries of the matrix.
+
+A block fits into the cache. A single thread computes it: threads that synchronise after each small step mostly wait.
+
+Every level gets a frame of zero cells around its map, so that points outside need no masks.
 """
 
 import warnings
@@ -24,26 +27,26 @@ from torch import Tensor
 from ._deform_attn_checks import check_cells
 
 FRAME = 2
-"""Zero cells on each side: points beyond one cell outside are moved where all their four cells are zero."""
+"""Zero cells on each side. Points more than one cell outside are moved to a place where all four cells are zero."""
 
 BLOCK_SAMPLES = 1 << 17
-"""Sampling points in a block, at most: few enough for the cache, many enough to hide what calls cost."""
+"""Largest number of sampling points in a block: fits into the cache, and hides the overhead of calls."""
 
 with warnings.catch_warnings():
-    # the first CSR tensor of a process warns that their support is in beta
+    # PyTorch warns about beta support at the first CSR tensor of a process
     warnings.simplefilter("ignore")
     torch.sparse_csr_tensor([0, 0], [], [], (1, 1), device="cpu")
 
 
 Block = tuple[slice, slice, slice]
-"""Index of a block, a range of images and one of heads, in (B, N, H, …) tensors."""
+"""Index of a block in tensors (B, N, H, …): a range of images and a range of heads."""
 
 
 @dataclass(frozen=True)
 class _Frames:
-    """Where the cells of each level lie in a block's framed values, (heads, length, D).
+    """Positions of each level's cells in a block's framed values, (heads, length, D).
 
-    Rows of a level are width + FRAME cells apart: the frame to the right of a row is the one left of the next.
+    Rows of a level are width + FRAME cells apart: a row's right frame is also the next row's left frame.
     """
 
     sizes: Sequence[tuple[int, int]]
@@ -60,8 +63,12 @@ class _Frames:
         return cls(sizes, starts, length)
 
     def pairs(self, framed: Tensor, values: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Level by level, views (images, heads, h, w, D) of `framed` (images · heads, length, D) without its frame and
-        of `values` (images, Σ h·w, heads, D)."""
+        """Yield views (images, heads, h, w, D) of each level: of `framed` without its frame, and of `values`.
+
+        Args:
+            framed: (images · heads, length, D).
+            values: (images, Σ h·w, heads, D).
+        """
         framed = framed.unflatten(0, (-1, values.shape[2]))
         levels = values.transpose(1, 2).split([h * w for h, w in self.sizes], dim=2)
         for (height, width), start, level in zip(self.sizes, self.starts, levels, strict=True):
@@ -74,17 +81,18 @@ def _largest_divisor(number: int, limit: int) -> int:
 
 
 class _Blocks:
-    """The blocks of a call, and the constants they share, each written out per sampling point.
+    """The blocks of a call and their common constants, expanded to one value per sampling point.
 
-    A block is some heads of an image or, where all of them are not enough to hide what calls cost, several images.
-    Written out because rows as short as L·P make broadcasting slow. `rows` are (image, query, head) triples.
+    A block has some heads of an image, or several images if a single one is too small to hide the overhead of calls.
+    Constants are expanded because broadcasting is slow for rows as short as L·P. `rows` are (image, query, head)
+    triples.
 
     Args:
         sizes: (height, width) of each level.
-        shape: of the sampling locations, (B, Lq, H, L, P, 2).
-        channels: of a head, D.
-        threads: that take blocks side by side.
-        limit: sampling points in a block, at most.
+        shape: shape of the sampling locations, (B, Lq, H, L, P, 2).
+        channels: channels of a head, D.
+        threads: number of threads that compute blocks in parallel.
+        limit: the largest number of sampling points in a block.
     """
 
     def __init__(
@@ -102,7 +110,7 @@ class _Blocks:
         samples = levels * points
         most = min(self.images * self.heads // threads, limit // max(1, queries * samples))
         self.width = _largest_divisor(self.heads, most)
-        # The framed values of several images have to stay in the cache as well.
+        # The framed values of several images must fit into the cache too.
         together = min(most, limit // self.frames.length) // self.heads
         self.together = _largest_divisor(self.images, together)
         self.rows = self.together * queries * self.width
@@ -124,7 +132,7 @@ class _Blocks:
         self.bags = torch.arange(self.rows + 1, dtype=torch.int32) * self.corners.numel()
 
     def run(self, work: Callable[[Block], None]) -> None:
-        """Calls `work` with the index of every block, in as many threads as PyTorch uses."""
+        """Call `work` with the index of every block, in as many threads as PyTorch uses."""
         blocks = [
             (slice(image, image + self.together), slice(None), slice(head, head + self.width))
             for image in range(0, self.images, self.together)
@@ -141,38 +149,41 @@ class _Blocks:
                 for _ in pool.map(work, blocks):
                     pass
         finally:
-            # the number is each thread's own, but new threads start with the last one that any of them set
+            # the number is per thread, but new threads inherit the last value that any thread has set
             torch.set_num_threads(threads)
 
     def frame(self, values: Tensor) -> Tensor:
-        """`values` (images, Σ h·w, heads, D) with their frames: (images · heads · length, D)."""
+        """Add the frames to `values` (images, Σ h·w, heads, D); return (images · heads · length, D)."""
         framed = torch.zeros(self.framed_shape, dtype=self.dtype)
         for inside, level in self.frames.pairs(framed, values):
             inside.copy_(level)
         return framed.flatten(0, 1)
 
     def unframe(self, framed: Tensor, values: Tensor) -> None:
-        """The way back, from `framed` (images · heads · length, D) into `values`."""
+        """Copy `framed` (images · heads · length, D) without the frames into `values`."""
         for inside, level in self.frames.pairs(framed.view(self.framed_shape), values):
             level.copy_(inside)
 
     def samples(self, locations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(images, Lq, heads, L, P, 2) -> the cells (rows, 4, L·P), int32, and the fractions (rows, L·P) in x and y.
+        """Return the four cells of each point (rows, 4, L·P), int32, and the fractions in x and y, (rows, L·P) each.
 
-        The four cells are the ones left above, right above, left below and right below of the point.
+        The order of the cells is top left, top right, bottom left, bottom right.
+
+        Args:
+            locations: (images, Lq, heads, L, P, 2).
         """
         pixel = torch.empty_like(self.size)
         pixel.view(2, *locations.shape[:-1]).copy_(locations.movedim(-1, 0))
         pixel.mul_(self.size).sub_(0.5)
         floor = pixel.floor()
         fraction = pixel.sub_(floor)
-        # the lower bound as an integer, so that NaN becomes a cell too
+        # clamp the integer, so that NaN becomes a valid cell too
         x, y = floor.minimum(self.size).int().clamp_(min=-FRAME)
         cell = y.mul_(self.stride).add_(x).add_(self.start)
         return cell[:, None] + self.corners, fraction[0], fraction[1]
 
 
-# The layers of a decoder, there and back, share theirs.
+# All layers of a decoder share them, forward and backward.
 _cached_blocks = lru_cache(maxsize=8)(_Blocks)
 
 
@@ -184,7 +195,7 @@ def _blocks_of(value: Tensor, shapes: Tensor, locations: Tensor) -> _Blocks:
 
 
 def _bilinear(weights: Tensor, fx: Tensor, fy: Tensor) -> Tensor:
-    """Shares out `weights` (rows, L·P) among the four cells: (rows, 4, L·P)."""
+    """Distribute `weights` (rows, L·P) to the four cells: return (rows, 4, L·P)."""
     below = weights * fy
     above = weights - below
     above_right = above * fx
@@ -216,7 +227,7 @@ def forward(value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor) -
 def backward(
     grad_output: Tensor, value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of value, locations and weights."""
+    """Return the gradients of value, locations and weights."""
     blocks = _blocks_of(value, shapes, locations)
     grad_output = grad_output.unflatten(2, value.shape[2:])
     grad_value, grad_locations, grad_weights = (x.new_empty(x.shape) for x in (value, locations, weights))

@@ -1,9 +1,9 @@
 """Multi-scale deformable attention as Triton kernels, for CUDA devices.
 
-The maps of an image fit into the L2 cache of a current GPU, so device memory sees little more than one pass over
-locations, weights and output. What is left to save are transactions: a cell is read as one run of D channels, and
-whatever belongs to a query lies contiguous in the block of the program that handles it. Offsets are 32 bits wide
-unless a tensor is too large for it; sums are float32 (float64 for float64 values).
+The maps of an image fit into the L2 cache of a current GPU, so device memory is read little more than once: for
+locations, weights and output. The kernels minimise transactions: they read a cell as one run of D channels, and the
+data of a query is contiguous in the block of its program. Offsets have 32 bits unless a tensor is too large; sums are
+float32 (float64 for float64 values).
 """
 
 import torch
@@ -12,12 +12,12 @@ import triton.language as tl
 from torch import Tensor
 
 TILE = 1024
-"""Elements (rows × channels) of the tile a program works on; with 4 warps, two 16-byte reads per thread and cell."""
+"""Elements (rows × channels) per program; with 4 warps, two 16-byte reads per thread and cell."""
 
 
 @triton.jit
 def _cell_rows(x0, y0, dx: tl.constexpr, dy: tl.constexpr, width, height, first, step):
-    """Row of `value` that holds a corner of the cell square at (x0, y0), and whether it is on the map at all."""
+    """Return the row of `value` of one of the four cells at (x0, y0), and whether the cell is inside the map."""
     x, y = x0 + dx, y0 + dy
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     return first + (y * width + x) * step, inside
@@ -29,7 +29,7 @@ def _forward_kernel(
     H: tl.constexpr, D: tl.constexpr, L: tl.constexpr, P: tl.constexpr,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr, SUM: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
-    """A program sums ROWS of the B·Lq·H bags (image, query, head) of L·P samples each."""
+    """Compute ROWS of the B·Lq·H bags (image, query, head): sums of L·P samples each."""
     bag = tl.program_id(0).to(INDEX) * ROWS + tl.arange(0, ROWS)
     channel = tl.arange(0, CHANNELS)
     live = bag < bags
@@ -64,7 +64,7 @@ def _backward_kernel(
     H: tl.constexpr, D: tl.constexpr, L: tl.constexpr, P: tl.constexpr,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr, SUM: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
-    """A program handles ROWS of the B·Lq·H·L·P samples, whose gradients do not depend on each other."""
+    """Compute the gradients of ROWS of the B·Lq·H·L·P samples, which are independent of each other."""
     sample = tl.program_id(0).to(INDEX) * ROWS + tl.arange(0, ROWS)
     channel = tl.arange(0, CHANNELS)
     live = sample < samples
@@ -112,7 +112,7 @@ def _backward_kernel(
 
 
 def probe(device: str) -> None:
-    """Compiles and runs the forward kernel on next to nothing; raises whatever stands in the way."""
+    """Compile and run the forward kernel on minimal input; raises any error of Triton."""
     value = torch.zeros(1, 1, 1, 1, device=device)
     shapes = torch.ones(1, 2, dtype=torch.int64, device=device)
     forward(value, shapes, value.new_zeros(1, 1, 1, 1, 1, 2), value.new_zeros(1, 1, 1, 1, 1))
@@ -135,7 +135,7 @@ def _constants(value: Tensor, locations: Tensor, outputs: int) -> dict:
 
 
 def forward(value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
-    """See `multi_scale_deformable_attn`; `shapes` lies on the device of `value` and is read there."""
+    """See `multi_scale_deformable_attn`; `shapes` is on the device of `value`."""
     value, shapes, locations, weights = (x.contiguous() for x in (value, shapes, locations, weights))
     batch, cells, heads, channels = value.shape
     queries = locations.shape[1]
@@ -152,7 +152,7 @@ def forward(value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor) -
 def backward(
     grad_output: Tensor, value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of value, locations and weights. That of the value is summed by atomics, in no fixed order."""
+    """Return the gradients of value, locations and weights. Atomics sum the first one, in no fixed order."""
     inputs = (grad_output, value, shapes, locations, weights)
     grad_output, value, shapes, locations, weights = (x.contiguous() for x in inputs)
     _, cells, _, _ = value.shape

@@ -1,4 +1,4 @@
-"""Attention of transformer layers: the standard one, and Conditional DETR's with content and position apart.
+"""Attention of transformer layers: standard attention, and Conditional DETR's with separate content and position.
 
 All modules add a residual connection, and take (length, batch, width) tensors, or (batch, length, width) with
 `batch_first`. A boolean mask is true where attention is not allowed; a float mask is added to the scores.
@@ -17,7 +17,7 @@ class MultiheadAttention(nn.Module):
         num_heads: number of heads, a divisor of `embed_dim`.
         attn_drop: dropout of the attention weights.
         proj_drop: dropout of the output.
-        batch_first: tensors are (batch, length, width).
+        batch_first: tensors are (batch, length, width) instead of (length, batch, width).
         **kwargs: further arguments of `nn.MultiheadAttention`.
     """
 
@@ -52,9 +52,9 @@ class MultiheadAttention(nn.Module):
         """Attend from `query` to `key` (default: `query`).
 
         Args:
-            query, key, value: values default to `key` without its position.
-            identity: what the output is added to, `query` without its position by default.
-            query_pos, key_pos: added to query and key. `key_pos` defaults to `query_pos` where the shapes agree.
+            query, key, value: `value` defaults to `key` without its position.
+            identity: residual to which the output is added; by default `query` without its position.
+            query_pos, key_pos: added to query and key. `key_pos` defaults to `query_pos` if the shapes agree.
             attn_mask: (queries, keys) or (batch · heads, queries, keys).
             key_padding_mask: (batch, keys).
 
@@ -76,17 +76,19 @@ class MultiheadAttention(nn.Module):
 
 
 def _length_first_in_memory(x: Tensor, batch_first: bool) -> Tensor:
-    """The same tensor, laid out as `nn.MultiheadAttention` multiplies it: (length, batch, width) without gaps.
+    """Return the tensor with contiguous memory in the order (length, batch, width), which `nn.MultiheadAttention` uses.
 
-    From another layout, inference in bfloat16 on a CPU copies the weights once for each position.
+    With another layout, bfloat16 inference on a CPU copies the weights once for each position.
     """
     return x.transpose(0, 1).contiguous().transpose(0, 1) if batch_first else x.contiguous()
 
 
 def _additive_mask(attn_mask: Tensor | None, key_padding_mask: Tensor | None, like: Tensor) -> Tensor | None:
-    """The two masks as one to add to the scores (batch, heads, queries, keys) of queries `like`, or None.
+    """Combine both masks to one float mask for the scores (batch, heads, queries, keys), or None.
 
-    `like` is (batch, heads, queries, width); `attn_mask` and `key_padding_mask` are those of `MultiheadAttention`.
+    Args:
+        attn_mask, key_padding_mask: see `MultiheadAttention`.
+        like: queries (batch, heads, queries, width), for shape, dtype and device.
     """
     batch, heads = like.shape[:2]
 
@@ -104,12 +106,12 @@ def _additive_mask(attn_mask: Tensor | None, key_padding_mask: Tensor | None, li
 
 
 class _ConditionalAttention(nn.Module):
-    """What the two attentions below share: options, output projection, and the attention proper."""
+    """Base class of the two attentions below: options, attention, and output projection."""
 
     def __init__(self, embed_dim: int, num_heads: int, attn_drop: float, proj_drop: float, batch_first: bool):
         super().__init__()
         if embed_dim % num_heads:
-            raise ValueError(f"attention: embed_dim {embed_dim} is no multiple of num_heads {num_heads}")
+            raise ValueError(f"attention: embed_dim={embed_dim} must be a multiple of num_heads={num_heads}")
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.attn_drop = attn_drop
@@ -117,14 +119,14 @@ class _ConditionalAttention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def _heads(self, x: Tensor) -> Tensor:
-        """(length, batch, width), or batch first, to (batch, heads, length, width of a head)."""
+        """Split (length, batch, width), or batch first, into heads: (batch, heads, length, width / heads)."""
         x = x if self.batch_first else x.transpose(0, 1)
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, key_padding_mask: Tensor | None
     ) -> Tensor:
-        """Attention of (batch, heads, length, …) tensors, projected, in the layout of the inputs."""
+        """Attend with tensors (batch, heads, length, …); return the projected output in the layout of the inputs."""
         out = F.scaled_dot_product_attention(
             q,
             k,
@@ -137,9 +139,9 @@ class _ConditionalAttention(nn.Module):
 
 
 class ConditionalSelfAttention(_ConditionalAttention):
-    """Self-attention whose content and position have projections of their own (Conditional DETR, ICCV 2021).
+    """Self-attention with separate projections of content and position (Conditional DETR, ICCV 2021).
 
-    Arguments as in `MultiheadAttention`.
+    For the arguments see `MultiheadAttention`.
     """
 
     def __init__(
@@ -167,7 +169,7 @@ class ConditionalSelfAttention(_ConditionalAttention):
         key_padding_mask: Tensor | None = None,
         **kwargs,
     ) -> Tensor:
-        """As `MultiheadAttention.forward`; `query_pos` is required, and `key_pos` defaults to it."""
+        """See `MultiheadAttention.forward`; `query_pos` is required, and `key_pos` defaults to it."""
         key = query if key is None else key
         value = key if value is None else value
         identity = query if identity is None else identity
@@ -181,8 +183,8 @@ class ConditionalSelfAttention(_ConditionalAttention):
 class ConditionalCrossAttention(_ConditionalAttention):
     """Cross-attention whose scores are a content term plus a spatial term (Conditional DETR, ICCV 2021, eq. 4).
 
-    Content and position are concatenated in each head, not added, so that a query's position looks for keys by
-    position alone. Arguments as in `MultiheadAttention`.
+    Each head concatenates content and position instead of adding them: then positions are compared only with positions.
+    For the arguments see `MultiheadAttention`.
     """
 
     def __init__(
@@ -212,13 +214,13 @@ class ConditionalCrossAttention(_ConditionalAttention):
         key_padding_mask: Tensor | None = None,
         **kwargs,
     ) -> Tensor:
-        """As `MultiheadAttention.forward`, with the position in two parts.
+        """See `MultiheadAttention.forward`; the position has two parts.
 
         Args:
-            query_pos, key_pos: in the first decoder layer, whose queries have no content yet, added to the content
-                terms. `key_pos` is also the keys' spatial term, in every layer.
-            query_sine_embed: the queries' spatial term, in the shape of `query`.
-            is_first_layer: whether to use `query_pos`. Later layers need no `query_pos_proj`; it may be None.
+            query_pos, key_pos: added to the content terms in the first decoder layer, whose queries have no content.
+                `key_pos` is also the spatial term of the keys, in every layer.
+            query_sine_embed: spatial term of the queries, in the shape of `query`.
+            is_first_layer: whether to use `query_pos`. In later layers `query_pos_proj` may be None.
         """
         key = query if key is None else key
         value = key if value is None else value

@@ -1,35 +1,35 @@
 """Conversions and overlaps of axis-aligned boxes.
 
-Boxes are float tensors (…, 4), either `xyxy` (two corners) or `cxcywh` (centre and size), in any unit as long as it
-is one unit.
+Boxes are float tensors (…, 4), either `xyxy` (two corners) or `cxcywh` (centre and size). All boxes of a call have the
+same unit.
 """
 
 import torch
 from torch import Tensor
 
-# Keeps the quotients finite for boxes without area; far below the area of a pixel, also in normalised boxes.
+# Keeps quotients finite for boxes without area; much smaller than the area of a pixel, also for normalised boxes.
 _EPS = 1e-6
 
 
 def box_cxcywh_to_xyxy(bbox: Tensor) -> Tensor:
-    """(…, 4) centres and sizes to corners."""
+    """Convert boxes (…, 4) from centre and size to corners."""
     center, size = bbox.split(2, dim=-1)
     return torch.cat((center - size / 2, center + size / 2), dim=-1)
 
 
 def box_xyxy_to_cxcywh(bbox: Tensor) -> Tensor:
-    """(…, 4) corners to centres and sizes."""
+    """Convert boxes (…, 4) from corners to centre and size."""
     low, high = bbox.split(2, dim=-1)
     return torch.cat(((low + high) / 2, high - low), dim=-1)
 
 
 def _area(size: Tensor) -> Tensor:
-    """(…, 2) width and height to (…,). The gradient of `Tensor.prod` would wait for the device to look for zeros."""
+    """Return the area (…) of sizes (…, 2). `Tensor.prod` is not used: its gradient waits for the device."""
     return size[..., 0] * size[..., 1]
 
 
 def elementwise_box_iou(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
-    """IoU and area of the union of `xyxy` boxes, whose leading dimensions broadcast against each other."""
+    """Return IoU and union area of `xyxy` boxes; their leading dimensions broadcast."""
     overlap = torch.minimum(boxes1[..., 2:], boxes2[..., 2:]) - torch.maximum(boxes1[..., :2], boxes2[..., :2])
     intersection = _area(overlap.clamp(min=0))
     area1 = _area(boxes1[..., 2:] - boxes1[..., :2])

@@ -1,12 +1,12 @@
-"""A convolution with what usually follows it."""
+"""Convolution with norm and activation."""
 
 from torch import Tensor, nn
 
 
 class ConvNormAct(nn.Module):
-    """`activation(norm(conv(x)))`; a norm or activation of None is left out.
+    """`activation(norm(conv(x)))`.
 
-    `norm_layer` and `activation` are modules; the other arguments are `nn.Conv2d`'s.
+    `norm_layer` and `activation` are modules, used without a copy, or None. For the other arguments see `nn.Conv2d`.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class ConvNormAct(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) to (B, out_channels, H', W')."""
+        """Transform (B, in_channels, H, W) to (B, out_channels, H', W')."""
         x = self.conv(x)
         if self.norm is not None:
             x = self.norm(x)

@@ -1,4 +1,4 @@
-"""Perceptrons: the heads' plain one and the transformer's residual one."""
+"""Multi-layer perceptron of the heads, and feed-forward block of transformer layers."""
 
 import copy
 
@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Of the wide activations in between; large enough for the matrix products to lose nothing.
+# Rows per part of the wide activations; large enough for efficient matrix products.
 CPU_ROWS_AT_ONCE = 2048
 
 
 class MLP(nn.Module):
-    """`num_layers` linear layers with ReLU between them; (…, input_dim) to (…, output_dim)."""
+    """`num_layers` linear layers with ReLU between them, from (…, input_dim) to (…, output_dim)."""
 
     def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, num_layers: int):
         super().__init__()
@@ -33,10 +33,10 @@ class FFN(nn.Module):
     Args:
         embed_dim: width of the input.
         feedforward_dim: width between the linear layers.
-        output_dim: width of the output, `embed_dim` by default. Other widths need `add_identity=False`.
+        output_dim: width of the output, by default `embed_dim`. Other widths need `add_identity=False`.
         num_fcs: number of linear layers, at least 2.
-        activation: module after all linear layers but the last. It is copied once, and if it has parameters (PReLU),
-            the layers of this block share them: state dicts hold them once more as `activation`.
+        activation: module after all linear layers except the last. It is copied once; all layers of the block share its
+            parameters (PReLU), which are also in the state dict as `activation`.
         ffn_drop: dropout after every linear layer.
         fc_bias: whether the linear layers have a bias.
         add_identity: whether to add the input to the output.
@@ -56,7 +56,7 @@ class FFN(nn.Module):
         super().__init__()
         output_dim = embed_dim if output_dim is None else output_dim
         if num_fcs < 2:
-            raise ValueError(f"FFN: num_fcs is {num_fcs}; it takes at least 2 linear layers")
+            raise ValueError(f"FFN: num_fcs is {num_fcs}; at least 2 linear layers are needed")
         if add_identity and output_dim != embed_dim:
             raise ValueError(f"FFN: add_identity needs output_dim ({output_dim}) to be embed_dim ({embed_dim})")
         self.embed_dim = embed_dim
@@ -72,12 +72,12 @@ class FFN(nn.Module):
         self.layers = nn.Sequential(*hidden, last, nn.Dropout(ffn_drop))
 
     def forward(self, x: Tensor, identity: Tensor | None = None) -> Tensor:
-        """(…, embed_dim) to (…, output_dim); `identity` replaces `x` in the residual connection."""
-        # On rows: a linear layer's output of more dimensions is a view, and the gradient of an activation in place of a
-        # view takes three passes over it.
+        """Transform (…, embed_dim) to (…, output_dim); `identity` replaces `x` in the residual connection."""
+        # Flatten to rows: a linear layer's output with more dimensions is a view, and the gradient of an in-place
+        # activation of a view needs three passes over it.
         rows = x.flatten(0, -2)
         if torch.is_grad_enabled() and x.device.type == "cpu" and len(rows) > CPU_ROWS_AT_ONCE:
-            # The gradients of the wide activations then exist, and stay in the cache, for a part of them at a time.
+            # Then the gradients of the wide activations exist only for one part at a time, and stay in the cache.
             out = torch.cat([self.layers(part) for part in rows.split(CPU_ROWS_AT_ONCE)])
         else:
             out = self.layers(rows)

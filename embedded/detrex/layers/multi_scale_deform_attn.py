@@ -18,26 +18,26 @@ SpatialShapes = Tensor | Sequence[tuple[int, int]]
 def multi_scale_deformable_attn(
     value: Tensor, spatial_shapes: SpatialShapes, sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
-    """Weighted sum of values read bilinearly at a few locations of every level: equation 3 of the paper.
+    """Weighted sum of values, sampled bilinearly at a few locations of every level (equation 3 of the paper).
 
-    Runs a sparse formulation on the CPU and Triton kernels on CUDA, both with gradients written out and nothing
-    saved but the arguments; elsewhere, and on CUDA without a working Triton, the plain formula below. Safe under
-    autocast and `torch.compile(fullgraph=True)`. On CUDA the gradient of `value` is summed by atomic additions.
+    The CPU runs a sparse formulation, CUDA runs Triton kernels. Both have explicit gradients and save only inputs.
+    Other devices, and CUDA without a working Triton, run `multi_scale_deformable_attn_pytorch`. The function supports
+    autocast and `torch.compile(fullgraph=True)`. On CUDA atomic additions sum the gradient of `value`.
 
     Args:
-        value: (B, Σ h·w, H, D), the levels' maps flattened row by row and joined, in H heads of D channels.
+        value: (B, Σ h·w, H, D), flattened and concatenated maps of the levels, H heads of D channels.
         spatial_shapes: (height, width) of each of the L levels, an int64 tensor (L, 2) or pairs of ints. Neither
             makes the host wait for the device.
-        sampling_locations: (B, Lq, H, L, P, 2), (x, y) with [0, 1] spanning the map from outer edge to outer
-            edge (`align_corners=False`); outside of the map the value is zero.
-        attention_weights: (B, Lq, H, L, P), usually summing to one over L and P.
+        sampling_locations: (B, Lq, H, L, P, 2), (x, y) in [0, 1] from edge to edge of the map
+            (`align_corners=False`); values outside the map are zero.
+        attention_weights: (B, Lq, H, L, P); usually the sum over L and P is one.
 
     Returns:
         (B, Lq, H·D) in the dtype of `value`; sums are accumulated in at least float32.
 
     Raises:
-        ValueError: the number of levels differs between arguments, or the levels do not add up to Σ h·w (checked
-            where the shapes are at hand: on the CPU, and for pairs of ints).
+        ValueError: the arguments have different numbers of levels, or the levels do not have Σ h·w cells. The second
+            check needs the shapes on the host: it runs on the CPU, and for pairs of ints.
     """
     if len(spatial_shapes) != sampling_locations.shape[3]:
         raise ValueError(
@@ -54,9 +54,9 @@ def multi_scale_deformable_attn(
 def multi_scale_deformable_attn_pytorch(
     value: Tensor, value_spatial_shapes: SpatialShapes, sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
-    """The same in plain PyTorch, for any device and with autograd throughout.
+    """Compute `multi_scale_deformable_attn` with standard PyTorch operators and autograd, on any device.
 
-    A tensor of shapes that lies on an accelerator is read by the host, which waits for it; pairs of ints are not.
+    With `value_spatial_shapes` as a tensor on an accelerator, the host waits for the device; pairs of ints avoid this.
     """
     batch, _, heads, channels = value.shape
     sizes = value_spatial_shapes
@@ -78,7 +78,7 @@ def multi_scale_deformable_attn_pytorch(
 
 @cache
 def _kernels(device: str) -> ModuleType | None:
-    """The module with `forward` and `backward` for a type of device, if there is one that works."""
+    """Return the module with `forward` and `backward` for a type of device; None if none works."""
     if device == "cpu":
         from . import _deform_attn_cpu
 
@@ -88,9 +88,9 @@ def _kernels(device: str) -> ModuleType | None:
             from . import _deform_attn_triton
 
             _deform_attn_triton.probe(device)
-        except Exception as error:  # whatever Triton lacks here (itself, a C compiler, the GPU's support)
+        except Exception as error:  # Triton, a C compiler or support of the GPU may be missing
             logging.getLogger(__name__).warning(
-                "deformable attention runs in plain PyTorch, its Triton kernels do not work here: %s",
+                "deformable attention runs in PyTorch, which is slower, because its Triton kernels do not work: %s",
                 " ".join(str(error).split()),
             )
         else:
@@ -102,7 +102,7 @@ def _has_kernels(device: str) -> bool:
     return _kernels(device) is not None
 
 
-# what torch.compiler.assume_constant_result does, without importing the compiler (seconds) with this module
+# same as torch.compiler.assume_constant_result, without the import of the compiler, which takes seconds
 _has_kernels._dynamo_marked_constant = True
 
 
@@ -168,14 +168,14 @@ def _shapes_tensor(spatial_shapes: SpatialShapes, device: torch.device) -> Tenso
 
 
 class MultiScaleDeformableAttention(nn.Module):
-    """Attention whose queries choose the few locations of each feature level that they read.
+    """Attention to a few sampling locations per feature level, which are predicted from the queries.
 
     Args:
         embed_dim: channels of queries and values; a multiple of `num_heads`.
-        num_heads, num_levels, num_points: H, L and P; each head reads P locations of every level.
-        img2col_step: kept for configs written for the CUDA operator; without effect.
-        dropout: of the output, before `identity` is added.
-        batch_first: (B, N, C) inputs and output instead of (N, B, C).
+        num_heads, num_levels, num_points: H, L and P; each head samples P locations of every level.
+        img2col_step: unused, kept for configs.
+        dropout: dropout of the output, before `identity` is added.
+        batch_first: inputs and output are (B, N, C) instead of (N, B, C).
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class MultiScaleDeformableAttention(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Uniform attention; head k looks 1, 2, … P cells away at angle 2πk/H, on squares around it."""
+        """Initialise with uniform attention; head k samples 1, 2, … P cells away at angle 2πk/H, on squares."""
         nn.init.zeros_(self.sampling_offsets.weight)
         angle = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         direction = torch.stack([angle.cos(), angle.sin()], dim=-1)
@@ -233,24 +233,24 @@ class MultiScaleDeformableAttention(nn.Module):
         level_start_index: Tensor | None = None,
         **kwargs,
     ) -> Tensor:
-        """Attends from `query` to `value` and adds the result to `identity`.
+        """Attend from `query` to `value`, and add the result to `identity`.
 
         Args:
             query, query_pos, identity: (B, Lq, C), or (Lq, B, C) without `batch_first`. `identity` defaults
                 to `query`; `query_pos` is added to the query.
-            key: unused: attention weights come from the query alone.
+            key: unused, as attention weights come from the query.
             value: (B, Lv, C) or (Lv, B, C), Lv = Σ h·w; defaults to `query`.
             key_padding_mask: (B, Lv) bool, True where the value is padding and reads as zero.
-            reference_points: (B, Lq, L, 2) points (x, y), or (B, Lq, L, 4) boxes cxcywh, in [0, 1]. Offsets
-                count in cells of the level for points, in half box sizes over P for boxes.
+            reference_points: (B, Lq, L, 2) points (x, y), or (B, Lq, L, 4) boxes cxcywh, in [0, 1]. The unit of
+                offsets is a cell of the level for points, and half the box size divided by P for boxes.
             spatial_shapes: (height, width) of the levels, an int64 tensor (L, 2) or pairs of ints.
-            level_start_index: unused: it follows from `spatial_shapes`.
+            level_start_index: unused, as it follows from `spatial_shapes`.
 
         Returns:
-            a tensor shaped like `query`.
+            A tensor in the shape of `query`.
 
         Raises:
-            ValueError: `reference_points` or `spatial_shapes` missing, or of a wrong last dimension.
+            ValueError: `reference_points` or `spatial_shapes` is missing, or has a wrong last dimension.
         """
         if reference_points is None or spatial_shapes is None:
             raise ValueError("deformable attention needs reference_points and spatial_shapes")
@@ -275,7 +275,7 @@ class MultiScaleDeformableAttention(nn.Module):
         return identity + self.dropout(output)
 
     def _locations(self, offsets: Tensor, reference: Tensor, spatial_shapes: SpatialShapes) -> Tensor:
-        """(B, Lq, H, L, P, 2) in [0, 1], float32 at least: half precision would round to whole pixels."""
+        """Return sampling locations (B, Lq, H, L, P, 2) in [0, 1], at least float32: float16 would round to pixels."""
         dtype = torch.promote_types(offsets.dtype, torch.float32)
         offsets = offsets.to(dtype).unflatten(-1, (self.num_heads, self.num_levels, self.num_points, 2))
         reference = reference.to(dtype)[:, :, None, :, None]
@@ -288,6 +288,6 @@ class MultiScaleDeformableAttention(nn.Module):
         raise ValueError(f"reference_points must end in 2 (points) or 4 (boxes), got {reference.shape[-1]}")
 
     def _weights(self, logits: Tensor) -> Tensor:
-        """(B, Lq, H, L, P), softmax over the samples of a head."""
+        """Return attention weights (B, Lq, H, L, P), a softmax over the samples of a head."""
         logits = logits.unflatten(-1, (self.num_heads, self.num_levels * self.num_points))
         return logits.softmax(-1).unflatten(-1, (self.num_levels, self.num_points))

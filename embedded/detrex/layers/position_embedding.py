@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 
 def _sinusoids(angle: Tensor, num_feats: int, temperature: float) -> Tensor:
-    """(…) to (…, num_feats): sine and cosine in turn, pair k of them at the frequency temperature^(-2k/num_feats).
+    """Embed angles (…) to (…, num_feats): sine and cosine alternate, pair k has frequency temperature^(-2k/num_feats).
 
-    "Attention is all you need", section 3.5. Computed in float32 or better: half precision has no digits left for
-    the phase of large angles.
+    "Attention is all you need", section 3.5. The precision is at least float32: half precision cannot represent the
+    phase of large angles.
     """
     precise = angle.to(torch.promote_types(angle.dtype, torch.float32))
     pair = torch.arange((num_feats + 1) // 2, device=angle.device, dtype=precise.dtype)
@@ -21,10 +21,9 @@ def _sinusoids(angle: Tensor, num_feats: int, temperature: float) -> Tensor:
 def get_sine_pos_embed(
     pos_tensor: Tensor, num_pos_feats: int = 128, temperature: int = 10000, exchange_xy: bool = True
 ) -> Tensor:
-    """Sinusoids of coordinates in [0, 1], each of them scaled to one turn: (…, n) to (…, n · num_pos_feats).
+    """Embed coordinates in [0, 1] by sinusoids: (…, n) to (…, n · num_pos_feats). 1 is a full turn.
 
-    With `exchange_xy` the embedding of the second coordinate comes first, as in `PositionEmbeddingSine`: (x, y, w, h)
-    gives those of y, x, w, h.
+    With `exchange_xy` the order is y, x, w, h as in `PositionEmbeddingSine`; else it is x, y, w, h.
     """
     embed = _sinusoids(pos_tensor * 2 * math.pi, num_pos_feats, temperature)
     if exchange_xy and pos_tensor.shape[-1] > 1:
@@ -33,18 +32,17 @@ def get_sine_pos_embed(
 
 
 class PositionEmbeddingSine(nn.Module):
-    """Sinusoids of the row and column of each position of a padded feature map.
+    """Sinusoids of row and column of each position of a padded feature map.
 
-    Rows and columns are counted over the valid positions only, so that an image's embedding does not depend on how
-    far its batch pads it.
+    Only valid positions count, so that the embedding of an image does not depend on its padding.
 
     Args:
         num_pos_feats: channels for each of the two axes, half the width of the model.
         temperature: ratio between the longest and the shortest wavelength.
-        scale: what the last valid position counts as after normalising, in radians.
-        eps: keeps the normalising division finite.
-        offset: added to the count, which starts at 1, before normalising; -0.5 gives the centres of the positions.
-        normalize: divide the count by the number of valid rows (columns), so that it ends at `scale`.
+        scale: angle of the last valid position after normalisation, in radians.
+        eps: keeps the division of the normalisation finite.
+        offset: added to the count, which starts at 1, before normalisation; -0.5 gives the centres of the positions.
+        normalize: divide the count by the number of valid rows (columns), and multiply by `scale`.
     """
 
     def __init__(
@@ -65,7 +63,7 @@ class PositionEmbeddingSine(nn.Module):
         self.normalize = normalize
 
     def forward(self, mask: Tensor, **kwargs) -> Tensor:
-        """`mask` (B, H, W), true (or 1) on padding, to float32 (B, 2 · num_pos_feats, H, W), rows first."""
+        """Embed a `mask` (B, H, W), true (or 1) in padding: return float32 (B, 2 · num_pos_feats, H, W), rows first."""
         valid = ~mask.bool()
         axes = []
         for dim in (1, 2):
@@ -93,12 +91,12 @@ class PositionEmbeddingLearned(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Uniform in [0, 1)."""
+        """Initialise uniformly in [0, 1)."""
         nn.init.uniform_(self.row_embed.weight)
         nn.init.uniform_(self.col_embed.weight)
 
     def forward(self, mask: Tensor) -> Tensor:
-        """`mask` (B, H, W), whose shape alone matters, to (B, 2 · num_pos_feats, H, W), columns first.
+        """Return (B, 2 · num_pos_feats, H, W), columns first; only the shape of `mask` (B, H, W) is used.
 
         Raises:
             ValueError: the map is larger than the embedding.

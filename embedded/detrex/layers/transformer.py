@@ -1,4 +1,4 @@
-"""Transformer layers assembled from attentions, a feed-forward block and norms."""
+"""Transformer layers made of attentions, feed-forward blocks and norms."""
 
 import copy
 from collections.abc import Sequence
@@ -9,15 +9,15 @@ _OPERATIONS = ("self_attn", "cross_attn", "norm", "ffn")
 
 
 class BaseTransformerLayer(nn.Module):
-    """Runs attentions, feed-forward blocks and norms in a given order.
+    """Attentions, feed-forward blocks and norms in a given order.
 
     Args:
-        attn: one attention for each `self_attn` and `cross_attn` of the order, in that order. A single module is
-            copied for all of them.
+        attn: one attention for each `self_attn` and `cross_attn`, in the order of `operation_order`. A single module
+            is copied for all of them.
         ffn: copied for each `ffn`.
         norm: copied for each `norm`.
-        operation_order: of `"self_attn"`, `"cross_attn"`, `"norm"` and `"ffn"`. If `"norm"` comes first, the layer is
-            pre-norm: residual connections skip the norms.
+        operation_order: names among `"self_attn"`, `"cross_attn"`, `"norm"` and `"ffn"`. If `"norm"` comes first, the
+            layer is pre-norm: residual connections skip the norms.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class BaseTransformerLayer(nn.Module):
         key_padding_mask: Tensor | None = None,
         **kwargs,
     ) -> Tensor:
-        """Update `query`; shapes and masks are those of the attentions.
+        """Update `query`; for shapes and masks see the attentions.
 
         Args:
-            query, query_pos: the queries, and what self-attention adds to queries and keys.
-            key, value, key_pos: what cross-attention attends to.
+            query, query_pos: the queries and their position embeddings.
+            key, value, key_pos: keys, values and position embeddings of cross-attention.
             attn_masks: one for each attention, or one for all of them.
             query_key_padding_mask, key_padding_mask: padding of the queries and of the keys, (batch, length).
             **kwargs: passed on to every attention.
@@ -97,7 +97,7 @@ class BaseTransformerLayer(nn.Module):
 
 
 class TransformerLayerSequence(nn.Module):
-    """A stack of layers, `layers`; subclasses say in `forward` what passes from one to the next.
+    """Stack of layers; subclasses define `forward`.
 
     Args:
         transformer_layers: a layer to copy `num_layers` times, or the list of layers.
@@ -118,4 +118,4 @@ class TransformerLayerSequence(nn.Module):
         self.layers = nn.ModuleList(transformer_layers)
 
     def forward(self):
-        raise NotImplementedError(f"{type(self).__name__} does not say how to run its layers")
+        raise NotImplementedError(f"{type(self).__name__} must implement forward()")

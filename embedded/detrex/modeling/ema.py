@@ -1,7 +1,7 @@
-"""Exponential moving average of a model's weights, and its use in training and evaluation.
+"""Exponential moving average (EMA) of a model's weights for training and evaluation.
 
-The model carries its average as `model.ema_state`. Enabled by `train.model_ema.enabled`, with `decay`, and `device`
-("" for the model's own, "cpu" to save GPU memory).
+The average is in `model.ema_state`. `train.model_ema.enabled` turns it on; `decay` and `device` are in the same node
+(device "": the model's; "cpu" saves GPU memory).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class EMAState:
-    """A copy of all parameters and persistent buffers of a model, by name; a shared one is there once.
+    """A copy of all parameters and persistent buffers of a model, by name; shared tensors have one entry.
 
     Attributes:
-        state: the tensors, empty until `save_from`.
+        state: the tensors by name, empty before `save_from`.
     """
 
     def __init__(self) -> None:
@@ -30,14 +30,14 @@ class EMAState:
 
     @classmethod
     def FromModel(cls, model: nn.Module, device: str = "") -> EMAState:
-        """The present weights of `model`, on its device or on the one given."""
+        """Copy the current weights of `model` to `device`, by default the model's."""
         state = cls()
         state.save_from(model, device)
         return state
 
     @torch.no_grad()
     def save_from(self, model: nn.Module, device: str = "") -> None:
-        """Replace the copy by the present weights of `model`."""
+        """Replace the copy by the current weights of `model`."""
         self.state = {
             name: tensor.detach().clone().to(device or tensor.device)
             for name, tensor in self.get_model_state_iterator(model)
@@ -51,7 +51,7 @@ class EMAState:
 
     @contextmanager
     def apply_and_restore(self, model: nn.Module) -> Iterator[EMAState]:
-        """Use these weights in `model` inside the block, and restore its own on exit."""
+        """Write these weights into `model` inside the block; restore its own weights on exit."""
         own = EMAState.FromModel(model, str(self.device or ""))
         try:
             self.apply_to(model)
@@ -65,20 +65,20 @@ class EMAState:
         return next((tensor.device for tensor in self.state.values()), None)
 
     def to(self, device: str | torch.device) -> EMAState:
-        """Move the copy, in place."""
+        """Move the copy to `device`, in place."""
         self.state = {name: tensor.to(device) for name, tensor in self.state.items()}
         return self
 
     def has_inited(self) -> bool:
-        """Whether there is a copy."""
+        """Return whether there is a copy."""
         return bool(self.state)
 
     def clear(self) -> None:
-        """Forget the copy."""
+        """Delete the copy."""
         self.state = {}
 
     def get_model_state_iterator(self, model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-        """Names and tensors that are averaged: the parameters and buffers of the state dict."""
+        """Iterate over names and tensors to average: parameters, then buffers, if they are in the state dict."""
         kept = model.state_dict().keys()
         tensors = itertools.chain(model.named_parameters(), model.named_buffers())
         return ((name, tensor) for name, tensor in tensors if name in kept)
@@ -87,28 +87,28 @@ class EMAState:
         return self.state
 
     def load_state_dict(self, state_dict: dict[str, torch.Tensor], strict: bool = True) -> None:
-        """Take up `state_dict()`.
+        """Load a `state_dict()`.
 
         Raises:
-            ValueError: if `strict`, and there is a copy already with other names or shapes.
+            ValueError: `strict` is set, and the existing copy has other names or shapes.
         """
         if strict and self.has_inited():
             ours = {name: tensor.shape for name, tensor in self.state.items()}
             theirs = {name: tensor.shape for name, tensor in state_dict.items()}
             if different := sorted(name for name, _ in ours.items() ^ theirs.items()):
                 raise ValueError(
-                    f"these averaged weights are of another model, which differs in {', '.join(different[:3])}"
+                    f"the averaged weights belong to another model; different: {', '.join(different[:3])}"
                 )
         self.state = {name: tensor.clone() for name, tensor in state_dict.items()}
 
 
 class EMAUpdater:
-    """Moves a state towards a model: average = decay * average + (1 - decay) * weights; integers are copied.
+    """Update an average: average = decay * average + (1 - decay) * weights; integer tensors are copied.
 
     Args:
         state: the average, updated in place.
         decay: in [0, 1).
-        device: where to keep it, "" for the model's device.
+        device: device of the average; "": the model's.
     """
 
     def __init__(self, state: EMAState, decay: float = 0.999, device: str = ""):
@@ -120,12 +120,12 @@ class EMAUpdater:
         self._average = get_ema_multi_avg_fn(decay)
 
     def init_state(self, model: nn.Module) -> None:
-        """Start from the present weights."""
+        """Start from the current weights."""
         self.state.save_from(model, self.device)
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """One step of the average."""
+        """Update the average once."""
         averages, weights = [], []
         for name, tensor in self.state.get_model_state_iterator(model):
             average = self.state.state[name]
@@ -142,21 +142,21 @@ def _remove_ddp(model: nn.Module) -> nn.Module:
 
 
 def may_build_model_ema(cfg: DictConfig, model: nn.Module) -> None:
-    """Give `model` an empty `ema_state`, if the config asks for an average."""
+    """Give `model` an empty `ema_state` if `train.model_ema.enabled`."""
     if cfg.train.model_ema.enabled:
         _remove_ddp(model).ema_state = EMAState()
 
 
 def may_get_ema_checkpointer(cfg: DictConfig, model: nn.Module) -> dict[str, EMAState]:
-    """What a checkpointer has to save for the average: `{"ema_state": ...}`, or nothing if it is not enabled."""
+    """Return the checkpointable of the average, `{"ema_state": ...}`; an empty dict if it is not enabled."""
     return {"ema_state": get_model_ema_state(model)} if cfg.train.model_ema.enabled else {}
 
 
 def get_model_ema_state(model: nn.Module) -> EMAState:
-    """The average that `model` carries.
+    """Return the average of `model`.
 
     Raises:
-        ValueError: it carries none.
+        ValueError: `model` has no average.
     """
     state = getattr(_remove_ddp(model), "ema_state", None)
     if state is None:
@@ -167,10 +167,10 @@ def get_model_ema_state(model: nn.Module) -> EMAState:
 def apply_model_ema(
     model: nn.Module, state: EMAState | None = None, save_current: bool = False
 ) -> EMAState | None:
-    """Write the average (`state`, or the one that `model` carries) into `model`.
+    """Write the average (`state`, by default the model's) into `model`.
 
     Returns:
-        The weights that it had, if `save_current`.
+        The previous weights if `save_current`, else None.
     """
     state = state or get_model_ema_state(model)
     model = _remove_ddp(model)
@@ -181,13 +181,13 @@ def apply_model_ema(
 
 @contextmanager
 def apply_model_ema_and_restore(model: nn.Module, state: EMAState | None = None) -> Iterator[None]:
-    """Let `model` have its averaged weights inside the block."""
+    """Use the averaged weights of `model` inside the block."""
     with (state or get_model_ema_state(model)).apply_and_restore(_remove_ddp(model)):
         yield
 
 
 class EMAHook(HookBase):
-    """Updates the average after each step. It starts from the weights at the start, or from a checkpoint's average."""
+    """Update the average after each step. It starts from the initial weights or from a checkpoint's average."""
 
     def __init__(self, cfg: DictConfig, model: nn.Module):
         self.model = _remove_ddp(model)

@@ -5,10 +5,10 @@ from torch import Tensor
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-3) -> Tensor:
-    """Logit of `x`, elementwise and differentiable.
+    """Return the logit of `x`, elementwise and differentiable.
 
-    Values outside [0, 1] count as 0 or 1, and both `x` and `1 - x` are kept at `eps` or more, so that the result
-    lies within ±log(1/eps), about ±6.9 by default.
+    `x` is clamped to [0, 1], `x` and `1 - x` are clamped to at least `eps`. The result is within ±log(1/eps), by
+    default about ±6.9.
     """
     x = x.clamp(0, 1)
     return x.clamp(min=eps).log() - (1 - x).clamp(min=eps).log()
@@ -21,5 +21,5 @@ def interpolate(
     mode: str = "nearest",
     align_corners: bool | None = None,
 ) -> Tensor:
-    """`torch.nn.functional.interpolate` under the name that detrex gives it."""
+    """`torch.nn.functional.interpolate` under detrex's name."""
     return F.interpolate(input, size=size, scale_factor=scale_factor, mode=mode, align_corners=align_corners)

@@ -1,4 +1,4 @@
-"""What the Triton kernels of deformable attention must do; `test_multi_scale_deform_attn_triton.py` runs it.
+"""Checks of the Triton kernels of deformable attention; `test_multi_scale_deform_attn_triton.py` runs them.
 
 In a process of its own: whether Triton interprets its kernels is settled when it is first imported.
 """
@@ -57,13 +57,13 @@ def test_equals_pytorch(name, dtype):
     rounding = max(torch.finfo(dtype).eps, 2e-6)
     torch.testing.assert_close(output.double(), expected, rtol=rounding, atol=rounding)
     torch.testing.assert_close(gradients[0].double(), expected_gradients[0], rtol=rounding, atol=rounding)
-    for gradient, wanted in zip(gradients[1:], expected_gradients[1:], strict=True):
-        torch.testing.assert_close(gradient.double(), wanted, rtol=2e-5, atol=2e-5)
+    for gradient, expected in zip(gradients[1:], expected_gradients[1:], strict=True):
+        torch.testing.assert_close(gradient.double(), expected, rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
 def test_runaway_locations():
-    """Points far outside read zero and no number at all stays in its query; neither touches foreign memory."""
+    """Points far outside read zero, NaN affects only its own query, and neither accesses foreign memory."""
     torch.manual_seed(0)
     value, shapes, locations, weights = random_case([(3, 4), (1, 1)], 1, 3, 2, 4, 2, torch.float32)
     locations[:, 0], locations[:, 1] = 1e30, math.nan
@@ -77,7 +77,7 @@ def test_runaway_locations():
 
 
 def test_strided_arguments_and_no_queries():
-    """Views are read as what they show, and an empty set of queries launches nothing."""
+    """Non-contiguous views are read correctly, and an empty set of queries launches no kernel."""
     torch.manual_seed(0)
     value, shapes, locations, weights = random_case([(3, 4)], 2, 3, 2, 4, 2, torch.float32)
     strided = value.transpose(1, 2).contiguous().transpose(1, 2)

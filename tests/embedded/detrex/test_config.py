@@ -1,4 +1,4 @@
-"""The shared configs of the repository, and looking them up."""
+"""Loading the shared configs of the repository."""
 
 import pytest
 from detectron2.config import LazyConfig, instantiate
@@ -8,20 +8,20 @@ from omegaconf import OmegaConf
 
 
 def test_get_config_reads_the_repositorys_configs_afresh():
-    """Shared blocks are found from anywhere, and a project that changes its copy changes nobody else's."""
+    """Shared configs load from any folder; changing a loaded config does not change later loads."""
     first = get_config("common/data/coco_detr.py").dataloader
     first.train.total_batch_size = 2
     assert get_config("common/data/coco_detr.py").dataloader.train.total_batch_size == 16
 
 
 def test_get_config_names_what_there_is():
-    """A mistyped shared config lists the right ones."""
+    """The error for a mistyped shared config lists the existing ones."""
     with pytest.raises(FileNotFoundError, match=r"'common/data/coco.py' in .*configs; .*common/data/coco_detr.py"):
         get_config("common/data/coco.py")
 
 
 def test_try_get_key():
-    """Old and new names of a setting can be tried in turn; what is set to None counts as set."""
+    """Returns the first existing key; a key with the value None exists."""
     cfg = OmegaConf.create({"train": {"new": 1, "none": None}})
     assert try_get_key(cfg, "train.old", "train.new") == 1
     assert try_get_key(cfg, "train.old", default=3) == 3
@@ -44,7 +44,7 @@ def test_coco_config_is_detrs_recipe():
 
 
 def test_one_override_sets_the_scale_of_both_branches():
-    """Training at other sizes takes one override, not a hunt for copies."""
+    """One override changes the training sizes everywhere."""
     cfg = get_config("common/data/coco_detr.py")
     LazyConfig.apply_overrides(cfg, ["dataloader.train.mapper.augmentation.1.short_edge_length=[64,96]"])
     mapper = instantiate(cfg.dataloader.train.mapper)
@@ -53,7 +53,7 @@ def test_one_override_sets_the_scale_of_both_branches():
 
 
 def test_tiny_coco_follows_its_variable(monkeypatch, tmp_path):
-    """The variable is read at each load, also when another folder was registered before."""
+    """Each load reads the variable, also if another folder was registered before."""
     for root in (tmp_path / "one", tmp_path / "one", tmp_path / "two"):
         monkeypatch.setenv("TINY_COCO_ROOT", str(root))
         get_config("common/data/tiny_coco.py")

@@ -63,16 +63,16 @@ def test_losses_and_gradients_match_recording(golden):
 
 
 def test_focal_loss_is_its_formula():
-    """Query by query and class by class, from the paper; one class per matched query, none for the others."""
+    """Compared with the paper's formula, query by query and class by class."""
     criterion, outputs, targets = build(), random_outputs(2), random_targets([2, 3])
     losses, (indices,) = criterion(outputs, targets, return_indices=True)
     total = 0.0
     for b, (queries, objects) in enumerate(indices):
-        wanted = dict(zip(queries.tolist(), targets[b]["labels"][objects].tolist(), strict=True))
+        class_of = dict(zip(queries.tolist(), targets[b]["labels"][objects].tolist(), strict=True))
         for q in range(9):
             for c in range(4):
                 p = outputs["pred_logits"][b, q, c].sigmoid().item()
-                positive = wanted.get(q) == c
+                positive = class_of.get(q) == c
                 p_t, alpha_t = (p, 0.25) if positive else (1 - p, 0.75)
                 total -= alpha_t * (1 - p_t) ** 2 * torch.log(torch.tensor(p_t)).item()
     assert losses["loss_class"].item() == pytest.approx(total / 5, rel=1e-4)
@@ -88,18 +88,18 @@ def test_cross_entropy_weighs_no_object_down():
     losses, (indices,) = criterion(outputs, targets, return_indices=True)
     total = weights = 0.0
     for b, (queries, objects) in enumerate(indices):
-        wanted = dict(zip(queries.tolist(), targets[b]["labels"][objects].tolist(), strict=True))
+        class_of = dict(zip(queries.tolist(), targets[b]["labels"][objects].tolist(), strict=True))
         log_prob = outputs["pred_logits"][b].log_softmax(-1)
         for q in range(9):
-            weight = 1.0 if q in wanted else 0.2
-            total -= weight * log_prob[q, wanted.get(q, 4)].item()
+            weight = 1.0 if q in class_of else 0.2
+            total -= weight * log_prob[q, class_of.get(q, 4)].item()
             weights += weight
     assert losses["loss_class"].item() == pytest.approx(total / weights, rel=1e-4)
 
 
 @pytest.mark.parametrize("loss_class_type", ["focal_loss", "ce_loss"])
 def test_batch_without_objects(loss_class_type):
-    """Zero box losses that still reach every input: without that, DDP waits for gradients for ever."""
+    """Without objects the box losses are zero, but pass gradients to every input, else DDP hangs."""
     outputs = random_outputs(2, channels=5 if loss_class_type == "ce_loss" else 4)
     outputs["aux_outputs"] = [random_outputs(2, channels=outputs["pred_logits"].shape[-1], seed=3)]
     losses = build(loss_class_type=loss_class_type)(outputs, random_targets([0, 0]))
@@ -121,7 +121,7 @@ def test_half_precision_and_saturated_logits(dtype):
 
 
 def test_losses_are_separate_tensors():
-    """Detectors scale the losses in place; none may share memory with another or with a prediction."""
+    """Detectors scale losses in place: a loss shares no memory with another one or with a prediction."""
     outputs = random_outputs(1)
     outputs["aux_outputs"] = [random_outputs(1)]
     losses = build()(outputs, random_targets([0]))
@@ -129,16 +129,16 @@ def test_losses_are_separate_tensors():
 
 
 def test_get_loss_scores_given_pairs():
-    """Subclasses with pairs of their own (denoising queries) get the losses of exactly these."""
+    """Subclasses get the losses of the pairs that they pass (denoising queries)."""
     outputs, targets = random_outputs(1), random_targets([2])
     indices = [(torch.tensor([0, 4, 4]), torch.tensor([1, 0, 1]))]
     loss = build().get_loss("boxes", outputs, targets, indices, 2.0)["loss_bbox"]
-    wanted = (outputs["pred_boxes"][0, [0, 4, 4]] - targets[0]["boxes"][[1, 0, 1]]).abs().sum() / 2
-    torch.testing.assert_close(loss, wanted)
+    expected = (outputs["pred_boxes"][0, [0, 4, 4]] - targets[0]["boxes"][[1, 0, 1]]).abs().sum() / 2
+    torch.testing.assert_close(loss, expected)
 
 
 def test_wrong_options_are_refused():
-    """Misspelt losses do not silently train without one."""
+    """Unknown names of losses are an error."""
     with pytest.raises(ValueError, match="'ce'"):
         build(loss_class_type="ce")
     with pytest.raises(ValueError, match="'masks'"):
@@ -149,7 +149,7 @@ BATCHES = ([3, 1], [2, 0])  # objects of each image
 
 
 def gradients_of_part(rank: int, port: int, folder: Path) -> None:
-    """What DDP leaves in one process that sees image `rank` of each batch alone: the mean of the gradients."""
+    """Return DDP's mean gradients in a process that gets image `rank` of each batch."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=2)
     for number, sizes in enumerate(BATCHES):

@@ -1,4 +1,4 @@
-"""The training examples that DETR detectors get."""
+"""Training examples of DETR detectors."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from PIL import Image
 
 @pytest.fixture
 def image(tmp_path):
-    """The dict of an image with three objects in one class each, the last of them a crowd."""
+    """The dict of an image with three objects of different classes; the last one is a crowd."""
     np.random.seed(0)
     pixels = np.zeros((40, 60, 3), dtype=np.uint8)
     boxes = {0: (5, 10, 20, 8), 1: (40, 30, 15, 10), 2: (0, 0, 60, 40)}
@@ -33,7 +33,7 @@ def mapper(**arguments):
 
 
 def test_training_example(image):
-    """Image tensor, instances without the crowd, and the rest of the dict; the dataset's own dict is untouched."""
+    """Image tensor, instances without the crowd, and the other entries; the dataset's dict is unchanged."""
     before = {**image, "annotations": [dict(each) for each in image["annotations"]]}
     example = mapper(augmentation_with_crop=None)(image)
     assert example["image"].shape == (3, 80, 120)
@@ -47,7 +47,7 @@ def test_training_example(image):
 
 
 def test_boxes_stay_on_their_objects(image):
-    """In both branches each box is where its object's pixels are, inside the image, and vanished objects leave."""
+    """With and without crop each box fits its object's pixels and the image; objects outside the crop are removed."""
     read = mapper()
     counts = set()
     for _ in range(60):
@@ -61,15 +61,15 @@ def test_boxes_stay_on_their_objects(image):
                 # Less than half a pixel of the object is left.
                 assert min(box[2] - box[0], box[3] - box[1]) < height / 10
                 continue
-            found = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
-            np.testing.assert_allclose(box, found, atol=2)
+            object_box = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+            np.testing.assert_allclose(box, object_box, atol=2)
             assert 0 <= box[0] <= box[2] <= width
             assert 0 <= box[1] <= box[3] <= height
     assert {0, 2} <= counts <= {0, 1, 2}
 
 
 def test_branches_are_taken_half_the_time(image):
-    """One of the two lists, with equal probability; without a second list always the first."""
+    """Both lists of augmentations have equal probability; without a second list the first is used."""
     read = mapper(augmentation=[T.ResizeShortestEdge(10)], augmentation_with_crop=[T.ResizeShortestEdge(20)])
     short = [min(read(image)["image"].shape[1:]) for _ in range(200)]
     assert set(short) == {10, 20}
@@ -77,7 +77,7 @@ def test_branches_are_taken_half_the_time(image):
 
 
 def test_evaluation_example(image):
-    """At test time there is no ground truth, no crop, and no chance."""
+    """At test time there is no ground truth, no crop and no randomness."""
     read = mapper(augmentation=[T.ResizeShortestEdge(80)], is_train=False)
     examples = [read(image) for _ in range(8)]
     assert all("instances" not in example and "annotations" not in example for example in examples)
@@ -86,7 +86,7 @@ def test_evaluation_example(image):
 
 
 def test_image_without_objects(image):
-    """An image without objects, or with none but a crowd, gives empty instances of the right shapes."""
+    """An image without objects, or with only a crowd, gives empty instances of the right shapes."""
     for annotations in ([], image["annotations"][2:]):
         instances = mapper()({**image, "annotations": annotations})["instances"]
         assert instances.gt_boxes.tensor.shape == (0, 4)
@@ -97,7 +97,7 @@ def test_image_without_objects(image):
 
 
 def test_channel_order(image):
-    """Models with weights from Caffe want blue first."""
+    """`img_format="BGR"` reverses the channels."""
     still = {"augmentation": [], "augmentation_with_crop": None}
     rgb, bgr = (mapper(img_format=order, **still)(image)["image"] for order in ("RGB", "BGR"))
     assert torch.equal(rgb, bgr.flip(0))
@@ -105,7 +105,7 @@ def test_channel_order(image):
 
 
 def test_wrong_annotations_are_found(image):
-    """An image of another size than annotated is named, and masks are refused at once."""
+    """The error for a wrong image size names the image; `mask_on=True` is an error."""
     with pytest.raises(ValueError, match=r"image.png is 60x40 pixels .* says 61x40"):
         mapper()({**image, "width": 61})
     with pytest.raises(ValueError, match="mask_on=True"):

@@ -1,4 +1,4 @@
-"""The moving average of the weights against a loop over plain numbers, and its way through a training."""
+"""The moving average of the weights: compared with a loop over numbers, and used in a training."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def config(enabled=True, decay=0.9):
 
 
 class Model(nn.Module):
-    """A parameter, a shared one, a running mean and a counter."""
+    """A model with a parameter, a shared parameter, a running mean and a counter."""
 
     def __init__(self):
         super().__init__()
@@ -37,7 +37,7 @@ def trainer_of(model, cfg):
 
 
 def test_average_is_that_of_a_loop_written_by_hand():
-    """Parameters and running statistics are averaged from the start's values on; counters are copied."""
+    """The average starts from the initial parameters and running statistics; counters are copied."""
     torch.manual_seed(0)
     model, cfg = Model(), config()
     ema.may_build_model_ema(cfg, model)
@@ -62,7 +62,7 @@ def test_average_is_that_of_a_loop_written_by_hand():
 
 
 def test_weights_are_lent_and_given_back_even_after_an_error():
-    """An evaluation with the average, also one that fails, leaves the training as it was."""
+    """An evaluation with the average does not change the training, even if it fails."""
     model, cfg = Model(), config()
     ema.may_build_model_ema(cfg, model)
     state = ema.get_model_ema_state(model)
@@ -82,7 +82,7 @@ def test_weights_are_lent_and_given_back_even_after_an_error():
 
 
 def test_a_resumed_average_goes_on():
-    """Six iterations in one go, or three and three with the state in between, are the same."""
+    """Six iterations equal three, a saved and loaded state, and three more."""
     results = []
     for stops in ([6], [3, 6]):
         torch.manual_seed(0)
@@ -110,7 +110,7 @@ def test_weights_of_another_model_are_refused():
 
 
 def test_switched_off_it_is_not_there():
-    """No copy of the model, nothing in checkpoints, and a clear word for code that wants it anyway."""
+    """Without EMA: no copy of the model, nothing in checkpoints, and a clear error for code that uses it."""
     model, cfg = Model(), config(enabled=False)
     ema.may_build_model_ema(cfg, model)
     assert ema.may_get_ema_checkpointer(cfg, model) == {}

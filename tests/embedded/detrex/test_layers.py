@@ -49,21 +49,21 @@ def test_position_embedding_sine_ignores_padding():
 
 @pytest.mark.parametrize("num_pos_feats", [1, 5, 48, 192])
 def test_sinusoids_of_any_width(num_pos_feats):
-    """Channel c of both embeddings is sin or cos of position / temperature^(2⌊c/2⌋/width), written out in full."""
+    """Channel c of both embeddings is sin or cos of position / temperature^(2⌊c/2⌋/width)."""
     points = torch.rand(3, 2, dtype=torch.float64)
     ours = get_sine_pos_embed(points, num_pos_feats, temperature=20, exchange_xy=False)
     for n, point in enumerate(points.tolist()):
-        wanted = [
+        expected = [
             (math.cos if c % 2 else math.sin)(x * 2 * math.pi / 20 ** (2 * (c // 2) / num_pos_feats))
             for x in point
             for c in range(num_pos_feats)
         ]
-        assert ours[n].tolist() == pytest.approx(wanted, abs=1e-9)
+        assert ours[n].tolist() == pytest.approx(expected, abs=1e-9)
 
     rows = PositionEmbeddingSine(num_pos_feats, temperature=20)(torch.zeros(1, 3, 4, dtype=torch.bool))
     assert rows.shape == (1, 2 * num_pos_feats, 3, 4)
-    wanted = [(math.cos if c % 2 else math.sin)(3 / 20 ** (2 * (c // 2) / num_pos_feats)) for c in range(num_pos_feats)]
-    assert rows[0, :num_pos_feats, 2, 0].tolist() == pytest.approx(wanted, abs=1e-5)
+    expected = [(math.cos if c % 2 else math.sin)(3 / 20 ** (2 * (c // 2) / num_pos_feats)) for c in range(num_pos_feats)]
+    assert rows[0, :num_pos_feats, 2, 0].tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_sine_pos_embed_matches_recording(golden):
@@ -74,14 +74,14 @@ def test_sine_pos_embed_matches_recording(golden):
 
 
 def test_sine_pos_embed_is_computed_in_float32():
-    """In bfloat16 the phase of the fast frequencies would be lost; only the result is rounded."""
+    """bfloat16 input: angles are computed in float32, only the result is rounded."""
     points = torch.rand(7, 4).bfloat16()
     exact = get_sine_pos_embed(points.float(), 16)
     assert (get_sine_pos_embed(points, 16).float() - exact).abs().max() < 0.03
 
 
 def test_position_embedding_learned():
-    """A row vector and a column vector for each position; a map beyond the table is refused."""
+    """A row vector and a column vector for each position; a map larger than the table is an error."""
     embed = PositionEmbeddingLearned(num_pos_feats=3, row_num_embed=5, col_num_embed=6)
     pos = embed(torch.zeros(2, 4, 6, dtype=torch.bool))
     assert pos.shape == (2, 6, 4, 6)
@@ -114,7 +114,7 @@ def test_box_overlaps_are_bounded_and_symmetric(first, second):
 
 
 def test_box_overlaps_have_gradients_for_boxes_without_area():
-    """A prediction that has collapsed to a point must still be pulled towards its object."""
+    """The GIoU of a box without area has a gradient towards its object."""
     point = torch.tensor([[0.2, 0.2, 0.2, 0.2]], requires_grad=True)
     generalized_box_iou(point, torch.tensor([[0.5, 0.5, 0.9, 0.9]])).sum().backward()
     assert point.grad.isfinite().all() and point.grad.abs().sum() > 0
@@ -138,7 +138,7 @@ def interleave_heads(content, position, num_heads):
 @pytest.mark.parametrize("masks", ["padding", "padding and bool", "padding and float", "none"])
 @pytest.mark.parametrize("is_first_layer", [True, False])
 def test_conditional_cross_attention_is_content_plus_position(is_first_layer, masks):
-    """Against the formula, one image at a time: heads hold content next to position, padding gets no weight."""
+    """Compared with the formula, image by image: heads concatenate content and position, padding gets no weight."""
     torch.manual_seed(0)
     length, keys, batch, dim, heads = 5, 7, 2, 12, 3
     attention = ConditionalCrossAttention(dim, heads).eval()
@@ -171,7 +171,7 @@ def test_conditional_cross_attention_is_content_plus_position(is_first_layer, ma
 
 
 def test_conditional_self_attention_projects_content_and_position_apart():
-    """Against the formula, one image at a time."""
+    """Compared with the formula, image by image."""
     torch.manual_seed(0)
     attention = ConditionalSelfAttention(8, 2).eval()
     query, pos = torch.randn(2, 5, 3, 8)
@@ -186,21 +186,21 @@ def test_conditional_self_attention_projects_content_and_position_apart():
 
 @pytest.mark.parametrize("kind", [MultiheadAttention, ConditionalSelfAttention, ConditionalCrossAttention])
 def test_batch_first_is_the_same_attention(kind):
-    """The layout of the tensors changes, the numbers do not."""
+    """`batch_first` changes the layout, not the numbers."""
     torch.manual_seed(0)
     sequence_first = kind(8, 2).eval()
     batch_first = kind(8, 2, batch_first=True).eval()
     batch_first.load_state_dict(sequence_first.state_dict())
     query, pos = torch.randn(2, 5, 3, 8)
     extra = {"key_pos": pos, "query_sine_embed": pos} if kind is ConditionalCrossAttention else {}
-    wanted = sequence_first(query, query_pos=pos, **extra)
+    expected = sequence_first(query, query_pos=pos, **extra)
     extra = {name: value.transpose(0, 1) for name, value in extra.items()}
     ours = batch_first(query.transpose(0, 1), query_pos=pos.transpose(0, 1), **extra)
-    torch.testing.assert_close(ours.transpose(0, 1), wanted)
+    torch.testing.assert_close(ours.transpose(0, 1), expected)
 
 
 class RepeatedOperands(TorchDispatchMode):
-    """Counts the batched products of matrices in which one and the same matrix stands for each of the batch."""
+    """Count the batched matrix products that repeat one matrix for the whole batch."""
 
     count = 0
 
@@ -213,8 +213,8 @@ class RepeatedOperands(TorchDispatchMode):
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("channels_first", [True, False])
 def test_bfloat16_multiplies_by_the_weights_once(channels_first, batch_first):
-    """Protects inference of several images in bfloat16 on a CPU, four times as slow where PyTorch copies the weights
-    for each position."""
+    """Protects the speed of batched bfloat16 inference on a CPU: copying the weights for each position takes four times
+    as long."""
     torch.manual_seed(0)
     attention = MultiheadAttention(16, 4, batch_first=batch_first).eval()
     x, position = torch.randn(2, 2, 9, 16)
@@ -236,14 +236,14 @@ def test_multihead_attention_adds_positions_to_query_and_key_alone():
     q, k, v = attention.attn.in_proj_weight.chunk(3)
     x, with_pos = query[:, 0], (query + pos)[:, 0]
     attended = slow_attention(with_pos @ q.T, with_pos @ k.T, x @ v.T, 2, ~padding.expand(5, 5))
-    wanted = x + attention.attn.out_proj(attended)
+    expected = x + attention.attn.out_proj(attended)
     ours = attention(query, query_pos=pos, key_padding_mask=padding)[:, 0]
-    torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
     assert all(name.startswith("attn.") for name in attention.state_dict())
 
 
 def test_ffn_shares_its_activation():
-    """A PReLU is one parameter under two names, and it is not the caller's module."""
+    """A PReLU is copied, and is one parameter under two names."""
     prelu = nn.PReLU()
     ffn = FFN(4, 6, activation=prelu)
     assert {"activation.weight", "layers.0.1.weight"} <= set(ffn.state_dict())
@@ -255,14 +255,14 @@ def test_ffn_shares_its_activation():
 
 
 def test_ffn_refuses_a_residual_of_another_width():
-    """The sum would broadcast or fail far from its cause."""
+    """A residual connection between different widths is an error."""
     with pytest.raises(ValueError, match="add_identity"):
         FFN(4, 6, output_dim=1)
     assert FFN(4, 6, output_dim=1, add_identity=False)(torch.zeros(2, 4)).shape == (2, 1)
 
 
 def test_mlp_has_no_activation_at_the_end():
-    """Box deltas are negative half of the time."""
+    """The last layer has no ReLU: outputs can be negative."""
     mlp = MLP(3, 8, 4, 2)
     x = torch.randn(5, 3)
     torch.testing.assert_close(mlp(x), mlp.layers[1](mlp.layers[0](x).relu()))
@@ -270,7 +270,7 @@ def test_mlp_has_no_activation_at_the_end():
 
 @pytest.mark.parametrize("pre_norm", [False, True])
 def test_transformer_layer_residuals(pre_norm):
-    """A decoder layer against the equations of post-norm and pre-norm transformers."""
+    """A decoder layer, compared with the equations of post-norm and pre-norm transformers."""
     torch.manual_seed(0)
     block = ("self_attn", "norm", "cross_attn", "norm", "ffn", "norm")
     order = ("norm", "self_attn", "norm", "cross_attn", "norm", "ffn") if pre_norm else block
@@ -299,7 +299,7 @@ def test_transformer_layer_residuals(pre_norm):
 
 
 def test_layers_of_a_sequence_are_copies():
-    """Layers start alike but learn apart."""
+    """Layers start with equal values, but do not share parameters."""
     layer = BaseTransformerLayer(
         MultiheadAttention(8, 2), FFN(8, 16), nn.LayerNorm(8), ("self_attn", "norm", "ffn", "norm")
     )
@@ -308,7 +308,7 @@ def test_layers_of_a_sequence_are_copies():
 
 
 def test_wrong_numbers_of_attentions_and_masks_are_errors():
-    """Not an attention left out in silence."""
+    """Numbers of attentions, masks or operations that do not agree are an error."""
     order = ("self_attn", "norm", "cross_attn", "norm", "ffn", "norm")
     with pytest.raises(ValueError, match="2 attentions, but attn holds 1"):
         BaseTransformerLayer([MultiheadAttention(8, 2)], FFN(8, 16), nn.LayerNorm(8), order)

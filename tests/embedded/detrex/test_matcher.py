@@ -35,7 +35,7 @@ def test_pairs_match_recording(golden):
 
 @pytest.mark.parametrize("cost_class_type", ["focal_loss_cost", "ce_cost"])
 def test_assignment_is_the_cheapest(cost_class_type):
-    """Against every possible assignment, with the cost written out from the papers."""
+    """Compared with every possible assignment and the cost formula of the papers."""
     weights = {"cost_class": 2.0, "cost_bbox": 5.0, "cost_giou": 2.0}
     outputs, targets = random_batch([3, 2], queries=5)
     indices = HungarianMatcher(**weights, cost_class_type=cost_class_type)(outputs, targets)
@@ -57,7 +57,7 @@ def test_assignment_is_the_cheapest(cost_class_type):
 
 
 def test_empty_and_crowded_images():
-    """No objects: no pairs. More objects than queries: every query has one. Both beside an ordinary image."""
+    """Without objects no pairs; with more objects than queries a pair for each query; also in one batch."""
     outputs, targets = random_batch([0, 12, 2])
     indices = HungarianMatcher()(outputs, targets)
     assert [len(queries) for queries, _ in indices] == [0, 9, 2]
@@ -68,7 +68,7 @@ def test_empty_and_crowded_images():
 
 
 def test_neighbours_do_not_matter():
-    """An image is matched as if it were alone."""
+    """The other images of a batch do not change the pairs of an image."""
     outputs, targets = random_batch([4, 1, 3])
     together = as_sets(HungarianMatcher()(outputs, targets))
     for b in range(3):
@@ -86,7 +86,7 @@ def test_half_precision_inputs(dtype):
 
 
 def test_extreme_logits():
-    """Saturated classifiers still tell a good query from a bad one."""
+    """With saturated logits a good query still costs less than a bad one."""
     outputs, targets = random_batch([2])
     outputs["pred_logits"] = torch.full_like(outputs["pred_logits"], -80)
     targets[0]["labels"] = torch.tensor([1, 2])
@@ -116,7 +116,7 @@ def break_input(outputs, targets, what):
     ],
 )
 def test_bad_input_is_named(what, message):
-    """A diverged model or a wrong label set is reported as such, not as 'invalid numeric entries'."""
+    """The message names a diverged model or a wrong label, instead of 'invalid numeric entries'."""
     outputs, targets = random_batch([2, 3])
     break_input(outputs, targets, what)
     with pytest.raises(ValueError, match=message) as error:
@@ -125,7 +125,7 @@ def test_bad_input_is_named(what, message):
 
 
 def test_bad_options_are_refused():
-    """Costs that are all zero match at random."""
+    """Cost weights that are all zero are an error."""
     with pytest.raises(ValueError, match="all 0"):
         HungarianMatcher(0, 0, 0)
     with pytest.raises(ValueError, match="'focal'"):

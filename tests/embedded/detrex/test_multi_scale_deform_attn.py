@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention: the formula, its gradients, the module, and what surrounds them."""
+"""Multi-scale deformable attention: formula, gradients, module, threads, errors and compilation."""
 
 import importlib.util
 import itertools
@@ -40,7 +40,7 @@ def random_case(sizes, batch=2, queries=7, heads=3, channels=5, points=2, dtype=
 
 
 def point_by_point(value, shapes, locations, weights):
-    """The definition, one number at a time: a cell (x, y) has its centre at (x + 0.5, y + 0.5) / (w, h)."""
+    """The definition as loops: a cell (x, y) has its centre at (x + 0.5, y + 0.5) / (w, h)."""
     batch, queries, heads, levels, points, _ = locations.shape
     output = torch.zeros(batch, queries, heads, value.shape[-1], dtype=value.dtype)
     starts = [0, *itertools.accumulate(h * w for h, w in shapes.tolist())]
@@ -100,7 +100,7 @@ def test_gradients_are_the_slopes():
 
 @pytest.fixture(params=[1, 3], ids="{} threads".format)
 def threads(request):
-    """PyTorch told to use so many threads."""
+    """Set PyTorch's number of threads inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
@@ -109,7 +109,7 @@ def threads(request):
 
 @pytest.mark.parametrize("block", [1, 400, 1 << 20])
 def test_equals_the_plain_way_however_heads_are_shared_out(monkeypatch, threads, block):
-    """Working on one head at a time or on several, in one thread or in three, changes nothing."""
+    """The size of the blocks and the number of threads do not change the results."""
     monkeypatch.setattr(deform._kernels("cpu"), "BLOCK_SAMPLES", block)
     torch.manual_seed(0)
     case = random_case([(9, 14), (5, 7), (3, 4)], queries=13, heads=8, channels=16, points=4)
@@ -117,19 +117,19 @@ def test_equals_the_plain_way_however_heads_are_shared_out(monkeypatch, threads,
     output, gradients = run_with_gradients(attention, *case, grad)
     expected, expected_gradients = run_with_gradients(reference, *case, grad)
     torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
-    for gradient, wanted in zip(gradients, expected_gradients, strict=True):
-        torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-4)
+    for gradient, expected in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_number_of_threads_is_left_alone(threads):
-    """Whoever starts a thread after the operator ran gets as many as PyTorch was told to use, not one."""
+    """The operator does not change PyTorch's number of threads for threads that start later."""
     attention(*random_case([(3, 4)]))
     with ThreadPoolExecutor() as pool:
         assert pool.submit(torch.get_num_threads).result() == torch.get_num_threads() == threads
 
 
 def test_arguments_are_left_alone():
-    """Nothing works in place on what the caller still needs, however the arguments lie in memory."""
+    """The operator does not change its arguments, whatever their memory layout."""
     torch.manual_seed(0)
     value, shapes, locations, weights = random_case([(3, 4)], batch=1, heads=1, points=1)
     copies = [x.clone() for x in (value, locations, weights)]
@@ -151,12 +151,12 @@ def test_half_precision_values(implementation, dtype):
     tolerance = torch.finfo(dtype).eps
     torch.testing.assert_close(low.float(), exact, rtol=tolerance, atol=1e-5)
     torch.testing.assert_close(low_gradients[0].float(), gradients[0], rtol=tolerance, atol=1e-5)
-    for gradient, wanted in zip(low_gradients[1:], gradients[1:], strict=True):
-        torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-4)
+    for gradient, expected in zip(low_gradients[1:], gradients[1:], strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_runaway_locations():
-    """Points far outside read zero, a NaN stays in its own query: nothing reads or writes foreign memory."""
+    """Points far outside read zero, NaN affects only its own query, and nothing accesses foreign memory."""
     torch.manual_seed(0)
     value, shapes, locations, weights = random_case([(3, 4), (1, 1)], queries=4)
     locations[:, 0] = 1e30
@@ -170,7 +170,7 @@ def test_runaway_locations():
 
 
 def test_no_queries():
-    """A batch whose queries were all dropped gives an empty output and zero gradients."""
+    """A batch without queries gives an empty output and zero gradients."""
     value, shapes, locations, weights = random_case([(3, 4)], queries=0)
     output, gradients = run_with_gradients(attention, value, shapes, locations, weights, torch.zeros(2, 0, 15))
     assert output.shape == (2, 0, 15)
@@ -178,7 +178,7 @@ def test_no_queries():
 
 
 def test_saves_only_its_arguments():
-    """The memory of a training step: no sampled value outlives the forward pass."""
+    """Only the inputs are saved for the backward pass."""
     value, shapes, locations, weights = random_case([(9, 14), (5, 7)])
     leaves = [x.requires_grad_() for x in (value, locations, weights)]
     allowed = {x.data_ptr() for x in (*leaves, shapes)}
@@ -189,7 +189,7 @@ def test_saves_only_its_arguments():
 
 
 def test_shapes_as_pairs_of_ints():
-    """Shapes may come as Python ints, which no device has to be asked for."""
+    """Shapes may be Python ints, which need no copy from a device."""
     value, shapes, locations, weights = random_case([(3, 4), (2, 1)])
     expected = attention(value, shapes, locations, weights)
     assert torch.equal(attention(value, [(3, 4), (2, 1)], locations, weights), expected)
@@ -203,7 +203,7 @@ def test_shapes_as_pairs_of_ints():
 
 
 def test_wrong_shapes_are_named():
-    """Mismatched levels and maps end in one line that says which, not in foreign memory."""
+    """Levels and maps that do not agree give an error of one line."""
     value, shapes, locations, weights = random_case([(3, 4), (2, 1)])
     with pytest.raises(ValueError, match="spatial_shapes has 1 levels, sampling_locations 2"):
         attention(value, shapes[:1], locations, weights)
@@ -225,7 +225,7 @@ def test_wrong_shapes_are_named():
 
 
 def test_initial_attention():
-    """Before training every head looks 1 … P cells along its own direction, all samples weighing the same."""
+    """Before training, every head samples 1 … P cells along its own direction with equal weights."""
     module = MultiScaleDeformableAttention(32, num_heads=4, num_levels=2, num_points=3)
     offsets = module.sampling_offsets.bias.view(4, 2, 3, 2)
     directions = torch.tensor([(1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0)])
@@ -251,7 +251,7 @@ def module_and_inputs(**overrides):
 
 
 def test_padding_is_not_read():
-    """What lies under the padding mask has no influence, not even when it is not finite."""
+    """Values in padding have no influence, even if they are not finite."""
     module, inputs = module_and_inputs(dropout=0.0)
     mask = torch.zeros(2, 14, dtype=torch.bool)
     mask[1, 5:] = True
@@ -286,7 +286,7 @@ def test_autocast():
 
 @pytest.mark.skipif(not hasattr(torch.library, "custom_op"), reason="needs torch >= 2.4")
 def test_compiles_in_one_graph():
-    """`torch.compile` takes the module whole, and output and gradients stay the same."""
+    """`torch.compile(fullgraph=True)` works and does not change output and gradients."""
     module, inputs = module_and_inputs(dropout=0.0)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     results = []
@@ -310,7 +310,7 @@ def test_operator_registration():
 
 
 def test_cuda_without_triton_says_so_once(monkeypatch, caplog):
-    """Where Triton is missing, plain PyTorch takes over, with one line in the log and no error."""
+    """Without Triton the PyTorch formula runs, with one line in the log and no error."""
     monkeypatch.setitem(sys.modules, "detrex.layers._deform_attn_triton", None)
     monkeypatch.delattr(sys.modules["detrex.layers"], "_deform_attn_triton", raising=False)
     deform._kernels.cache_clear()
@@ -319,4 +319,4 @@ def test_cuda_without_triton_says_so_once(monkeypatch, caplog):
     finally:
         deform._kernels.cache_clear()
     assert len(caplog.records) == 1
-    assert "plain PyTorch" in caplog.text
+    assert "runs in PyTorch" in caplog.text

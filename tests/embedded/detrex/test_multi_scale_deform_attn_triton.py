@@ -1,4 +1,4 @@
-"""The Triton kernels of deformable attention: run, by the interpreter if need be, and compiled for real GPUs."""
+"""The Triton kernels of deformable attention: run on a GPU or in the interpreter, and compiled for real GPUs."""
 
 import importlib
 import os
@@ -28,7 +28,7 @@ def test_kernels():
 @pytest.mark.parametrize("kind", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("capability", [80, 90])
 def test_compiles_for_gpus(capability, kind, index):
-    """The interpreter accepts more than the compiler does: A100 and H100 code, without spilling to memory."""
+    """The kernels compile for A100 and H100 without register spilling. (The interpreter accepts more code.)"""
     compiler = pytest.importorskip("triton.compiler")
     backends = pytest.importorskip("triton.backends.compiler")
     if "TRITON_INTERPRET" in os.environ or not hasattr(backends, "GPUTarget"):

@@ -27,7 +27,7 @@ def test_extra_levels_start_from_the_backbone():
 
 
 def test_levels_do_not_share_their_norm():
-    """`norm_layer` is a template: each level has its own parameters."""
+    """`norm_layer` is copied: each level has its own parameters."""
     neck = build(num_outs=4)
     norms = [module for module in neck.modules() if isinstance(module, nn.GroupNorm)]
     assert len({id(norm.weight) for norm in norms}) == 4

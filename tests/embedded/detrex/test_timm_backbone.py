@@ -1,4 +1,4 @@
-"""Backbones of timm: detrex's numbers, any kind of model and image size, weights from files, and refusals."""
+"""Backbones of timm: detrex's numbers, all kinds of models and image sizes, weights from files, and errors."""
 
 import builtins
 import sys
@@ -72,8 +72,7 @@ def _flat(tree, prefix=""):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_any_model_with_feature_maps(name):
-    """Necks are built from `output_shape` before the first image, and images have any size: every kind of model keeps
-    (B, C, H, W), the channels and strides it names, and passes gradients."""
+    """All kinds of models return (B, C, H, W) with the channels and strides of `output_shape`, and pass gradients."""
     indices, strides = KINDS[name]
     backbone = TimmBackbone(name, out_indices=indices).eval()
     features = backbone(torch.randn(2, 3, 75, 110))
@@ -107,7 +106,7 @@ def timm_lite(timm):
 @pytest.mark.parametrize("name", LIGHT)
 @pytest.mark.parametrize("kind", ["classifier", "features", "detector", "safetensors"])
 def test_weights_from_a_file(timm, tmp_path, name, kind):
-    """`checkpoint_path` takes what people have: timm's classifiers, extractors, a detector's backbone."""
+    """`checkpoint_path` accepts weights of timm's classifiers and feature extractors, and of a detector's backbone."""
     indices, _ = KINDS[name]
     source = randomised(TimmBackbone(name, out_indices=indices))
     state = source.timm_model.state_dict()
@@ -139,7 +138,7 @@ def test_weights_from_a_file(timm, tmp_path, name, kind):
 
 @pytest.mark.engine("detrex's own ends the process")
 def test_a_file_of_another_model_is_refused(timm, tmp_path):
-    """Weights that only half fit would train as if they were random."""
+    """Weights that fit only partly are an error."""
     torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "resnet18.pth")
     message = r"resnet18.pth does not fit the timm model, \d+ of \d+ tensors: layer1.2.conv1.weight missing"
     with pytest.raises(ValueError, match=message) as error:
@@ -156,7 +155,7 @@ class _Runs:
 
 @pytest.mark.engine("detrex's own reads it as timm does")
 def test_a_file_that_runs_code_is_refused(tmp_path, capsys):
-    """A pickle is a program; a file of weights from the web must not run."""
+    """A pickle can run code; loading weights must not run it."""
     torch.save({"conv1.weight": _Runs()}, tmp_path / "evil.pth")
     with pytest.raises(ValueError, match="evil.pth is not a file of weights that can be read safely"):
         TimmBackbone("resnet18", checkpoint_path=str(tmp_path / "evil.pth"))
@@ -176,7 +175,7 @@ def test_a_file_that_runs_code_is_refused(tmp_path, capsys):
     ],
 )
 def test_what_cannot_be_built_is_refused_in_one_line(arguments, message):
-    """timm raises anything from AssertionError to IndexError; a config's mistake is one line that names it."""
+    """Mistakes in a config give a ValueError of one line (timm raises AssertionError, IndexError and others)."""
     with pytest.raises(ValueError, match=message) as error:
         TimmBackbone(**arguments)
     assert "\n" not in str(error.value)
@@ -184,14 +183,14 @@ def test_what_cannot_be_built_is_refused_in_one_line(arguments, message):
 
 @pytest.mark.engine("detrex's own takes any value")
 def test_a_path_is_no_value_of_pretrained():
-    """A path as `pretrained` is true, and would download other weights."""
+    """A path as `pretrained` is an error: timm would take it as True and download other weights."""
     with pytest.raises(TypeError, match="checkpoint_path"):
         TimmBackbone("resnet18", pretrained="weights.pth")
 
 
 @pytest.mark.engine("the message is the engine's")
 def test_without_timm_the_error_names_the_extra(monkeypatch):
-    """timm is optional: whoever lacks it learns what to install."""
+    """timm is optional: the error names the package to install."""
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ImportError, match=r'pip install "align-detr\[timm\]"') as error:
         TimmBackbone("resnet18")
@@ -199,13 +198,13 @@ def test_without_timm_the_error_names_the_extra(monkeypatch):
 
 
 def test_grey_images():
-    """`in_channels` reaches timm."""
+    """`in_channels` is passed to timm."""
     backbone = TimmBackbone("resnet10t", in_channels=1, out_indices=(2,))
     assert backbone(torch.zeros(1, 1, 32, 32))["p2"].shape == (1, 128, 4, 4)
 
 
 def test_chosen_norm():
-    """`norm_layer` reaches timm."""
+    """`norm_layer` is passed to timm."""
     backbone = TimmBackbone("resnet10t", norm_layer=torch.nn.SyncBatchNorm, out_indices=(2,))
     assert isinstance(backbone.timm_model.bn1, torch.nn.SyncBatchNorm)
 

@@ -5,25 +5,25 @@ from detrex.utils import get_world_size, interpolate, inverse_sigmoid, is_dist_a
 
 
 def test_inverse_sigmoid_matches_recording(golden):
-    """Inside, at the ends of and beyond [0, 1]."""
+    """Values inside [0, 1], at its ends and outside."""
     case = golden("inverse_sigmoid")
     torch.testing.assert_close(inverse_sigmoid(case.input["x"], **case.config), case.output["y"], rtol=2e-4, atol=1e-6)
 
 
 def test_inverse_sigmoid_inverts():
-    """Anchors refined layer by layer must not drift."""
+    """Sigmoid and its inverse cancel, so that refined anchors do not drift."""
     x = torch.linspace(0.01, 0.99, 50)
     torch.testing.assert_close(inverse_sigmoid(x).sigmoid(), x)
 
 
 def test_one_process_needs_no_process_group():
-    """A plain `python train_net.py` on a laptop has a world of one."""
+    """Without a process group the world size is one."""
     assert not is_dist_avail_and_initialized()
     assert get_world_size() == 1
 
 
 def test_interpolate():
-    """Masks are resized by taking the nearest pixel."""
+    """Masks are resized by nearest-neighbour interpolation."""
     mask = torch.tensor([[[[0.0, 1.0], [1.0, 0.0]]]])
     assert (
         interpolate(mask, size=(4, 4))[0, 0].tolist()

@@ -1,4 +1,4 @@
-"""The set prediction loss of DETR (ECCV 2020, section 3.1) with softmax or focal classification."""
+"""Set prediction loss of DETR (ECCV 2020, section 3.1) with softmax or focal classification."""
 
 from collections.abc import Sequence
 
@@ -15,9 +15,9 @@ Indices = list[tuple[Tensor, Tensor]]
 
 
 def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Focal loss (Lin et al., ICCV 2017, eq. 5) summed over all entries; `targets` are 0 or 1 in `logits`' shape.
+    """Focal loss (Lin et al., ICCV 2017, eq. 5), summed over all entries; `targets` (0 or 1) in the shape of `logits`.
 
-    A negative `alpha` leaves positives and negatives unweighted.
+    With a negative `alpha`, positives and negatives have equal weight.
     """
     bce = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     prob = logits.sigmoid()
@@ -29,28 +29,28 @@ def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: flo
 
 
 def matched_queries(indices: Indices) -> tuple[Tensor, Tensor]:
-    """The (image, query) index of all matched queries of a batch, image by image."""
+    """Return the (image, query) indices of all matched queries of a batch, image by image."""
     queries = torch.cat([query for query, _ in indices])
     images = torch.cat([torch.full_like(query, i) for i, (query, _) in enumerate(indices)])
     return images, queries
 
 
 def matched_targets(targets: Targets, indices: Indices, key: str) -> Tensor:
-    """`targets[…][key]` of the matched objects, in the order of `matched_queries`."""
+    """Return `targets[…][key]` of the matched objects, in the order of `matched_queries`."""
     return torch.cat([target[key][objects] for target, (_, objects) in zip(targets, indices, strict=True)])
 
 
 class SetCriterion(nn.Module):
-    """Matches each decoder layer's predictions with the objects and scores the pairs.
+    """Match the predictions of each decoder layer with the objects, and compute the losses of the pairs.
 
     Args:
-        num_classes: classes of objects; with `"ce_loss"` the logits have one more, the last, for "no object".
-        matcher: called with (outputs, targets), returns (queries, objects) for each image.
-        weight_dict: weight of each loss by name. Kept for the detector, which applies it.
+        num_classes: number of object classes. With `"ce_loss"` the logits have one more class at the end: "no object".
+        matcher: called with (outputs, targets); returns (queries, objects) for each image.
+        weight_dict: weight of each loss by name; the detector applies it.
         losses: which of `"class"` and `"boxes"` to compute.
         eos_coef: weight of "no object" in `"ce_loss"`.
         loss_class_type: `"focal_loss"` (sigmoid) or `"ce_loss"` (softmax).
-        alpha, gamma: of the focal loss.
+        alpha, gamma: parameters of the focal loss.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class SetCriterion(nn.Module):
     def loss_labels(
         self, outputs: dict[str, Tensor], targets: Targets, indices: Indices, num_boxes: float | Tensor
     ) -> dict[str, Tensor]:
-        """`loss_class`: unmatched queries belong to no class.
+        """Return `loss_class`; the target of unmatched queries is "no object".
 
         The focal loss is summed over queries and classes and divided by `num_boxes`; the softmax cross entropy is
         the mean over queries, weighted by their target class.
@@ -98,7 +98,7 @@ class SetCriterion(nn.Module):
     def loss_boxes(
         self, outputs: dict[str, Tensor], targets: Targets, indices: Indices, num_boxes: float | Tensor
     ) -> dict[str, Tensor]:
-        """`loss_bbox` (L1 of normalised `cxcywh`) and `loss_giou` (1 - GIoU), summed over pairs, per object."""
+        """Return `loss_bbox` (L1 of normalised `cxcywh`) and `loss_giou` (1 - GIoU): sums over pairs / `num_boxes`."""
         predicted = outputs["pred_boxes"].float()[matched_queries(indices)]
         target_boxes = matched_targets(targets, indices, "boxes").to(predicted)
         giou = elementwise_generalized_box_iou(box_cxcywh_to_xyxy(predicted), box_cxcywh_to_xyxy(target_boxes))
@@ -116,14 +116,14 @@ class SetCriterion(nn.Module):
         num_boxes: float | Tensor,
         **kwargs,
     ) -> dict[str, Tensor]:
-        """The losses of one kind, `"class"` or `"boxes"`, for pairs that are already matched."""
+        """Return the losses of one kind, `"class"` or `"boxes"`, for given pairs."""
         compute = {"class": self.loss_labels, "boxes": self.loss_boxes}.get(loss)
         if compute is None:
-            raise ValueError(f"no loss is called {loss!r}; use 'class' or 'boxes'")
+            raise ValueError(f"unknown loss {loss!r}; use 'class' or 'boxes'")
         return compute(outputs, targets, indices, num_boxes, **kwargs)
 
     def average_num_boxes(self, targets: Targets, device: torch.device) -> float | Tensor:
-        """Objects for each process, on average and at least 1: what sums over pairs are divided by."""
+        """Return the mean number of objects per process, at least 1: the divisor of sums over pairs."""
         count = sum(len(target["labels"]) for target in targets)
         if not is_dist_avail_and_initialized():
             return max(float(count), 1.0)
@@ -134,16 +134,16 @@ class SetCriterion(nn.Module):
     def forward(
         self, outputs: dict, targets: Targets, return_indices: bool = False
     ) -> dict[str, Tensor] | tuple[dict[str, Tensor], list[Indices]]:
-        """Losses of the last decoder layer and, with suffixes `_0`, `_1`, …, of the ones before it.
+        """Return the losses of the last decoder layer, and with suffixes `_0`, `_1`, … of the earlier layers.
 
         Args:
-            outputs: `pred_logits` (B, N, C), `pred_boxes` (B, N, 4) `cxcywh` in [0, 1], and optionally
-                `aux_outputs`, a list of dicts of the two for the layers before the last.
+            outputs: `pred_logits` (B, N, C), `pred_boxes` (B, N, 4) `cxcywh` in [0, 1]; optionally `aux_outputs`, a
+                list of dicts with these keys for the earlier layers.
             targets: B dicts of `labels` (G_i,) int64 and `boxes` (G_i, 4) `cxcywh` in [0, 1].
-            return_indices: also return the matched pairs of each layer, the last layer's last.
+            return_indices: also return the matched pairs of each layer, in the order of the layers.
 
         Raises:
-            ValueError: what the matcher raises, for values that are not finite.
+            ValueError: the matcher found values that are not finite.
         """
         num_boxes = self.average_num_boxes(targets, outputs["pred_logits"].device)
         layers = {"": outputs} | {f"_{i}": layer for i, layer in enumerate(outputs.get("aux_outputs", []))}

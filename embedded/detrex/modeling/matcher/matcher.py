@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def focal_cost(logits: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Focal loss of each entry as a positive less its loss as a negative, for sigmoid logits of any shape."""
+    """Return the focal loss of each entry as a positive minus its loss as a negative, for logits of any shape."""
     prob = logits.sigmoid()
     as_positive = -alpha * (1 - prob) ** gamma * F.logsigmoid(logits)
     as_negative = -(1 - alpha) * prob**gamma * F.logsigmoid(-logits)
@@ -18,7 +18,7 @@ def focal_cost(logits: Tensor, alpha: float, gamma: float) -> Tensor:
 
 
 def _explain_invalid(outputs: dict[str, Tensor], targets: list[dict[str, Tensor]], num_classes: int) -> str:
-    """What made a matching cost NaN or infinite, in one line."""
+    """Return one line on why a matching cost is NaN or infinite."""
     named = [(name, outputs[name]) for name in ("pred_logits", "pred_boxes")]
     named += [(f"targets[{i}]['boxes']", target["boxes"]) for i, target in enumerate(targets)]
     for name, value in named:
@@ -34,11 +34,11 @@ def _explain_invalid(outputs: dict[str, Tensor], targets: list[dict[str, Tensor]
 
 
 class HungarianMatcher(nn.Module):
-    """The one-to-one assignment of queries to an image's objects with the least total cost.
+    """One-to-one assignment of queries to the objects of an image with minimal total cost.
 
     The cost of a pair is `cost_class · C + cost_bbox · ‖b - b̂‖₁ - cost_giou · GIoU(b, b̂)`, where C is
 
-    * `"focal_loss_cost"`: the focal loss (`alpha`, `gamma`) of the object's class as a positive less that as a
+    * `"focal_loss_cost"`: focal loss (`alpha`, `gamma`) of the object's class as a positive, minus its loss as a
       negative, for sigmoid classifiers (Deformable DETR);
     * `"ce_cost"`: minus the softmax probability of the object's class (DETR).
     """
@@ -67,11 +67,10 @@ class HungarianMatcher(nn.Module):
         self.gamma = gamma
 
     def pair_costs(self, outputs: dict[str, Tensor], targets: list[dict[str, Tensor]]) -> Tensor:
-        """Cost of every query of an image for every object of the same image, float32, (objects of the batch, N).
+        """Return the cost of each object with each query of its image, float32 (objects of the batch, N).
 
-        Row o belongs to the o-th object of the batch, the targets counted image by image. A label outside the
-        model's classes gives a row of NaN, since indexing by it would abort a CUDA device; so do logits that are
-        not finite, whichever class they are of.
+        Rows follow the targets, image by image. A label outside the model's classes gives a row of NaN, because
+        indexing with it would abort a CUDA device. Non-finite logits of any class give NaN too.
         """
         logits, boxes = outputs["pred_logits"].float(), outputs["pred_boxes"].float()
         labels = torch.cat([target["labels"] for target in targets]).to(logits.device)
@@ -101,8 +100,8 @@ class HungarianMatcher(nn.Module):
             targets: B dicts of `labels` (G_i,) int64 and `boxes` (G_i, 4), `cxcywh` in [0, 1].
 
         Returns:
-            For each image `(queries, objects)`, int64 on the predictions' device, of min(N, G_i) entries each;
-            queries ascend.
+            For each image `(queries, objects)`, int64 on the predictions' device, min(N, G_i) entries each, sorted by
+            query.
 
         Raises:
             ValueError: predictions or targets are not finite, or a label lies outside the model's classes.

@@ -1,4 +1,4 @@
-"""Projects backbone features to one width."""
+"""Neck that projects backbone features to one width."""
 
 import copy
 
@@ -7,16 +7,17 @@ from torch import Tensor, nn
 
 
 class ChannelMapper(nn.Module):
-    """One convolution for each backbone feature, and strided ones for coarser levels.
+    """One convolution for each backbone feature, and strided convolutions for coarser levels.
 
     Args:
-        input_shapes: the backbone's features by name; their `channels` count.
-        in_features: which of them to map, fine to coarse.
+        input_shapes: the backbone's features by name; only their `channels` are used.
+        in_features: names of the features to map, fine to coarse.
         out_channels: width of all outputs.
-        kernel_size, stride, bias, groups, dilation: of the convolutions, `stride` of the first kind alone.
-        norm_layer, activation: modules to copy after each convolution.
-        num_outs: number of levels. Those beyond `in_features` come from 3×3 convolutions of stride 2: the first from
-            the last backbone feature, the others each from the level before.
+        kernel_size, stride, bias, groups, dilation: options of the convolutions; kernel size and stride do not apply to
+            the additional levels.
+        norm_layer, activation: modules after each convolution; they are copied.
+        num_outs: number of levels. Additional levels come from 3×3 convolutions of stride 2: the first from the last
+            backbone feature, the others from the previous level.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class ChannelMapper(nn.Module):
         self.extra_convs = nn.ModuleList(conv(width, 3, 2, 1) for width in extra_widths)
 
     def forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """Backbone features by name, (B, C_l, H_l, W_l), to `num_outs` maps (B, out_channels, H, W), fine to coarse."""
+        """Map a dict of maps (B, C_l, H_l, W_l) to `num_outs` maps (B, out_channels, H, W), fine to coarse."""
         outs = [conv(inputs[name]) for conv, name in zip(self.convs, self.in_features, strict=True)]
         source = inputs[self.in_features[-1]]
         for conv in self.extra_convs:
