@@ -54,7 +54,7 @@ def test_help_does_not_wait_for_pytorch(tmp_path, name):
     assert result.stdout.startswith(f"usage: align-detr {name} ") and "\noptions:" in result.stdout
 
 
-@pytest.mark.parametrize("name", set(COMMANDS) - OTHERS)
+@pytest.mark.parametrize("name", sorted(COMMANDS.keys() - OTHERS))
 def test_help_ends_with_examples_that_are_understood(name, monkeypatch, capsys):
     """Protects who copies them from an option or a config that is no longer there."""
     module = module_of(name)
