@@ -134,7 +134,7 @@ def test_runs_once_reports_and_refuses_to_mix(run, tmp_path, capsys):
     verdicts = {row["name"]: row["difference"] and row["difference"]["within_noise"] for row in report["settings"]}
     assert verdicts == {"baseline": True, "default": None, "k=3": False}
     (call,) = calls(out / "k-3/seed_1")
-    assert {"--resume", "model.criterion.k=3", "model.criterion.tau=2", "train.seed=1"} <= set(call.split())
+    assert {"--resume=auto", "model.criterion.k=3", "model.criterion.tau=2", "train.seed=1"} <= set(call.split())
     assert "tau" not in calls(out / "baseline/seed_0")[0], "plain DINO's criterion has no such option"
     assert (out / "ablation.png").stat().st_size > 10_000
     table = (out / "table.md").read_text()
