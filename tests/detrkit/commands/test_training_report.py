@@ -226,6 +226,21 @@ def test_losses_are_told_apart_by_kind_branch_and_layer():
     }
 
 
+def test_what_does_not_exist_is_a_dash_and_never_the_best():
+    """A metric without objects is nan or null; 0.0 is no best value to be proud of; classes are sorted by AP."""
+    nan = float("nan")
+    rows = [
+        {"iteration": 1, "bbox/AP": 0.01, "bbox/APl": nan, "bbox/APs": 3.0, "bbox/AP-a <b>": 1.0, "bbox/AP-c": 2.0},
+        {"iteration": 3, "bbox/AP": 0.02, "bbox/APl": None, "bbox/APs": nan, "bbox/AP-a <b>": nan, "bbox/AP-c": 0.5},
+    ]
+    table = training._evaluations(rows, 4)
+    assert "nan" not in table and table.count("<b>") == 1 and "<b>3.0</b>" in table and "APl" not in table
+    classes = training._classes(rows, 4)
+    assert classes.index(">c<") < classes.index("a &lt;b&gt;") and "nan" not in classes
+    assert "<td>&ndash;</td><td>1.0 <small>2</small></td>" in classes
+    assert not training._classes([{"iteration": 1, "bbox/AP": 1.0, "bbox/AP-only": 1.0}], 4)
+
+
 def test_long_curves_are_averaged_and_short_ones_are_not():
     count = 4 * training_curves.MOST_POINTS
     rows = [{"iteration": i, "x": float(i % 2), "y": None if i else 2.0} for i in range(count)]
