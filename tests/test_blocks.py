@@ -30,7 +30,7 @@ SMALL = "train.max_iter=2 train.eval_period=0 train.report.enabled=False dataloa
 NARROW = "model.embed_dim=128 model.position_embedding.num_pos_feats=64"  # as `make demo` and `make baseline` have it
 # What takes eight GPUs or a day is done at a small size, and what the reader fills in is filled in.
 README_AT_A_SMALL_SIZE = {
-    "align_detr_r50_4scale_12ep.py --num-gpus 8": f"align_detr_tiny.py {SMALL}",
+    "align_detr_r50_4scale_12ep.py --num-gpus 8": f"align_detr_tiny.py --overwrite {SMALL}",
     "--config-file … --eval-only train.init_checkpoint=output/…/": "--config-file projects/align_detr/configs/"
     "align_detr_tiny.py --eval-only train.init_checkpoint=output/align_detr_tiny/",
     "--data mine  ": f"--data mine {SMALL}  ",
