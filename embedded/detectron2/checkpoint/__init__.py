@@ -1,4 +1,4 @@
-"""Saving and loading models, optimizers and everything else a run needs to go on."""
+"""Save and load models, optimizers and other states of a training."""
 
 from .detection_checkpoint import DetectionCheckpointer
 

@@ -1,4 +1,4 @@
-"""Layers that the backbones are made of."""
+"""Layers of the backbones."""
 
 from .batch_norm import FrozenBatchNorm2d, get_norm
 from .blocks import CNNBlockBase

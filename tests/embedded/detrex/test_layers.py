@@ -62,7 +62,9 @@ def test_sinusoids_of_any_width(num_pos_feats):
 
     rows = PositionEmbeddingSine(num_pos_feats, temperature=20)(torch.zeros(1, 3, 4, dtype=torch.bool))
     assert rows.shape == (1, 2 * num_pos_feats, 3, 4)
-    expected = [(math.cos if c % 2 else math.sin)(3 / 20 ** (2 * (c // 2) / num_pos_feats)) for c in range(num_pos_feats)]
+    expected = [
+        (math.cos if c % 2 else math.sin)(3 / 20 ** (2 * (c // 2) / num_pos_feats)) for c in range(num_pos_feats)
+    ]
     assert rows[0, :num_pos_feats, 2, 0].tolist() == pytest.approx(expected, abs=1e-5)
 
 
