@@ -250,7 +250,7 @@ class BestCheckpointer(HookBase):
 
 
 class PeriodicWriter(HookBase):
-    """Call the writers every `period` iterations and at the end. Register it after the hooks whose metrics it writes."""
+    """Call the writers every `period` iterations and at the end. Register it after the hooks of their metrics."""
 
     def __init__(self, writers: Sequence[EventWriter], period: int = 20):
         self._writers = writers
