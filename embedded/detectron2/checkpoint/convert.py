@@ -232,11 +232,11 @@ def _check(
     file_blocks = _blocks([*report.loaded, *report.unexpected_keys])
     model_blocks = _blocks([*report.loaded, *report.missing_keys])
     for stage in _blocks(report.loaded):
-        in_file, in_model = len(file_blocks[stage]), len(model_blocks[stage])
-        if in_file != in_model:
+        file_count, model_count = len(file_blocks[stage]), len(model_blocks[stage])
+        if file_count != model_count:
             raise ValueError(
-                f"{report.source} has a ResNet of another depth: {in_file} blocks in {stage}, this model's has "
-                f"{in_model}; use weights of the same depth"
+                f"{report.source} has a ResNet of another depth: {file_count} blocks in {stage}, this model's has "
+                f"{model_count}; use weights of the same depth"
             )
 
 
