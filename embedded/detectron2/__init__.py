@@ -1,3 +1,3 @@
-"""The parts of detectron2 that this project touches, for machines where detectron2 itself does not install."""
+"""The parts of detectron2 that this project uses, for machines without detectron2."""
 
 __version__ = "0.6+embedded"

@@ -1,4 +1,4 @@
-"""Which of these tests hold on detectron2 and detrex too: those against recorded numbers, for these are theirs."""
+"""Select the tests that also run on a real detectron2 and detrex: those against their recorded numbers."""
 
 import inspect
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Save and load models, optimizers and the other states that a run needs to resume."""
+"""Save and load models, optimizers and other states of a training."""
 
 from .detection_checkpoint import DetectionCheckpointer
 

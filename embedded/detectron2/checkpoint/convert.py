@@ -1,4 +1,4 @@
-"""Match the weights of a file with a model by rules on their names, and report the result."""
+"""Load the weights of a file into a model: map names by rules, and report the result."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 _WEIGHTS = ("model", "state_dict", "ema_state", "ema_model")
-"""Keys under which files store their weights; the first one present is used."""
+"""Keys under which files keep their weights; the first existing one is used."""
 
 _WRAPPERS = ("module.", "_orig_mod.")
-"""What DistributedDataParallel and `torch.compile` put before every name."""
+"""Prefixes of DistributedDataParallel and `torch.compile`."""
 
 _TORCHVISION = (
     (re.compile(r"^(conv1|bn1)\."), r"stem.\1."),
@@ -27,32 +27,35 @@ _TORCHVISION = (
     (re.compile(r"\.downsample\.0\."), ".shortcut."),
     (re.compile(r"\.downsample\.1\."), ".shortcut.norm."),
 )
-"""torchvision's names in a ResNet as detectron2's. Nothing else differs: bottlenecks have their stride in the 3×3."""
+"""Rules from torchvision's names of a ResNet to detectron2's. The layers are equal: the 3×3 has the stride."""
 
 _TORCHVISION_BLOCK = "layer1.0.conv1.weight"
 _STEM = "stem.conv1.weight"
 _RESNET = re.compile(r"(stem|res\d)\.")
 
-_COUNTER = "num_batches_tracked"  # of batch norm; nothing but the momentum of None needs it
+_COUNTER = "num_batches_tracked"  # of batch norm; only momentum=None uses it
 _MAX_ROWS = 16
 _MAX_SHAPES = 6
 
 
 def state_dict_of(content: Any, source: str) -> dict[str, Tensor]:
-    """The weights in what a file holds, under the names of the bare model. `source` is the file's name, for errors.
+    """Return the weights in the content of a file, without prefixes of wrappers.
+
+    Args:
+        source: name of the file, for errors.
 
     Raises:
-        ValueError: there are no weights, or other objects than tensors and arrays of numbers.
+        ValueError: the content has no weights, or one of them is not a tensor or an array of numbers.
     """
     if isinstance(content, Mapping) and "blobs" in content:
-        raise ValueError(f"{source} has Caffe2's weights, for BGR images: take those of torchvision/R-50.pkl")
+        raise ValueError(f"{source} has Caffe2's weights, for BGR images: use torchvision/R-50.pkl instead")
     weights = content
     for key in _WEIGHTS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             weights = content[key]
             break
     if not isinstance(weights, Mapping) or not weights:
-        raise ValueError(f'{source} is no checkpoint of a model: it has no "model"')
+        raise ValueError(f'{source} is not a checkpoint of a model: expected weights under "model"')
     state = {str(name): _tensor(value, str(name), source) for name, value in weights.items()}
     for prefix in (*_WRAPPERS, *_WRAPPERS):  # in any order
         if all(name.startswith(prefix) for name in state):
@@ -66,12 +69,14 @@ def _tensor(value: Any, name: str, source: str) -> Tensor:
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "fiub":
         array = np.asarray(value)
         return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
-    raise ValueError(f"{source} is no checkpoint of a model: its {name} is not a tensor, but {type(value).__name__}")
+    raise ValueError(f"{source} is not a checkpoint of a model: {name} must be a tensor, not {type(value).__name__}")
 
 
 def rename(state: Mapping[str, Tensor], model_keys: Iterable[str]) -> dict[str, Tensor]:
-    """`state` under the model's names: torchvision's ResNets under detectron2's, and a backbone on its own as the
-    model's `backbone`."""
+    """Rename `state` to the model's names.
+
+    torchvision's ResNets get detectron2's names; a single backbone becomes the model's `backbone`.
+    """
     model_keys = set(model_keys)
     if _TORCHVISION_BLOCK in state and _TORCHVISION_BLOCK not in model_keys:
         state = {_detectron2_name(name): tensor for name, tensor in state.items()}
@@ -88,13 +93,13 @@ def _detectron2_name(name: str) -> str:
 
 @dataclass
 class LoadReport:
-    """What became of a file's weights. A shared parameter is listed under each of its names.
+    """Result of loading a file's weights. A shared parameter is listed under each of its names.
 
     Attributes:
-        source: the name of the file.
+        source: name of the file.
         loaded: names in the model whose values come from the file.
-        missing_keys: names in the model that the file does not have; left at the initial value.
-        incorrect_shapes: name, shape in the file and shape in the model, where the two differ; left alike.
+        missing_keys: names in the model that the file does not have; they keep their initial values.
+        incorrect_shapes: (name, shape in the file, shape in the model) of different shapes; they keep initial values.
         unexpected_keys: names in the file that the model does not have.
     """
 
@@ -106,13 +111,14 @@ class LoadReport:
 
     @property
     def complete(self) -> bool:
-        """Whether file and model have the same weights."""
+        """Return whether file and model have the same weights."""
         return not (self.missing_keys or self.incorrect_shapes or self.unexpected_keys)
 
     def differences(self, limit: int = 3) -> str:
-        """The first few names of each kind of difference, in a line; "" if there is no difference."""
-        wrong = self.incorrect_shapes
-        shapes = [f"{name} {_size(in_file)} instead of {_size(in_model)}" for name, in_file, in_model in wrong]
+        """Return one line with the first names of each kind of difference; empty without differences."""
+        shapes = [
+            f"{name} {_size(in_file)} instead of {_size(in_model)}" for name, in_file, in_model in self.incorrect_shapes
+        ]
         kinds = {"unknown": self.unexpected_keys, "missing": self.missing_keys, "of another shape": shapes}
         return "; ".join(
             f"{what}: {', '.join(names[:limit])}{', ...' if len(names) > limit else ''}"
@@ -121,7 +127,7 @@ class LoadReport:
         )
 
     def __str__(self) -> str:
-        """One screen: a table by module, and whose shapes differ."""
+        """Return a table by module, and the differences in shape."""
         total = len(self.loaded) + len(self.missing_keys) + len(self.incorrect_shapes)
         head = f"{self.source}: {len(self.loaded)} of the model's {total} tensors loaded"
         return head if self.complete else "\n".join([head, self._table(), *self._shapes()])
@@ -145,7 +151,7 @@ class LoadReport:
         return tabulate(rows, headers, tablefmt="simple")
 
     def _shapes(self) -> list[str]:
-        """A line for each change of shape."""
+        """Return a line for each difference in shape."""
         changes: dict[tuple, list[str]] = defaultdict(list)
         for name, in_file, in_model in self.incorrect_shapes:
             changes[in_file, in_model].append(name)
@@ -165,7 +171,7 @@ def _top(name: str) -> str:
 
 
 def _module(name: str) -> str:
-    """The row of the table for a name: its first part, of the transformer's modules the first two."""
+    """Return the table's row for a name: its first part; for the transformer the first two parts."""
     first, *rest = name.split(".")
     return f"{first}.{rest[0]}" if first == "transformer" and len(rest) > 1 else first
 
@@ -175,17 +181,17 @@ def _size(shape: tuple[int, ...]) -> str:
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> LoadReport:
-    """Write what fits of `state` into `model`, in the model's dtypes and on its devices.
+    """Load the matching weights of `state` into `model`, in the model's dtypes and on its devices.
 
-    Names are mapped by `rename`; of a parameter with several names any will do. What has another shape is left alone,
-    as is what the file lacks. Counters of batches that only one side has are not worth a mention.
+    `rename` maps the names; one name of a shared parameter is enough. Missing weights and weights of another shape keep
+    their initial values. The report does not list batch counters that only one side has.
 
     Args:
-        source: the name of the file, for the report and errors.
+        source: name of the file, for the report and errors.
 
     Raises:
-        ValueError: too little fits for the two to be of one architecture, in all or beside the backbone; or a ResNet
-            of another depth. The model is as it was.
+        ValueError: the architectures differ, with or without the backbone, or the depths of the ResNets differ. The
+            model is unchanged.
     """
     source = PurePath(source).name
     ours = model.state_dict(keep_vars=True)
@@ -217,20 +223,20 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> 
 def _check(
     report: LoadReport, fitting: Collection[str], in_file: Collection[str], in_model: Collection[str]
 ) -> None:
-    # A backbone alone matches all of its file; another number of classes leaves most of both. Less is a mistake.
+    # Usual cases fit for the most part: a file with only a backbone, or a model with another number of classes.
     _check_share(report, fitting, in_file, in_model)
-    # Different detectors often share the backbone, so other names that both have are compared too.
+    # Different detectors often share the backbone: compare their other common modules too.
     common = {_top(name) for name in in_model} - {"backbone"}
-    beside = [{name for name in names if _top(name) in common} for names in (in_file, in_model)]
-    _check_share(report, beside[0] & beside[1], *beside)
+    without_backbone = [{name for name in names if _top(name) in common} for names in (in_file, in_model)]
+    _check_share(report, without_backbone[0] & without_backbone[1], *without_backbone)
     file_blocks = _blocks([*report.loaded, *report.unexpected_keys])
     model_blocks = _blocks([*report.loaded, *report.missing_keys])
     for stage in _blocks(report.loaded):
-        in_file, in_model = len(file_blocks[stage]), len(model_blocks[stage])
-        if in_file != in_model:
+        file_count, model_count = len(file_blocks[stage]), len(model_blocks[stage])
+        if file_count != model_count:
             raise ValueError(
-                f"{report.source} is of a ResNet of another depth: {in_file} blocks in {stage}, this model's has "
-                f"{in_model}"
+                f"{report.source} has a ResNet of another depth: {file_count} blocks in {stage}, this model's has "
+                f"{model_count}; use weights of the same depth"
             )
 
 
@@ -239,13 +245,13 @@ def _check_share(
 ) -> None:
     if 2 * len(fitting) < min(len(in_file), len(in_model)):
         raise ValueError(
-            f"{report.source} is of another architecture: {len(fitting)} of its {len(in_file)} tensors fit the "
-            f"{len(in_model)} of this model; {report.differences()}"
+            f"{report.source} has weights of another architecture: {len(fitting)} of its {len(in_file)} tensors fit "
+            f"the {len(in_model)} of this model; {report.differences()}"
         )
 
 
 def _blocks(names: Iterable[str]) -> dict[str, set[str]]:
-    """The blocks of each stage of a ResNet, by its name such as "backbone.res4"."""
+    """Return the blocks of each ResNet stage by the stage's name, such as "backbone.res4"."""
     blocks = defaultdict(set)
     for name in names:
         if match := re.match(r"(.*\bres\d)\.(\d+)\.", name):

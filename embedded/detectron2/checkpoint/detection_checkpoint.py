@@ -21,15 +21,15 @@ from .urls import local_file
 
 
 class DetectionCheckpointer(Checkpointer):
-    """Saves to and loads from `.pth` files, and keeps the name of the newest in `last_checkpoint`.
+    """Save and load `.pth` files; the file `last_checkpoint` has the name of the newest one.
 
-    A file holds `{"model": state dict, <name>: state dict of each checkpointable, "iteration": ...}`; only tensors
-    and plain data, so that no code runs when it is loaded. Files are replaced in one step.
+    A file has `{"model": state dict, <name>: state dict of each checkpointable, "iteration": ...}`. It has only tensors
+    and plain data, so that loading runs no code. Writing is atomic.
 
     Args:
-        model: possibly in DistributedDataParallel; keys are those of the model inside.
-        save_dir: the folder of the run.
-        save_to_disk: by default, whether this is the main process.
+        model: may be wrapped in DistributedDataParallel; keys are those of the wrapped model.
+        save_dir: folder of the checkpoints.
+        save_to_disk: by default true on the main process.
         checkpointables: objects with `state_dict()` and `load_state_dict()`.
     """
 
@@ -43,7 +43,7 @@ class DetectionCheckpointer(Checkpointer):
         self._strict = False
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write `<name>.pth` with `kwargs` beside the states, and make it the newest."""
+        """Write the states and `kwargs` to `<name>.pth`, and mark it as the newest checkpoint."""
         if not self.save_dir or not self.save_to_disk:
             return
         states = {key: checkpointable.state_dict() for key, checkpointable in self.checkpointables.items()}
@@ -54,36 +54,37 @@ class DetectionCheckpointer(Checkpointer):
         self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Make a file of `save_dir` the newest."""
+        """Mark a file of `save_dir` as the newest checkpoint."""
         with _replacing(Path(self.save_dir, "last_checkpoint"), "w") as file:
             file.write(last_filename_basename)
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load the model and the checkpointables from a file or URL, all of them or those of `checkpointables`.
+        """Load the model and the checkpointables (all, or those named in `checkpointables`) from a file or URL.
 
-        Takes what `formats.read_weights` reads, at a path or URL of `urls.local_file`. The model's part is fitted as
-        `convert.load_weights` does it, and a report is logged.
+        For formats see `formats.read_weights`, for URLs `urls.local_file`, for the weights `convert.load_weights`. A
+        report is logged.
 
         Returns:
-            What else the file holds, such as `iteration`. An empty path loads nothing.
+            The other entries of the file, such as `iteration`. An empty path loads nothing.
 
         Raises:
             FileNotFoundError: there is no such file.
-            OSError: it cannot be downloaded.
-            ValueError: it is not a checkpoint, wants to run code, or is one of another architecture.
+            OSError: the download failed.
+            ValueError: the file is not a checkpoint, would run code, or has another architecture.
         """
         self._path = local_file(path) if path else ""
         rest = super().load(self._path, *args, **kwargs)
         if rest.get("ema_state"):
-            self.logger.info("%s has averaged weights too, which were not taken", os.path.basename(self._path))
+            self.logger.info("%s also has averaged weights, which are not loaded", os.path.basename(self._path))
         return rest
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """Load everything from the newest checkpoint of `save_dir` if `resume` and there is one; else the model's
-        weights from `path`.
+        """Resume from the newest checkpoint of `save_dir`, or load the model's weights from `path`.
+
+        Resuming needs `resume` and an existing checkpoint.
 
         Raises:
-            ValueError: the checkpoint to resume from is not of exactly this model; and as in `load`.
+            ValueError: the checkpoint to resume from belongs to another model; see also `load`.
         """
         self._strict = resume and self.has_checkpoint()
         try:
@@ -102,11 +103,11 @@ class DetectionCheckpointer(Checkpointer):
         report = load_weights(self.model, checkpoint.pop("model"), self._path)
         if self._strict and not report.complete:
             raise ValueError(
-                f"{self._path} is of another model, so it cannot be resumed from ({report.differences()}): use it as "
+                f"{self._path} belongs to another model and cannot be resumed from ({report.differences()}): use it as "
                 "train.init_checkpoint, with another train.output_dir"
             )
         if self._strict and (lacking := self.checkpointables.keys() - checkpoint.keys()):
-            self.logger.warning("%s has no %s: starting anew with it", self._path, ", ".join(sorted(lacking)))
+            self.logger.warning("%s has no %s: it starts anew", self._path, ", ".join(sorted(lacking)))
         return report
 
     def _log_incompatible_keys(self, incompatible: LoadReport) -> None:
@@ -116,7 +117,7 @@ class DetectionCheckpointer(Checkpointer):
 
 @contextmanager
 def _replacing(path: Path, mode: str) -> Iterator[IO[Any]]:
-    """Open a file that replaces `path` when the block ends, and never if writing fails."""
+    """Open a temporary file for writing; replace `path` by it on exit, unless writing fails."""
     unfinished = path.with_name(f"{path.name}.tmp")
     try:
         with unfinished.open(mode) as file:

@@ -1,7 +1,7 @@
-"""Reads files of weights without running anything that is in them.
+"""Read files of weights without running code in them.
 
-A pickle is a program for a small machine, which may call any function it names. So `.pth` files are read by PyTorch's
-own restricted unpickler, other pickles by one that knows numpy arrays, and both give up at the first unknown name.
+A pickle may call any function that it names. Therefore PyTorch's restricted unpickler reads `.pth` files, and an
+unpickler that knows only numpy arrays reads other pickles. Both stop at the first unknown name.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ _ZIP = b"PK\x03\x04"
 
 
 def read_weights(path: str | Path) -> Any:
-    """What a file holds, on the CPU: usually a dictionary of tensors or numpy arrays, perhaps one level down.
+    """Read a file of weights to the CPU. The content is usually a (nested) dict of tensors or numpy arrays.
 
-    PyTorch's files, of the present format and of the one before 1.6, `.safetensors` and pickles of numpy arrays, from
-    Python 2 too; recognised by content, not by name.
+    Formats: PyTorch's current format and the one before 1.6, `.safetensors`, and pickles of numpy arrays, also of
+    Python 2. The content decides, not the name.
 
     Raises:
         OSError: there is no such file, or it cannot be read.
-        ValueError: it is none of these, is damaged, or would run a function or create an object that is not of
-            tensors, arrays and plain data; the message has its name.
+        ValueError: the format is unknown, the file is damaged, or it would run code or create objects other than
+            tensors, arrays and plain data. The message names the file and the object.
     """
     path = Path(path)
     with path.open("rb") as file:
         head = file.read(9)
     if head.startswith(_ZIP):
         return _read_torch(path)
-    if head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:  # a header, behind its length
+    if head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:  # length, then a header in JSON
         return _read_safetensors(path)
     # A legacy file may also be a tar archive, in which PyTorch before 2.6 runs code.
     if tarfile.is_tarfile(path):
-        raise ValueError(f"{path} is a tar archive, not a file of weights: unpack it, or save it anew by torch.save")
+        raise ValueError(f"{path} is a tar archive, not a file of weights: unpack it, or save it again with torch.save")
     content = _unpickle(path)
     return _read_torch(path) if isinstance(content, int) and content == MAGIC_NUMBER else content
 
@@ -51,7 +51,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError as error:
-        raise ValueError(f"{path} needs a package to read it: pip install safetensors") from error
+        raise ValueError(f"{path} needs the package safetensors: pip install safetensors") from error
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -61,7 +61,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 def _read_torch(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle may trip over anything
+    except Exception as error:  # a damaged pickle may raise anything
         if name := _foreign_name(path):
             raise ValueError(
                 f"{path} wants to run {name}: refused; if you trust its source, save its tensors anew without that"
@@ -71,13 +71,13 @@ def _read_torch(path: Path) -> Any:
 
 
 def _unpickle(path: Path) -> Any:
-    """The first object of a file of pickles."""
+    """Return the first object of a file of pickles."""
     with path.open("rb") as file:
         try:
             return _with_arrays(_ArrayUnpickler(file).load())
         except _RefusedError as refusal:
             raise ValueError(f"{path} wants to run {refusal}: refused") from refusal
-        except Exception as error:  # a file that is no pickle may look like any instruction
+        except Exception as error:  # in a file that is not a pickle, any byte may be an instruction
             file.seek(0)
             raise ValueError(
                 f"{path} is not a file of weights, or a damaged one: it begins with {file.read(16)!r}"
@@ -85,11 +85,11 @@ def _unpickle(path: Path) -> Any:
 
 
 class _RefusedError(pickle.UnpicklingError):
-    """Its message is the dotted name that was refused."""
+    """A refused name; the message is the dotted name."""
 
 
 class _DType:
-    """In place of `numpy.dtype`, whose state a file could forge: the type of a number."""
+    """Safe replacement of `numpy.dtype` (a file could forge its state): the type of a number."""
 
     def __init__(self, code: str, align: bool = False, copy: bool = False):
         self.code, self.byte_order = code, "="
@@ -104,7 +104,7 @@ class _DType:
 
 
 class _Array:
-    """Replaces `numpy.ndarray`, whose memory a file could change unnoticed."""
+    """Safe replacement of `numpy.ndarray` (a file could forge its memory)."""
 
     array: np.ndarray
 
@@ -129,7 +129,7 @@ def _scalar(dtype: _DType, data: Any) -> np.ndarray:
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
-    """`codecs.encode` as pickles of bytes call it: other encodings would look for modules of their name."""
+    """`codecs.encode` for pickles of bytes; other encodings are refused, as they import modules of their name."""
     if encoding not in ("latin1", "latin-1"):
         raise _RefusedError(f"_codecs.encode to {encoding}")
     return text.encode("latin1")
@@ -141,17 +141,17 @@ _KNOWN: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("builtins", "bytearray"): bytearray,
     ("__builtin__", "bytearray"): bytearray,
-    ("__builtin__", "bytes"): bytes,  # an empty one, until protocol 2
+    ("__builtin__", "bytes"): bytes,  # empty bytes, up to protocol 2
     ("_codecs", "encode"): _encode,
 }
-for _core in ("numpy.core", "numpy._core"):  # until numpy 1, and since numpy 2
+for _core in ("numpy.core", "numpy._core"):  # numpy 1, and numpy 2
     _KNOWN[f"{_core}.multiarray", "_reconstruct"] = _Array
     _KNOWN[f"{_core}.multiarray", "scalar"] = _scalar
     _KNOWN[f"{_core}.numeric", "_frombuffer"] = _array
 
 
 def _with_arrays(content: Any) -> Any:
-    """`content` with arrays instead of `_Array`."""
+    """Replace each `_Array` in `content` by its numpy array."""
     if isinstance(content, _Array):
         return content.array
     if isinstance(content, dict):
@@ -162,7 +162,7 @@ def _with_arrays(content: Any) -> Any:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Knows what `_KNOWN` lists, and nothing else."""
+    """Unpickler that accepts only the names in `_KNOWN`."""
 
     def __init__(self, file: IO[bytes]):
         super().__init__(file, encoding="latin1")
@@ -174,7 +174,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 class _StandIn:
-    """Replaces PyTorch's classes and functions while names are collected."""
+    """Replacement of PyTorch's classes and functions in `_NameFinder`."""
 
     def __init__(self, *args: Any):
         pass
@@ -184,7 +184,7 @@ class _StandIn:
 
 
 class _NameFinder(_ArrayUnpickler):
-    """Stops at the first name that is not PyTorch's own, and builds nothing of what it reads."""
+    """Unpickler that stops at the first name outside PyTorch, and creates no objects of PyTorch."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module.partition(".")[0] == "torch":
@@ -198,7 +198,7 @@ class _NameFinder(_ArrayUnpickler):
 
 
 def _foreign_name(path: Path) -> str | None:
-    """The first name in a file of PyTorch's that is neither its own nor of plain data."""
+    """Return the first name in a file of PyTorch that is neither PyTorch's nor of plain data."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -211,7 +211,7 @@ def _foreign_name(path: Path) -> str | None:
                     _NameFinder(file).load()
     except _RefusedError as refusal:
         return str(refusal)
-    except Exception:  # damaged in another way; PyTorch's message names it
+    except Exception:  # damaged in another way; PyTorch's message describes it
         return None
     return None
 

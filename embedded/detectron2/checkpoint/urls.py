@@ -18,11 +18,11 @@ _FILES = {
 
 
 class TorchvisionHandler(PathHandler):
-    """Reads `torchvision://resnet50`, and 18, 34 and 101: the `IMAGENET1K_V1` weights, from PyTorch's server.
+    """Download `torchvision://resnet50` (also 18, 34, 101): `IMAGENET1K_V1` weights from PyTorch's server.
 
     Raises:
-        ValueError: another name.
-        OSError: what came is not the file, whose name ends in the first digits of its SHA-256.
+        ValueError: the name is unknown.
+        OSError: the download does not have the SHA-256 whose first digits are in the file's name.
     """
 
     PREFIX = "torchvision://"
@@ -35,12 +35,12 @@ class TorchvisionHandler(PathHandler):
         name = path.removeprefix(self.PREFIX)
         if name not in _FILES:
             known = ", ".join(self.PREFIX + known for known in _FILES)
-            raise ValueError(f"there is no {path}; there are {known}")
+            raise ValueError(f"unknown weights {path}: choose one of {known}")
         local = PathManager.get_local_path(self.URL + _FILES[name], force=force, **kwargs)
         checksum = hashlib.sha256(Path(local).read_bytes()).hexdigest()
         if not checksum.startswith(_FILES[name].removesuffix(".pth").partition("-")[2]):
             os.unlink(local)
-            raise OSError("what came is another file, or a damaged one")
+            raise OSError("the downloaded file is damaged")
         return local
 
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs):
@@ -51,19 +51,19 @@ PathManager.register_handler(TorchvisionHandler())
 
 
 def local_file(path: str) -> str:
-    """A file on this machine that has what `path` names: itself, or a download, which is kept for the next time.
+    """Return a local file for a path or URL; downloads are cached.
 
     Raises:
         FileNotFoundError: no such file.
         OSError: the download failed.
-        ValueError: there is no such name.
+        ValueError: the name is unknown.
     """
     try:
         local = PathManager.get_local_path(path)
     except OSError as error:
         reason = getattr(error, "reason", error)
         raise OSError(
-            f"cannot download {path} ({reason}): fetch {_url(path)} elsewhere, and give the file's path in its place"
+            f"cannot download {path} ({reason}): fetch {_url(path)} elsewhere, and use the path of that file instead"
         ) from error
     if not os.path.isfile(local):
         raise FileNotFoundError(f"no such checkpoint: {path}")
@@ -71,7 +71,7 @@ def local_file(path: str) -> str:
 
 
 def _url(path: str) -> str:
-    """Where a browser finds it."""
+    """Return the URL for a browser."""
     if path.startswith(TorchvisionHandler.PREFIX):
         return TorchvisionHandler.URL + _FILES[path.removeprefix(TorchvisionHandler.PREFIX)]
     return path.replace(ModelZooHandler.PREFIX, ModelZooHandler.URL, 1)

@@ -1,4 +1,4 @@
-"""Lazy configs: Python files whose dictionaries say what to build, and are built only when asked to."""
+"""Lazy configs: Python files with dicts that describe objects; `instantiate` builds them."""
 
 from .instantiate import instantiate
 from .lazy import LazyCall, LazyConfig

@@ -1,4 +1,4 @@
-"""From the description of a call (a mapping with `_target_`) to its result."""
+"""Make the calls that a config describes by mappings with `_target_`."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -12,39 +12,39 @@ TARGET = "_target_"
 
 
 def dotted_name(target: Any) -> str:
-    """`package.module.Class.method` of a class, function or classmethod; ValueError for what has no such name."""
+    """Return the name `package.module.Class.method` of a class, function or classmethod; else raise ValueError."""
     try:
         name = f"{target.__module__}.{target.__qualname__}"
-        found = get_object(name)
+        imported = get_object(name)
     except (AttributeError, ImportError):
-        found = None
+        imported = None
     # Bound classmethods are new objects on each access: equal, not identical.
-    if found is None or found != target:
+    if imported is None or imported != target:
         raise ValueError(f"{target!r} cannot be imported by name")
     return name
 
 
 def locate(target: str) -> Callable:
-    """Import the object of a dotted name; ValueError if that fails or the object cannot be called."""
+    """Import the callable of a dotted name; raise ValueError if this fails or it is not callable."""
     try:
-        found = get_object(target)
+        imported = get_object(target)
     except Exception as err:
         reason = str(err.__cause__ or err).strip().splitlines()[-1]
         raise ValueError(f"{TARGET} {target!r} of the config cannot be imported: {reason}") from err
-    if not callable(found):
-        raise ValueError(f"{TARGET} {target!r} of the config is a {type(found).__name__}, not a callable")
-    return found
+    if not callable(imported):
+        raise ValueError(f"{TARGET} {target!r} of the config is a {type(imported).__name__}, not a callable")
+    return imported
 
 
 def instantiate(cfg: Any) -> Any:
-    """Makes the calls that a config describes, innermost first.
+    """Make the calls that a config describes, innermost first.
 
-    A mapping with `_target_` (a dotted name or a callable) becomes the target's result on the other entries. Lists are
-    walked through; a `ListConfig` arrives as a `ListConfig`. Interpolations are resolved. Anything else is returned as
-    it is, callables and mappings without `_target_` included: calls described inside such a mapping are not made.
+    A mapping with `_target_` (a dotted name or a callable) is replaced by the target's result for the other entries.
+    Items of lists are instantiated; a `ListConfig` stays a `ListConfig`. Interpolations are resolved. Other values are
+    returned unchanged. Mappings without `_target_` are unchanged too: calls inside them are not made.
 
     Raises:
-        ValueError: the target does not import, or does not take the arguments that the config has.
+        ValueError: the target cannot be imported, or does not accept the arguments.
     """
     if isinstance(cfg, ListConfig):
         return ListConfig([instantiate(item) for item in cfg], flags={"allow_objects": True})
@@ -69,7 +69,7 @@ def instantiate(cfg: Any) -> Any:
 
 
 def _signature_mismatch(target: Callable, arguments: dict[str, Any]) -> str | None:
-    """What is wrong with the names of the arguments; None if the TypeError came from within the call."""
+    """Return the mismatch between arguments and signature; None if the TypeError came from inside the call."""
     try:
         signature = inspect.signature(target)
     except ValueError:

@@ -1,4 +1,4 @@
-"""`LazyCall` describes a call without making it; `LazyConfig` loads, changes and saves files of such descriptions."""
+"""`LazyCall` describes a call without making it; `LazyConfig` loads, changes and saves config files."""
 
 import sys
 from collections.abc import Callable
@@ -17,9 +17,9 @@ __all__ = ["LazyCall", "LazyConfig"]
 
 
 class LazyCall:
-    """`LazyCall(target)(**arguments)` is the call `target(**arguments)`, written down for `instantiate`.
+    """`LazyCall(target)(**arguments)` describes the call `target(**arguments)` for `instantiate`.
 
-    The result is a DictConfig: its arguments can be read, replaced and interpolated ("${..other}") until then.
+    The result is a DictConfig: its arguments can be read, replaced and interpolated ("${..other}").
 
     Args:
         target: a callable, or its dotted name.
@@ -27,7 +27,7 @@ class LazyCall:
 
     def __init__(self, target: Callable | str):
         if not (callable(target) or isinstance(target, str)):
-            raise TypeError(f"LazyCall wants a callable or its dotted name, not a {type(target).__name__}")
+            raise TypeError(f"LazyCall needs a callable or its dotted name, not a {type(target).__name__}")
         self._target = target
 
     def __call__(self, **kwargs) -> DictConfig:
@@ -43,23 +43,23 @@ def _is_config_entry(name: str, value: Any) -> bool:
 
 
 class LazyConfig:
-    """Config files: what can be done with one."""
+    """Load, change and save config files."""
 
     @staticmethod
     def load(filename: str, keys: str | tuple[str, ...] | None = None) -> Any:
-        """Reads a `.py` or `.yaml` config. Nothing is shared between two loads of the same file.
+        """Load a `.py` or `.yaml` config. Two loads of a file share nothing.
 
-        A Python file is executed; the dictionaries (and LazyCall results, DictConfigs, ListConfigs) among its global
-        names that do not begin with `_` are the config. Its relative imports name other config files by their path:
-        `from ..common.train import train` reads `../common/train.py`, no package needed.
+        A Python file is executed. The config has its global dicts (and LazyCall results, DictConfigs, ListConfigs)
+        whose names do not begin with `_`. A relative import reads another config file by its path, without a package:
+        `from ..common.train import train` reads `../common/train.py`.
 
         Args:
-            filename: path of the file. YAML files may name Python objects, as Python files may: load only your own.
-            keys: None for a DictConfig of everything, one name for its value, several for a tuple of values.
+            filename: path of the file. Python and YAML files can run code: load only files that you trust.
+            keys: None for a DictConfig of everything, one name for its value, several names for a tuple of values.
 
         Raises:
-            FileNotFoundError: the file, or one that it imports, is not there.
-            ValueError: neither .py nor .yaml; not valid Python or YAML; circular relative imports; a name missing.
+            FileNotFoundError: the file, or a file that it imports, does not exist.
+            ValueError: not .py or .yaml; invalid Python or YAML; circular relative imports; a missing name.
         """
         namespace = read_config_file(Path(filename))
         if keys is None:
@@ -75,41 +75,41 @@ class LazyConfig:
 
     @staticmethod
     def load_rel(filename: str, keys: str | tuple[str, ...] | None = None) -> Any:
-        """`load`, with `filename` relative to the Python file that calls this."""
+        """Load a file by a path relative to the calling Python file, see `load`."""
         caller = Path(sys._getframe(1).f_code.co_filename)
         if not caller.is_file():
-            raise ValueError(f"load_rel({filename!r}) is relative to the calling file, and {caller} is none")
+            raise ValueError(f"load_rel({filename!r}) is relative to the calling file, but {caller} is not a file")
         return LazyConfig.load(str(caller.parent / filename), keys)
 
     @staticmethod
     def save(cfg: DictConfig, filename: str) -> None:
-        """Writes the config as YAML that `load` reads back: targets by dotted name, interpolations unresolved.
+        """Save the config as YAML for `load`: targets by dotted name, interpolations unresolved.
 
-        Importable functions and classes, and lambdas without a closure, are kept as well. For anything YAML cannot
-        hold, its repr is written instead, and a warning names the key.
+        Importable functions and classes, and lambdas without a closure, are kept. Other objects are replaced by their
+        repr, and a warning names the key.
 
         Raises:
-            omegaconf.errors.OmegaConfBaseException: a value cannot be resolved, such as an interpolation of a key that
-                is not there.
+            omegaconf.errors.OmegaConfBaseException: a value cannot be resolved, such as an interpolation of a missing
+                key.
         """
         resolve_all(cfg)
         Path(filename).write_text(to_yaml(cfg, filename), encoding="utf-8")
 
     @staticmethod
     def apply_overrides(cfg: DictConfig, overrides: list[str]) -> DictConfig:
-        """Changes the config in place, and returns it.
+        """Change the config in place, and return it.
 
         Args:
             overrides: in hydra's grammar: `a.b=3`, `a.list.0=x`, `a='quoted, text'`, `a=[1,2]`, `a={x: 1}`,
-                `+a.new=3`. A key that does not exist is added, with or without the `+`.
+                `+a.new=3`. A missing key is added, with or without the `+`.
 
         Raises:
-            ValueError: not in this grammar, a sweep, or a key beneath something that is no mapping or list.
-            NotImplementedError: `~a.b`, a deletion.
+            ValueError: a syntax error, a sweep, or a key below a value that is not a mapping or list.
+            NotImplementedError: a deletion, `~a.b`.
         """
         return override_grammar.apply_overrides(cfg, overrides)
 
     @staticmethod
     def to_py(cfg: DictConfig, prefix: str = "cfg.") -> str:
-        """The config as readable Python-like text, one assignment per entry, targets as calls; not to be executed."""
+        """Return the config as readable Python-like text: one assignment per entry, targets as calls."""
         return to_python(OmegaConf.to_container(cfg, resolve=False), prefix)

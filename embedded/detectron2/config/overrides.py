@@ -20,9 +20,9 @@ def apply_overrides(cfg: DictConfig, overrides: list[str]) -> DictConfig:
             reason = str(err).splitlines()[0]
             raise ValueError(f"override {text!r} is not of the form key=value: {reason}") from err
         if override.is_sweep_override():
-            raise ValueError(f"override {text!r} is a sweep; for a list write key=[a,b], for a text key='a,b'")
+            raise ValueError(f"override {text!r} is a sweep: write key=[a,b] for a list, key='a,b' for a text")
         if override.is_delete():
-            raise NotImplementedError(f"override {text!r}: nothing can be deleted; set it to null, or copy the config")
+            raise NotImplementedError(f"override {text!r}: cannot delete; set it to null, or copy the config")
         _apply(cfg, override, text)
     return cfg
 
@@ -35,13 +35,13 @@ def _apply(cfg: DictConfig, override: Override, text: str) -> None:
         key = _key(node, part, text)
         if OmegaConf.is_interpolation(node, key):
             raw = OmegaConf.to_container(node, resolve=False)[key]
-            raise ValueError(f"override {text!r}: {path} stands for {raw}; override that instead")
+            raise ValueError(f"override {text!r}: {path} is an interpolation of {raw}; override that instead")
         child = _get(node, key)
         if child is None:
             node[key] = {}
             child = node[key]
         if not OmegaConf.is_config(child):
-            raise ValueError(f"override {text!r}: {path} is {child!r} and has no keys")
+            raise ValueError(f"override {text!r}: {path} is {child!r}, which has no keys")
         node = child
 
     key = _key(node, leaf, text)
@@ -54,14 +54,14 @@ def _apply(cfg: DictConfig, override: Override, text: str) -> None:
 
 
 def _key(node: DictConfig | ListConfig, part: str, text: str) -> str | int:
-    """`part` as a key of the mapping, or as a position in the list."""
+    """Convert `part` to a key of the mapping, or to a position in the list."""
     if isinstance(node, DictConfig):
         return part
     try:
         position = int(part)
         node[position]
     except (ValueError, IndexError):
-        raise ValueError(f"override {text!r}: {part} is no position in a list of {len(node)}") from None
+        raise ValueError(f"override {text!r}: {part} is not a position in a list of {len(node)}") from None
     return position
 
 

@@ -1,4 +1,4 @@
-"""Configs as text: YAML to load again, Python-like lines to read."""
+"""Configs as text: YAML for loading, Python-like lines for reading."""
 
 import ast
 import inspect
@@ -19,7 +19,7 @@ PRIMITIVES = (str, int, float, bool, type(None))
 
 
 class _Dumper(yaml.Dumper):
-    """PyYAML's dumper of Python objects; no anchors, and lambdas as their source."""
+    """PyYAML's dumper of Python objects, without anchors, and with the source of lambdas."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -35,20 +35,20 @@ _Dumper.add_representer(LambdaType, _Dumper.represent_lambda)
 
 
 def resolve_all(cfg: Any) -> None:
-    """Look at every value, so that one that cannot be resolved is found before a training rather than in it."""
+    """Access every value, so that an unresolvable one raises an error before a training."""
     values = cfg.values() if isinstance(cfg, DictConfig) else cfg if isinstance(cfg, ListConfig) else ()
     for value in values:
         resolve_all(value)
 
 
 def to_yaml(cfg: Any, filename: str) -> str:
-    """The text of `LazyConfig.save`; `filename` is for the warnings only."""
+    """Return the text for `LazyConfig.save`; `filename` is only for warnings."""
     content = _writable(OmegaConf.to_container(cfg, resolve=False), "", filename)
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000)
 
 
 def _writable(value: Any, key: str, filename: str) -> Any:
-    """`value` with targets as names, and the repr of whatever YAML cannot bring back."""
+    """Replace targets by names, and values that YAML cannot restore by their repr."""
     if isinstance(value, dict):
         return {name: _writable(item, f"{key}.{name}".lstrip("."), filename) for name, item in value.items()}
     if isinstance(value, list):
@@ -60,7 +60,7 @@ def _writable(value: Any, key: str, filename: str) -> Any:
     if _survives_yaml(value):
         return value
     logging.getLogger(__name__).warning(
-        f"{filename} cannot hold {key} = {value!r} and has its repr instead: to repeat this run, load the .py config"
+        f"{filename} cannot save {key} = {value!r} and has its repr instead: to repeat this run, load the .py config"
     )
     return repr(value)
 
@@ -68,13 +68,13 @@ def _writable(value: Any, key: str, filename: str) -> Any:
 def _survives_yaml(value: Any) -> bool:
     try:
         restored = yaml.unsafe_load(yaml.dump(value, Dumper=_Dumper))
-    except Exception:  # whatever __reduce__, an import or a constructor may raise
+    except Exception:  # __reduce__, an import or a constructor may raise anything
         return False
     return type(restored) is type(value)
 
 
 def lambda_source(function: LambdaType) -> str:
-    """The expression a lambda was written as; ValueError when it could not be evaluated on its own."""
+    """Return the source of a lambda; raise ValueError if the source cannot be evaluated alone."""
     names = inspect.getclosurevars(function)
     if names.nonlocals or names.globals:
         raise ValueError(f"{function} uses names from around it")
@@ -90,7 +90,7 @@ def lambda_source(function: LambdaType) -> str:
 
 
 def to_python(content: Any, prefix: str) -> str:
-    """The text of `LazyConfig.to_py` for the config's plain content."""
+    """Return the text of `LazyConfig.to_py` for a plain container."""
     return "".join(f"{line}\n" for line in _assignments(content, prefix.removesuffix(".")))
 
 
@@ -116,7 +116,7 @@ def _expression(value: Any) -> str:
 
 
 def _bracketed(head: str, items: list[str], tail: str, width: int = 80) -> str:
-    """`head item, item tail`, on several indented lines when one would be too long."""
+    """Format `head item, item tail`, on several indented lines if one is too long."""
     line = head + ", ".join(items) + tail
     if len(line) <= width and "\n" not in line:
         return line

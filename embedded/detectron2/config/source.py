@@ -1,4 +1,4 @@
-"""Reading config files: Python with relative imports by path, or YAML."""
+"""Read config files: Python with relative imports by path, or YAML."""
 
 import builtins
 import os
@@ -14,18 +14,18 @@ __all__ = ["as_config", "read_config_file"]
 
 
 def as_config(value: Any) -> Any:
-    """A plain dict as a DictConfig that may hold any object; other values are returned unchanged."""
+    """Convert a dict to a DictConfig that allows all objects; return other values unchanged."""
     return DictConfig(value, flags={"allow_objects": True}) if isinstance(value, dict) else value
 
 
 def read_config_file(path: Path, importers: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The global names of a config file, after executing (.py) or parsing (.yaml) it.
+    """Execute (.py) or parse (.yaml) a config file, and return its global names.
 
     Args:
-        importers: the files whose relative imports led here, outermost first.
+        importers: the chain of files whose relative imports led to this file, outermost first.
     """
     if path.suffix not in (".py", ".yaml", ".yml"):
-        raise ValueError(f"config file {path} is neither .py nor .yaml")
+        raise ValueError(f"config file {path} must end in .py or .yaml")
     if not path.is_file():
         raise FileNotFoundError(f"no such config file: {path}")
     text = path.read_text(encoding="utf-8")
@@ -53,7 +53,7 @@ def _execute(path: Path, text: str, importers: tuple[Path, ...]) -> dict[str, An
         line = getattr(err, "lineno", None) or 1
         raise ValueError(f"{path}:{line}: not valid Python: {getattr(err, 'msg', err)}") from err
 
-    # Not resolved: beside a symbolic link lie the link's neighbours.
+    # Symbolic links are not resolved: relative imports start from the link's folder.
     chain = (*importers, Path(os.path.abspath(path)))
 
     def import_(name, globals=None, locals=None, fromlist=(), level=0):
@@ -62,7 +62,7 @@ def _execute(path: Path, text: str, importers: tuple[Path, ...]) -> dict[str, An
         where = f"{path}:{sys._getframe(1).f_lineno}"
         return _import_config(where, chain, name, fromlist or (), level)
 
-    # The import statement looks `__import__` up in the namespace's own builtins: nothing global is patched.
+    # The import statement uses `__import__` of the namespace's builtins, so nothing global is patched.
     namespace = {
         "__name__": f"<config {path.stem}>",
         "__file__": str(path),
@@ -73,11 +73,11 @@ def _execute(path: Path, text: str, importers: tuple[Path, ...]) -> dict[str, An
 
 
 def _import_config(where: str, chain: tuple[Path, ...], name: str, fromlist: tuple[str, ...], level: int) -> ModuleType:
-    """What `from <level dots><name> import <fromlist>` in the last file of `chain` gets its names from."""
+    """Return the module for `from <level dots><name> import <fromlist>` in the last file of `chain`."""
     if not name:
-        raise ValueError(f"{where}: a relative import names a config file: from .file import name")
+        raise ValueError(f"{where}: a relative import needs the name of a config file: from .file import name")
     if "*" in fromlist:
-        raise ValueError(f"{where}: a config imports names, not *: from .{name} import name")
+        raise ValueError(f"{where}: import * is not supported in a config: from .{name} import name")
     base = chain[-1].parents[level - 1].joinpath(*name.split("."))
     source = base.with_name(f"{base.name}.py")
     if not source.is_file():
@@ -91,7 +91,7 @@ def _import_config(where: str, chain: tuple[Path, ...], name: str, fromlist: tup
 
 
 def _import_file(where: str, chain: tuple[Path, ...], file: Path) -> ModuleType:
-    """The config file as a module of its names, whose dictionaries are DictConfigs."""
+    """Return a config file as a module of its names; dicts become DictConfigs."""
     if any(file.samefile(importer) for importer in chain):
         loop = " -> ".join(str(link) for link in (*chain, file))
         raise ValueError(f"{where}: circular import of config files: {loop}")

@@ -1,4 +1,4 @@
-"""Datasets by name, their augmentation, and the loaders that feed training and evaluation."""
+"""Registered datasets, augmentation, and data loaders for training and evaluation."""
 
 from . import datasets as _builtin_datasets  # noqa: F401  (registers COCO)
 from .build import build_detection_test_loader, build_detection_train_loader, get_detection_dataset_dicts

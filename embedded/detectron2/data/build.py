@@ -1,4 +1,4 @@
-"""From dataset names to data loaders."""
+"""Data loaders for registered datasets."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -23,20 +23,22 @@ def get_detection_dataset_dicts(
     proposal_files: list[str] | None = None,
     check_consistency: bool = True,
 ) -> list[dict]:
-    """The images of one or several registered datasets, one dict each (see `load_coco_json`).
+    """Return the images of registered datasets, one dict each (see `load_coco_json`).
 
     Args:
         names: dataset names.
-        filter_empty: leave out images that have no object but crowds, as there is little to learn from them.
-        min_keypoints: keypoints are upstream's; only 0 is accepted here.
-        proposal_files: precomputed proposals are upstream's; only None is accepted here.
-        check_consistency: insist that all the datasets have the same classes.
+        filter_empty: leave out images without objects (crowds do not count).
+        min_keypoints: only 0 is supported; keypoints need a real detectron2.
+        proposal_files: only None is supported; precomputed proposals need a real detectron2.
+        check_consistency: require the same classes in all datasets.
 
     Raises:
-        ValueError: an unknown name, datasets of different classes, or no images left.
+        ValueError: an unknown name, datasets with different classes, or no images left.
     """
     if min_keypoints or proposal_files:
-        raise ValueError("keypoints and precomputed proposals need detectron2 itself")
+        raise ValueError(
+            "keypoints and precomputed proposals need a real detectron2: set min_keypoints=0 and proposal_files=None"
+        )
     names = [names] if isinstance(names, str) else list(names)
     loaded = {name: DatasetCatalog.get(name) for name in names}
 
@@ -47,9 +49,9 @@ def get_detection_dataset_dicts(
 
     kept = []
     for name, images in loaded.items():
-        having = [image for image in images if _has_objects(image)] if filter_empty else images
-        logging.getLogger(__name__).info(f"dataset {name}: {len(having)} of its {len(images)} images are used")
-        kept += having
+        used = [image for image in images if _has_objects(image)] if filter_empty else images
+        logging.getLogger(__name__).info(f"dataset {name}: {len(used)} of its {len(images)} images are used")
+        kept += used
     if not kept:
         what = "images with objects" if filter_empty else "images"
         raise ValueError(f"there are no {what} in the datasets [{', '.join(names)}]")
@@ -71,23 +73,23 @@ def build_detection_train_loader(
     collate_fn: Callable[[list], Any] | None = None,
     **kwargs: Any,
 ) -> Iterable[Any]:
-    """An endless stream of training batches.
+    """Build an endless loader of training batches.
 
-    Order and augmentation follow from the random state of the process (`seed_all_rng`); augmentation differs between
+    The random state of the process (`seed_all_rng`) determines order and augmentation. Augmentation differs between
     workers, processes and passes over the data.
 
     Args:
-        dataset: images as dicts, or a dataset of such, by position or an endless stream.
-        mapper: makes a training example of an image's dict, in the workers; None: the dict is one already.
-        sampler: of positions in the dataset; None: TrainingSampler. A stream has none.
+        dataset: list of dicts, or a dataset of dicts (map-style, or an endless iterable).
+        mapper: converts an image's dict to a training example, in the workers; None: the dict is used unchanged.
+        sampler: yields positions in the dataset; None: TrainingSampler. Iterable datasets have no sampler.
         total_batch_size: images per batch over all processes.
-        aspect_ratio_grouping: wide images and high ones in separate batches.
-        num_workers: loading processes, per training process; 0 loads in the training process itself.
-        collate_fn: makes a batch of a list of examples; None: the list is the batch.
+        aspect_ratio_grouping: put wide and high images in separate batches.
+        num_workers: worker processes per training process; 0 loads in the training process.
+        collate_fn: converts a list of examples to a batch; None: the list is the batch.
         kwargs: passed on to DataLoader, e.g. prefetch_factor, persistent_workers, pin_memory.
 
     Raises:
-        ValueError: the processes cannot share `total_batch_size` evenly, or the dataset is empty.
+        ValueError: `total_batch_size` is not a multiple of the number of processes, or the dataset is empty.
     """
     world_size = comm.get_world_size()
     if total_batch_size <= 0 or total_batch_size % world_size:
@@ -97,14 +99,14 @@ def build_detection_train_loader(
     dataset = _as_dataset(dataset, mapper)
     if isinstance(dataset, IterableDataset):
         if sampler is not None:
-            raise ValueError("a stream of images comes in its own order: it takes no sampler")
+            raise ValueError("an iterable dataset has its own order: set sampler=None")
     elif sampler is None:
         sampler = TrainingSampler(len(dataset))
     collate_fn = collate_fn or trivial_batch_collator
-    # The loader draws new seeds of the workers from this generator in each pass.
+    # The loader takes new seeds for the workers from this generator in each pass.
     generator = torch.Generator().manual_seed(comm.shared_random_seed() + comm.get_rank())
     if num_workers > 0:
-        # Two batches ahead; the loader counts in images where these are grouped after it.
+        # Prefetch two batches. With grouping, the loader's items are single images.
         items = batch_size if aspect_ratio_grouping else 1
         kwargs.setdefault("prefetch_factor", max(2, ceil(2 * items / num_workers)))
     kwargs = {"generator": generator, "pin_memory": torch.cuda.is_available(), **kwargs}
@@ -133,9 +135,9 @@ def build_detection_test_loader(
     num_workers: int = 0,
     collate_fn: Callable[[list[Any]], Any] | None = None,
 ) -> DataLoader:
-    """A pass over this process's part of the images, in order, `batch_size` of them at a time.
+    """Build a loader for one pass over this process's share of the images, in order.
 
-    The arguments are those of `build_detection_train_loader`; the default sampler is InferenceSampler.
+    For the arguments see `build_detection_train_loader`; the default sampler is InferenceSampler.
     """
     dataset = _as_dataset(dataset, mapper)
     return _Loader(
@@ -152,7 +154,7 @@ def _as_dataset(dataset: list[dict] | Dataset, mapper: Callable[[dict], Any] | N
     if isinstance(dataset, list):
         dataset = DatasetFromList(dataset)
     if mapper is not None and isinstance(dataset, IterableDataset):
-        raise ValueError("a stream gives training examples: mapping them needs detectron2 itself, or mapper=None")
+        raise ValueError("mapping an iterable dataset needs a real detectron2: set mapper=None")
     return dataset if mapper is None else MapDataset(dataset, mapper)
 
 
@@ -172,7 +174,7 @@ class _Collated:
 
 
 class _Loader(DataLoader):
-    """A DataLoader that keeps an error about a file one line long, also if a worker raised it."""
+    """DataLoader that reports errors of files in workers as one line."""
 
     def __iter__(self) -> Iterator[Any]:
         try:
@@ -182,6 +184,6 @@ class _Loader(DataLoader):
             if not str(err).startswith("Caught "):
                 raise
             message = str(err).rstrip().splitlines()[-1].partition(": ")[2]
-            # The traceback keeps the loader's iterator in a reference cycle; collected from one, it waits 5 seconds
-            # for each of its workers.
+            # The traceback keeps the loader's iterator in a reference cycle. Its garbage collection would wait 5
+            # seconds for each worker.
             raise type(err)(message) from err.with_traceback(None)

@@ -1,4 +1,4 @@
-"""Two tables by dataset name: functions that load it, and its metadata."""
+"""Catalogs by dataset name: functions that load a dataset, and its metadata."""
 
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
@@ -9,13 +9,13 @@ __all__ = ["DatasetCatalog", "Metadata", "MetadataCatalog"]
 
 
 class _DatasetCatalog:
-    """Dataset names, and the functions that load them."""
+    """Functions that load datasets, by name."""
 
     def __init__(self):
         self._loaders: dict[str, Callable[[], list[dict]]] = {}
 
     def register(self, name: str, func: Callable[[], list[dict]]) -> None:
-        """Makes `name` stand for the images that `func()` returns, one dict each; ValueError for a name in use."""
+        """Register `func`, which returns the images as dicts, under `name`; raise ValueError for a name in use."""
         if not callable(func):
             raise TypeError(f"dataset {name!r} is registered with a function that loads it, not {func!r}")
         if name in self._loaders:
@@ -23,10 +23,10 @@ class _DatasetCatalog:
         self._loaders[name] = func
 
     def get(self, name: str) -> list[dict]:
-        """Loads the dataset; ValueError for a name that nobody registered."""
+        """Load the dataset; raise ValueError for an unknown name."""
         if name not in self._loaders:
             close = get_close_matches(name, self._loaders, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(self.list()) or 'none'}"
+            hint = f"did you mean {close[0]!r}?" if close else f"registered are: {', '.join(self.list()) or 'none'}"
             raise ValueError(f"no dataset is registered as {name!r}; {hint}")
         return self._loaders[name]()
 
@@ -49,7 +49,7 @@ class _DatasetCatalog:
 
 
 class Metadata(SimpleNamespace):
-    """Metadata of a dataset as attributes, such as `thing_classes`. A value that is set cannot be changed."""
+    """Metadata of a dataset as attributes, e.g. `thing_classes`. A value cannot be changed after it is set."""
 
     name: str = "N/A"
 
@@ -66,7 +66,7 @@ class Metadata(SimpleNamespace):
         self.__dict__[key] = value
 
     def set(self, **values: Any) -> "Metadata":
-        """Sets several; returns itself."""
+        """Set several values; return self."""
         for key, value in values.items():
             setattr(self, key, value)
         return self
@@ -75,7 +75,7 @@ class Metadata(SimpleNamespace):
         return self.__dict__.get(key, default)
 
     def as_dict(self) -> dict[str, Any]:
-        """A copy of everything known."""
+        """Return a copy of all values."""
         return dict(self.__dict__)
 
     def __repr__(self) -> str:
@@ -83,7 +83,7 @@ class Metadata(SimpleNamespace):
 
 
 class _MetadataCatalog:
-    """Dataset names, and their metadata. `get` makes an empty entry for a new name."""
+    """Metadata by dataset name. `get` creates an empty entry for a new name."""
 
     def __init__(self):
         self._entries: dict[str, Metadata] = {}

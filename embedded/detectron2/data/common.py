@@ -1,4 +1,4 @@
-"""Wrappers of datasets: compact lists, mapped items, batches of similar shape."""
+"""Datasets: serialized lists, mapped items, batches grouped by aspect ratio."""
 
 import pickle
 from collections.abc import Callable, Iterable, Iterator
@@ -13,18 +13,18 @@ __all__ = ["AspectRatioGroupedDataset", "DatasetFromList", "MapDataset", "trivia
 
 
 def trivial_batch_collator(batch: list) -> list:
-    """A batch is the list of its items."""
+    """Return the list of items as the batch."""
     return batch
 
 
 class DatasetFromList(Dataset):
-    """A list as a dataset.
+    """Dataset of a list.
 
     Args:
         lst: the items.
-        copy: return copies of the items, so that a mapper may change them; of no concern when serialized.
-        serialize: keep the items pickled in one tensor. Reference counts of small Python objects would otherwise
-            touch, and so duplicate, their memory pages in every worker; all of COCO takes that to gigabytes.
+        copy: return copies of the items, so that a mapper may change them; without effect if serialized.
+        serialize: keep the items pickled in one tensor. Otherwise reference counting would duplicate the memory pages
+            of small Python objects in every worker; for COCO these are gigabytes.
     """
 
     def __init__(self, lst: list, copy: bool = True, serialize: bool = True):
@@ -49,7 +49,7 @@ class DatasetFromList(Dataset):
 
 
 class MapDataset(Dataset):
-    """`map_func` of the items of a dataset."""
+    """Dataset that applies `map_func` to the items of a dataset."""
 
     def __init__(self, dataset: Dataset, map_func: Callable[[Any], Any]):
         self._dataset = dataset
@@ -66,7 +66,7 @@ class AspectRatioGroupedDataset(IterableDataset):
     """Batches of only wide or only high images, which need less padding.
 
     Args:
-        dataset: yields dicts with `width` and `height` in pixels; endless, as leftovers are never yielded.
+        dataset: endless iterable of dicts with `width` and `height` in pixels; incomplete batches are dropped.
         batch_size: images per batch.
     """
 

@@ -1,4 +1,4 @@
-"""Images from files, and annotations from dicts to `Instances`."""
+"""Read images, and convert annotations to `Instances`."""
 
 from typing import Any
 
@@ -19,31 +19,31 @@ __all__ = [
     "transform_instance_annotations",
 ]
 
-# The channel order of the array, and the mode that PIL decodes to for it.
+# PIL's mode for each format.
 PIL_MODES = {"RGB": "RGB", "BGR": "RGB", "L": "L"}
 
 
 def read_image(file_name: str, format: str | None = None) -> np.ndarray:
-    """Reads an image the way a viewer shows it, i.e. rotated as its EXIF data say.
+    """Read an image as a viewer shows it, with the rotation of its EXIF data.
 
-    Grey, palette and CMYK files are converted. Transparent pixels are shown on white, where the real detectron2 shows
-    the colour below them. Of wide integers 65535 is white and of floats 1, where it clips them at 255.
+    Grey, palette and CMYK files are converted. Transparent pixels become white; a real detectron2 uses the colour below
+    them. White is 65535 for 16-bit integers and 1 for floats; a real detectron2 clips both at 255.
 
     Args:
         file_name: path of the file.
-        format: "RGB" or "BGR" for shape (H, W, 3), "L" for (H, W, 1), all uint8; None for whatever the file has.
+        format: "RGB" or "BGR" for shape (H, W, 3), "L" for (H, W, 1), all uint8; None keeps the file's format.
 
     Raises:
-        OSError: no such file (FileNotFoundError), no image, or truncated; or its values are outside those ranges or
-            end below 4096 of 65535, as 12-bit values do. Names the file.
-        ValueError: no such format.
+        OSError: the file does not exist (FileNotFoundError), is not an image, or is truncated; or its values are
+            outside these ranges, or below 4096 of 65535 (12-bit values). The message names the file.
+        ValueError: the format is unknown.
     """
     if format is not None and format not in PIL_MODES:
-        raise ValueError(f"image format {format!r} is none of {', '.join(PIL_MODES)}")
+        raise ValueError(f"image format {format!r}: choose one of {', '.join(PIL_MODES)}")
     try:
         with PathManager.open(file_name, "rb") as file:
             image = Image.open(file)
-            stored_wide = any(";16" in str(part) for part in image.tile)  # where Pillow keeps the high bytes of colours
+            stored_wide = any(";16" in str(part) for part in image.tile)  # Pillow keeps only high bytes
             image.load()
         image = ImageOps.exif_transpose(image)
         if format is not None:
@@ -62,7 +62,7 @@ def read_image(file_name: str, format: str | None = None) -> np.ndarray:
 
 
 def _shown(image: Image.Image, stored_wide: bool) -> Image.Image:
-    """The image with 8 bits per channel, without transparency."""
+    """Convert an image to 8 bits per channel, without transparency."""
     if image.mode == "F" or image.mode.startswith("I"):
         image = _narrowed(image)
     elif stored_wide and image.mode in ("RGB", "RGBA", "LA"):
@@ -76,7 +76,7 @@ def _shown(image: Image.Image, stored_wide: bool) -> Image.Image:
 
 
 def _narrowed(image: Image.Image) -> Image.Image:
-    """A grey image of floats or wide integers as one of bytes."""
+    """Convert a grey image of floats or 16-bit integers to bytes."""
     white, tolerance = (1, 1e-3) if image.mode == "F" else (0xFFFF, 0)
     values = np.asarray(image).astype(float)
     lowest, highest = values.min(), values.max()
@@ -96,10 +96,10 @@ def _refuse_dark(brightest: float) -> None:
 
 
 def check_image_size(dataset_dict: dict[str, Any], image: np.ndarray) -> None:
-    """Compares the image (H, W, ...) with `height` and `width` of its dict, and fills them in if the dict has none.
+    """Compare the size of the image (H, W, ...) with `height` and `width` of its dict; add them if missing.
 
     Raises:
-        ValueError: they differ; boxes would be off.
+        ValueError: they differ, so boxes would be wrong.
     """
     height, width = image.shape[:2]
     expected = dataset_dict.setdefault("width", width), dataset_dict.setdefault("height", height)
@@ -117,14 +117,14 @@ def transform_instance_annotations(
     *,
     keypoint_hflip_indices: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Applies a geometric transform to the box of an annotation, in place, and returns the annotation.
+    """Apply a geometric transform to the box of an annotation in place, and return the annotation.
 
     Args:
-        annotation: has `bbox` and `bbox_mode`, which will be XYXY_ABS, clipped to the image. Segmentations and
-            keypoints would no longer fit and are dropped.
-        transforms: what the image went through.
+        annotation: has `bbox` and `bbox_mode`. The result is XYXY_ABS, clipped to the image. Segmentations and
+            keypoints are removed.
+        transforms: the transform of the image.
         image_size: (height, width) after the transform.
-        keypoint_hflip_indices: keypoints are upstream's; not used.
+        keypoint_hflip_indices: unused.
     """
     box = BoxMode.convert(np.asarray(annotation["bbox"], dtype=float), annotation["bbox_mode"], BoxMode.XYXY_ABS)
     height, width = image_size
@@ -138,12 +138,12 @@ def transform_instance_annotations(
 def annotations_to_instances(
     annos: list[dict[str, Any]], image_size: tuple[int, int], mask_format: str = "polygon"
 ) -> Instances:
-    """The boxes and classes of an image's annotations.
+    """Convert an image's annotations to Instances.
 
     Args:
         annos: dicts with `bbox`, `bbox_mode` and `category_id`.
         image_size: (height, width) in pixels that the boxes refer to.
-        mask_format: masks are upstream's; not used.
+        mask_format: unused.
 
     Returns:
         Instances with `gt_boxes` (Boxes, pixels) and `gt_classes` (N,) int64.
@@ -160,11 +160,11 @@ def filter_empty_instances(
     box_threshold: float = 1e-5,
     return_mask: bool = False,
 ) -> Instances | tuple[Instances, Tensor]:
-    """Leaves out instances whose `gt_boxes` are not wider and higher than `box_threshold` pixels.
+    """Keep the instances whose `gt_boxes` are wider and higher than `box_threshold` pixels.
 
     Args:
-        by_mask: masks are upstream's; instances here have none to be empty.
-        return_mask: also return the (N,) bool mask of those kept.
+        by_mask: unused.
+        return_mask: also return the mask (N,) bool of the kept instances.
     """
     if by_box:
         keep = instances.gt_boxes.nonempty(threshold=box_threshold)
@@ -174,7 +174,7 @@ def filter_empty_instances(
 
 
 def convert_image_to_rgb(image: np.ndarray | Tensor, format: str) -> np.ndarray:
-    """An image (H, W, C) in a format of `read_image`, values in [0, 255], as RGB, (H, W, 3) uint8."""
+    """Convert an image (H, W, C) in a format of `read_image`, values in [0, 255], to RGB (H, W, 3) uint8."""
     if isinstance(image, Tensor):
         image = image.cpu().numpy()
     if format == "BGR":

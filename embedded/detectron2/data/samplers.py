@@ -1,4 +1,4 @@
-"""Which images a process sees, in which order."""
+"""Samplers: positions of the images for each process."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -11,12 +11,12 @@ __all__ = ["InferenceSampler", "TrainingSampler"]
 
 
 class TrainingSampler(Sampler[int]):
-    """An endless stream of positions: one permutation of the dataset after another, dealt out to the processes in turn.
+    """Endless stream of positions: permutations of the dataset, distributed to the processes in turn.
 
     Args:
         size: length of the dataset.
-        shuffle: off: in the dataset's order, over and over.
-        seed: of the permutations, the same in all processes; None: drawn, and agreed on between them.
+        shuffle: if false, repeat the dataset's order.
+        seed: seed of the permutations, the same in all processes; None: a random seed, shared by the processes.
 
     Raises:
         ValueError: the dataset is empty.
@@ -24,7 +24,7 @@ class TrainingSampler(Sampler[int]):
 
     def __init__(self, size: int, shuffle: bool = True, seed: int | None = None):
         if size <= 0:
-            raise ValueError("there is nothing to train on: the dataset is empty")
+            raise ValueError("cannot train: the dataset is empty")
         self._size = size
         self._shuffle = shuffle
         self._seed = int(comm.shared_random_seed() if seed is None else seed)
@@ -42,7 +42,7 @@ class TrainingSampler(Sampler[int]):
 
 
 class InferenceSampler(Sampler[int]):
-    """Every position exactly once over all processes: each has a contiguous part, lengths differing by at most one."""
+    """Contiguous part of the positions for each process; lengths differ by at most one."""
 
     def __init__(self, size: int):
         rank, world_size = comm.get_rank(), comm.get_world_size()

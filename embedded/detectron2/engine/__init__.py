@@ -1,4 +1,4 @@
-"""The training loop, what hooks into it, and how processes are started for it."""
+"""Training loop, hooks, and launch of processes."""
 
 from . import hooks
 from .defaults import create_ddp_model, default_argument_parser, default_setup, default_writers

@@ -1,4 +1,4 @@
-"""What most training scripts start with."""
+"""Arguments, logging and distributed model of training scripts."""
 
 from __future__ import annotations
 

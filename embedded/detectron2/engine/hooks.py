@@ -1,4 +1,4 @@
-"""What a training run does besides stepping: timing, schedules, checkpoints, evaluation, writing metrics."""
+"""Hooks of the training loop: timing, schedules, checkpoints, evaluation, metrics."""
 
 from __future__ import annotations
 
@@ -143,13 +143,13 @@ class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
 
 
 def _is_due(trainer: Any, period: int) -> bool:
-    """Whether a task of this period is due after the current iteration; the last one is left to `after_train`."""
+    """Return whether a task of this period is due after the current iteration; `after_train` handles the last one."""
     done = trainer.iter + 1
     return period > 0 and done % period == 0 and done != trainer.max_iter
 
 
 def _is_complete(trainer: Any) -> bool:
-    """In `after_train`: whether the training got to its end, rather than to an exception."""
+    """Return whether the training ended without an exception; for `after_train`."""
     return trainer.iter >= trainer.max_iter
 
 
@@ -250,7 +250,7 @@ class BestCheckpointer(HookBase):
 
 
 class PeriodicWriter(HookBase):
-    """Lets the writers write every `period` iterations and at the end. Register it last."""
+    """Call the writers every `period` iterations and at the end. Register it after the hooks of their metrics."""
 
     def __init__(self, writers: Sequence[EventWriter], period: int = 20):
         self._writers = writers

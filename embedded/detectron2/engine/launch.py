@@ -1,4 +1,4 @@
-"""Starting the processes of a distributed run."""
+"""Launch the processes of a distributed run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training loop, and the hooks it calls around each iteration."""
+"""Training loop with hooks around each iteration."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class HookBase:
         """After each iteration."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint should keep. A hook that returns something defines `load_state_dict(state)` too."""
+        """Return the state for checkpoints. A hook with a state also defines `load_state_dict(state)`."""
         return {}
 
 
@@ -117,7 +117,7 @@ class TrainerBase:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """The iteration, and the hooks' states by the name of their class: of several with one name, the first."""
+        """Return the iteration, and the hooks' states by class name; the first hook of a class counts."""
         states: dict[str, dict[str, Any]] = {}
         for hook in self._hooks:
             if state := hook.state_dict():
@@ -125,7 +125,7 @@ class TrainerBase:
         return {"iteration": self.iter, "hooks": states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore `state_dict()`. States of hooks that are not registered are ignored with a warning."""
+        """Load a `state_dict()`. States of hooks that are not registered are skipped with a warning."""
         self.iter = state_dict["iteration"]
         hooks = {type(hook).__qualname__: hook for hook in reversed(self._hooks)}
         for name, state in state_dict.get("hooks", {}).items():

@@ -1,4 +1,4 @@
-"""Running a detector over a dataset, and COCO's average precision of what it finds."""
+"""Inference on a dataset, and COCO's average precision."""
 
 from .coco_evaluation import COCOEvaluator, instances_to_coco_json
 from .evaluator import DatasetEvaluator, DatasetEvaluators, inference_context, inference_on_dataset

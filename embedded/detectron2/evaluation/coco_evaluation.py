@@ -1,4 +1,4 @@
-"""COCO's average precision of boxes, by pycocotools, or by faster-coco-eval where that is installed."""
+"""COCO's average precision of boxes, by faster-coco-eval if it is installed, else by pycocotools."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from .evaluator import DatasetEvaluator
 
 logger = logging.getLogger(__name__)
 
-COCO_MAX_DETECTIONS = 100  # COCO's own limit per image; pycocotools' summary is written for it
+COCO_MAX_DETECTIONS = 100  # COCO's limit per image; pycocotools' summary supports only this value
 
 
 @contextmanager
 def _stdout_to_log(level: int) -> Iterator[None]:
-    """Turns what pycocotools prints into log lines."""
+    """Redirect pycocotools' output to the log."""
     printed = io.StringIO()
     try:
         with redirect_stdout(printed):
@@ -62,16 +62,16 @@ def _load_ground_truth(dataset_name: str, json_file: str | None) -> COCO:
 
 
 def _complete(annotation: dict, number: int) -> dict:
-    """The annotation with a new id and with all that the evaluators read.
+    """Return the annotation with a new id and with all keys that the evaluators need.
 
-    To pycocotools an id of 0 means "unmatched", and annotations with the same id are the same object.
+    To pycocotools id 0 means "unmatched", and equal ids mean the same object.
     """
     area = float(np.prod(annotation["bbox"][2:])) if "area" not in annotation else annotation["area"]
     return {"iscrowd": 0, **annotation, "area": area, "id": number}
 
 
 def _implementation(fast: bool) -> tuple[type[COCO], type[COCOeval], dict[str, Any]]:
-    """Classes of annotations and evaluation, and what the latter is given besides; see `use_fast_impl`."""
+    """Return the classes for annotations and evaluation, and options of the latter; see `use_fast_impl`."""
     if fast:
         with suppress(ImportError):
             import faster_coco_eval
@@ -89,14 +89,14 @@ def _coco_from(dataset: dict, coco_type: type[COCO] = COCO) -> COCO:
 
 
 def instances_to_coco_json(instances: Instances, img_id: int) -> list[dict]:
-    """One image's detections as entries of a COCO results file.
+    """Convert an image's detections to entries of a COCO results file.
 
     Args:
         instances: `pred_boxes` (xyxy, pixels of the original image), `scores`, `pred_classes`; any device.
-        img_id: the image's id in the annotation file.
+        img_id: id of the image in the annotation file.
 
     Returns:
-        Dicts with image_id, category_id (the class index as it is in `instances`), bbox (xywh) and score.
+        Dicts with image_id, category_id (the class index of `instances`), bbox (xywh) and score.
     """
     boxes = BoxMode.convert(instances.pred_boxes.tensor.float(), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
     columns = zip(instances.pred_classes.tolist(), boxes.tolist(), instances.scores.tolist(), strict=True)
@@ -110,15 +110,14 @@ class COCOEvaluator(DatasetEvaluator):
     """Average precision of boxes on a dataset registered with a COCO annotation file.
 
     Args:
-        dataset_name: a registered dataset; its metadata names the annotation file (`json_file`).
-        tasks: None or ("bbox",); there are no masks or keypoints here.
-        distributed: gather the predictions of all processes before evaluating on the main one. An image that
-            several processes saw (samplers pad to equal lengths) counts once.
-        output_dir: where `coco_instances_results.json`, a COCO results file, is written; None writes nothing.
-        max_dets_per_image: the highest-scoring detections of an image that count, by class; None is COCO's 100.
-        use_fast_impl: evaluate with faster-coco-eval if it is installed, which gives pycocotools' figures in a
-            tenth of the time.
-        kpt_oks_sigmas, allow_cached_coco: accepted for configs written for detectron2.
+        dataset_name: a registered dataset; its metadata has the path of the annotation file (`json_file`).
+        tasks: None or ("bbox",); masks and keypoints are not supported.
+        distributed: gather the predictions of all processes, and evaluate on the main one. Repeated images (samplers
+            may pad to equal lengths) count once.
+        output_dir: folder for `coco_instances_results.json`, a COCO results file; None writes nothing.
+        max_dets_per_image: number of highest-scoring detections per image and class that count; None: COCO's 100.
+        use_fast_impl: use faster-coco-eval if it is installed: pycocotools' results in a tenth of the time.
+        kpt_oks_sigmas, allow_cached_coco: unused, kept for configs.
     """
 
     def __init__(
@@ -134,7 +133,7 @@ class COCOEvaluator(DatasetEvaluator):
         allow_cached_coco: bool = True,
     ):
         if tasks is not None and tuple(tasks) != ("bbox",):
-            raise ValueError(f"COCOEvaluator evaluates the task 'bbox' alone, not {list(tasks)}")
+            raise ValueError(f"COCOEvaluator supports only the task 'bbox', not {list(tasks)}")
         if max_dets_per_image is not None and max_dets_per_image < 1:
             raise ValueError(f"max_dets_per_image must be at least 1, not {max_dets_per_image}")
         self._use_fast_impl = use_fast_impl
@@ -145,7 +144,7 @@ class COCOEvaluator(DatasetEvaluator):
         metadata = MetadataCatalog.get(dataset_name)
         self._coco = _load_ground_truth(dataset_name, getattr(metadata, "json_file", None))
         to_contiguous = getattr(metadata, "thing_dataset_id_to_contiguous_id", None)
-        if to_contiguous is None:  # the dataset itself was not loaded yet; this is the order it will get
+        if to_contiguous is None:  # the dataset is not loaded yet; loading will give the same order
             to_contiguous = {id: index for index, id in enumerate(sorted(self._coco.cats))}
         self._dataset_ids = {index: id for id, index in to_contiguous.items()}
         self._predictions: list[tuple[int, list[dict]]] = []
@@ -154,25 +153,26 @@ class COCOEvaluator(DatasetEvaluator):
         self._predictions = []
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """
+        """Add the detections of a batch.
+
         Args:
             inputs: dicts with `image_id`.
-            outputs: dicts with `instances`, as `instances_to_coco_json` takes them.
+            outputs: dicts with `instances`, see `instances_to_coco_json`.
         """
         for image, output in zip(inputs, outputs, strict=True):
             detections = instances_to_coco_json(output["instances"], image["image_id"])
             self._predictions.append((image["image_id"], detections))
 
     def evaluate(self, img_ids: Sequence[int] | None = None) -> OrderedDict:
-        """Average precision over the whole annotation file, or over the images of `img_ids`.
+        """Compute average precision over all images of the annotation file, or over `img_ids`.
 
         Returns:
             `{"bbox": {"AP", "AP50", "AP75", "APs", "APm", "APl", "AP-<class>" …}}` in percent, on the main
-            process; {} on the others, and where the file has no annotations. A metric without any ground
-            truth (no large objects, say) is nan; without any detection it is 0.
+            process; {} on the others, and if the file has no annotations. A metric without ground truth (such as no
+            large objects) is nan; without detections it is 0.
 
         Raises:
-            ValueError: detections of an image or a class that the annotation file does not have.
+            ValueError: detections belong to an image or a class that is not in the annotation file.
         """
         predictions = self._predictions
         if self._distributed:
@@ -186,21 +186,21 @@ class COCOEvaluator(DatasetEvaluator):
         for image_id, detections in predictions:
             by_image.setdefault(image_id, detections)
         if len(by_image) < len(predictions):
-            logger.info("Left out %d repeated image(s)", len(predictions) - len(by_image))
+            logger.info("Dropped %d repeated image(s)", len(predictions) - len(by_image))
         expected = self._coco.imgs.keys() if img_ids is None else set(img_ids)
         if missing := len(expected - by_image.keys()):
             logger.warning(
-                "%d of %d images were not run; their objects count as missed", missing, len(expected)
+                "%d of %d images were not evaluated; their objects count as missed", missing, len(expected)
             )
 
         detections = self._to_dataset_ids(by_image)
         if self._output_dir is not None:
             self._write(detections)
         if "annotations" not in self._coco.dataset:
-            logger.info("The dataset has no annotations, so there are no figures")
+            logger.info("The dataset has no annotations, so no metrics are computed")
             return OrderedDict()
         if not detections:
-            logger.warning("There is not one detection: AP is 0 (nan where there are no objects either)")
+            logger.warning("There are no detections: AP is 0, or nan without ground truth")
         return OrderedDict(bbox=self._average_precision(detections, img_ids))
 
     def _to_dataset_ids(self, by_image: dict[int, list[dict]]) -> list[dict]:
@@ -213,7 +213,7 @@ class COCOEvaluator(DatasetEvaluator):
                 if index not in self._dataset_ids:
                     raise ValueError(
                         f"class {index} was predicted, but the dataset has {len(self._dataset_ids)} classes "
-                        "(0 is the first): the model was made for other classes"
+                        "(0 is the first): the model was trained for other classes"
                     )
                 detections.append({**detection, "category_id": self._dataset_ids[index]})
         return detections
@@ -229,9 +229,9 @@ class COCOEvaluator(DatasetEvaluator):
         coco_type, evaluation_type, options = _implementation(self._use_fast_impl)
         annotated = self._coco if coco_type is COCO else _coco_from(self._coco.dataset, coco_type)
         with _stdout_to_log(logging.DEBUG):
-            # `loadRes` reads the first detection, so an empty list needs an empty COCO.
-            found = annotated.loadRes(detections) if detections else _coco_from({"annotations": []}, coco_type)
-        evaluation = evaluation_type(annotated, found, "bbox", **options)
+            # `loadRes` reads the first detection, so an empty list needs an empty COCO object.
+            detected = annotated.loadRes(detections) if detections else _coco_from({"annotations": []}, coco_type)
+        evaluation = evaluation_type(annotated, detected, "bbox", **options)
         evaluation.params.maxDets = [1, min(10, self._max_dets), self._max_dets]
         if img_ids is not None:
             evaluation.params.imgIds = list(img_ids)
@@ -251,13 +251,13 @@ class COCOEvaluator(DatasetEvaluator):
 
 
 def _mean_percent(precision: np.ndarray) -> float:
-    """Mean over the entries that have ground truth (pycocotools marks the others by -1), nan if none has."""
+    """Return the mean over entries with ground truth (pycocotools marks others by -1); nan without such entries."""
     valid = precision[precision > -1]
     return float(valid.mean() * 100) if valid.size else float("nan")
 
 
 def _main_metrics(evaluation: COCOeval) -> OrderedDict:
-    # IoU threshold × recall × class × area range × limit of detections; the last limit is the one asked for
+    # IoU threshold × recall × class × area range × limit of detections; the last limit is `max_dets_per_image`
     precision = evaluation.eval["precision"][..., -1]
     thresholds = evaluation.params.iouThrs
     areas = {label: index for index, label in enumerate(evaluation.params.areaRngLbl)}
@@ -282,7 +282,7 @@ def _metric_row(metrics: Mapping[str, float]) -> str:
 
 
 def _class_table(by_class: Mapping[str, float], pairs: int = 3) -> str:
-    """`category | AP` columns, `pairs` of them side by side."""
+    """Return a table with `pairs` columns of `category | AP`."""
     cells = [cell for item in by_class.items() for cell in item]
     width = 2 * min(pairs, len(by_class))
     rows = [cells[start : start + width] for start in range(0, len(cells), width)]

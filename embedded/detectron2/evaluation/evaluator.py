@@ -1,4 +1,4 @@
-"""The evaluation loop, and the interface of what it feeds."""
+"""Evaluation loop, and interface of evaluators."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from torch import nn
 
 logger = logging.getLogger(__name__)
 
-WARMUP_BATCHES = 3  # left out of the timing: kernels are chosen, caches filled and workers started in them
+WARMUP_BATCHES = 3  # not timed: they choose kernels, fill caches and start workers
 REPORT_SECONDS = 5
 
 
 class DatasetEvaluator:
-    """Collects a model's outputs over a dataset and reduces them to numbers.
+    """Collect a model's outputs over a dataset, and compute metrics.
 
-    `inference_on_dataset` calls `reset` once, `process` for every batch and `evaluate` at the end. A subclass defines
-    those that it needs.
+    `inference_on_dataset` calls `reset` once, `process` for every batch and `evaluate` at the end. Subclasses define
+    the methods that they need.
     """
 
     def reset(self) -> None:
-        """Forgets what earlier calls of `process` gathered."""
+        """Delete the outputs of earlier batches."""
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Takes one batch: the data loader's dicts and, in the same order, the model's output dicts."""
+        """Add a batch: the data loader's dicts and the model's output dicts, in the same order."""
 
     def evaluate(self) -> Mapping[str, Any] | None:
-        """Returns `{task: {metric: value}}`; in a distributed run None or {} on all but the main process."""
+        """Return `{task: {metric: value}}`; None or {} on all processes except the main one."""
 
 
 class DatasetEvaluators(DatasetEvaluator):
-    """Several evaluators fed by one pass over the data; their results are merged into one mapping."""
+    """Several evaluators for one pass over the data; their results are merged."""
 
     def __init__(self, evaluators: Iterable[DatasetEvaluator]):
         self._evaluators = list(evaluators)
@@ -52,10 +52,10 @@ class DatasetEvaluators(DatasetEvaluator):
             evaluator.process(inputs, outputs)
 
     def evaluate(self) -> OrderedDict:
-        """Raises `ValueError` when two evaluators report the same task."""
+        """Merge the results; raise ValueError if two evaluators report the same task."""
         merged: OrderedDict = OrderedDict()
         for evaluator in self._evaluators:
-            results = evaluator.evaluate()  # on every process: it may gather from all of them
+            results = evaluator.evaluate()  # call it on every process: it may gather from all
             if not is_main_process() or results is None:
                 continue
             if repeated := merged.keys() & results.keys():
@@ -66,9 +66,9 @@ class DatasetEvaluators(DatasetEvaluator):
 
 @contextmanager
 def inference_context(model: nn.Module) -> Iterator[None]:
-    """Puts `model` in eval mode; on leaving, every submodule has the mode that it had before.
+    """Set `model` to eval mode inside the block; restore the mode of every submodule on exit.
 
-    Submodules are remembered one by one, so that a part kept in eval mode while training stays there.
+    Submodules may have different modes, such as frozen parts in eval mode.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -80,7 +80,7 @@ def inference_context(model: nn.Module) -> Iterator[None]:
 
 
 class _Stopwatch:
-    """Adds up the seconds between consecutive `lap` calls, by what they were spent on."""
+    """Sum of the seconds between `lap` calls, by name."""
 
     def __init__(self) -> None:
         self.restart()
@@ -95,7 +95,7 @@ class _Stopwatch:
         self._last = now
 
     def describe(self, images: int) -> str:
-        """Such as `0.1234 s/image (data 0.0012, model 0.1201, evaluator 0.0021)`."""
+        """Return text such as `0.1234 s/image (data 0.0012, model 0.1201, evaluator 0.0021)`."""
         parts = ", ".join(f"{name} {seconds / images:.4f}" for name, seconds in self.seconds.items())
         return f"{sum(self.seconds.values()) / images:.4f} s/image ({parts})"
 
@@ -110,19 +110,17 @@ def inference_on_dataset(
     evaluator: DatasetEvaluator | list[DatasetEvaluator] | None,
     callbacks: Mapping[str, Callable[[], None]] | None = None,
 ) -> Mapping[str, Any]:
-    """Runs `model` over `data_loader` without gradients and returns `evaluator`'s results.
+    """Run `model` on `data_loader` without gradients, and return the results of `evaluator`.
 
     Args:
-        model: called with a batch of dataset dicts, returns one dict per image. A module is put in eval mode
-            for the time being (`inference_context`).
-        data_loader: a sized iterable of batches. In a distributed run each process has its own share.
-        evaluator: an object with the methods of DatasetEvaluator, or a list of them; None only runs and times the
-            model.
-        callbacks: functions without arguments called at `on_start`, `before_inference` and
-            `after_inference` (both around each call of the model), `on_end`.
+        model: called with a batch of dataset dicts; returns one dict per image. A module is in eval mode meanwhile.
+        data_loader: a sized iterable of batches: this process's share.
+        evaluator: an object with the methods of DatasetEvaluator, or a list of them; None only times the model.
+        callbacks: functions without arguments by name: `on_start`, `before_inference` and `after_inference` (around
+            each call of the model), `on_end`.
 
     Returns:
-        The evaluator's mapping, {} where it reports nothing (all but the main process of a distributed run).
+        The evaluator's results; {} if it returns None.
     """
     if evaluator is None or isinstance(evaluator, MutableSequence):
         evaluator = DatasetEvaluators(evaluator or [])
@@ -150,7 +148,7 @@ def inference_on_dataset(
             notify("before_inference")
             outputs = model(inputs)
             if torch.cuda.is_initialized():
-                torch.cuda.synchronize()  # else the evaluator's first copy to the host would be billed for it
+                torch.cuda.synchronize()  # otherwise its time would count as the evaluator's
             notify("after_inference")
             watch.lap("model")
             evaluator.process(inputs, outputs)

@@ -1,4 +1,4 @@
-"""Results as lines that scripts can read."""
+"""Results as log lines for scripts."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ logger = logging.getLogger(__name__)
 
 
 def print_csv_format(results: Mapping[str, Mapping[str, float] | float]) -> None:
-    """Logs each task's main metrics as comma-separated lines that begin with `copypaste:`.
+    """Log the main metrics of each task as comma-separated lines that begin with `copypaste:`.
 
-    Per-class metrics (a `-` in their name, as in `AP-person`) are left out. Values have four decimals.
+    Per-class metrics (with `-` in their name, as in `AP-person`) are omitted. Values have four decimals.
     """
     for task, metrics in results.items():
         if not isinstance(metrics, Mapping):

@@ -1,4 +1,4 @@
-"""Normalisation layers by name."""
+"""Normalisation layers."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def _replace_modules(module: nn.Module, replace: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
-    """`module` with every submodule for which `replace` returns another one exchanged for it, in place."""
+    """Replace each submodule by the result of `replace`, if not None, in place; return the module."""
     replacement = replace(module)
     if replacement is not None:
         return replacement
@@ -19,10 +19,10 @@ def _replace_modules(module: nn.Module, replace: Callable[[nn.Module], nn.Module
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """Batch normalisation with constant statistics and a constant affine map, all of them buffers.
+    """Batch normalisation with constant statistics and affine parameters, all of them buffers.
 
-    Small batches make batch statistics useless, so detectors keep those of the pretrained backbone. Before a
-    checkpoint is loaded the layer is (nearly) the identity.
+    Statistics of small batches are unreliable, so detectors keep those of the pretrained backbone. The initial layer is
+    (nearly) the identity.
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5):
@@ -32,13 +32,13 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("weight", torch.ones(num_features))
         self.register_buffer("bias", torch.zeros(num_features))
         self.register_buffer("running_mean", torch.zeros(num_features))
-        # With eps added in forward, exactly the identity.
+        # `forward` adds eps: the initial variance is exactly 1.
         self.register_buffer("running_var", torch.ones(num_features) - eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, num_features, H, W) to the same shape and dtype."""
+        """Normalise (B, num_features, H, W); shape and dtype stay."""
         if not x.requires_grad:
-            # Twice as fast forward; its backward, which asks for the gradients of constants too, is the slower one.
+            # Twice as fast in forward, but slower in backward: it computes gradients of the constants too.
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
             )
@@ -46,7 +46,7 @@ class FrozenBatchNorm2d(nn.Module):
         return torch.addcmul(shift.to(x.dtype)[:, None, None], x, scale.to(x.dtype)[:, None, None])
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """Factor and summand of each channel, (num_features,): all that this layer does."""
+        """Return the layer's scale and shift of each channel, (num_features,)."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         return scale, self.bias - self.running_mean * scale
 
@@ -55,7 +55,7 @@ class FrozenBatchNorm2d(nn.Module):
 
     @classmethod
     def convert_frozen_batchnorm(cls, module: nn.Module) -> nn.Module:
-        """Freeze every BatchNorm and SyncBatchNorm in `module`: in place, unless `module` itself is one."""
+        """Replace every BatchNorm and SyncBatchNorm by a frozen one: in place, unless `module` itself is one."""
 
         def freeze(norm: nn.Module) -> nn.Module | None:
             if not isinstance(norm, _BatchNorm):
@@ -70,11 +70,25 @@ class FrozenBatchNorm2d(nn.Module):
 
         return _replace_modules(module, freeze)
 
-class LayerNorm(nn.Module):
-    """Layer norm of the channels of each cell of a feature map.
+    @classmethod
+    def convert_frozenbatchnorm2d_to_batchnorm2d(cls, module: nn.Module) -> nn.Module:
+        """Replace every frozen batch norm by `nn.BatchNorm2d` with the same values."""
 
-    Not a subclass of `nn.LayerNorm`: the published recipes apply weight decay to its parameters, and
-    `get_default_optimizer_params` recognises norms by their class.
+        def thaw(norm: nn.Module) -> nn.Module | None:
+            if not isinstance(norm, cls):
+                return None
+            batch_norm = nn.BatchNorm2d(norm.num_features, norm.eps).to(norm.weight.device)
+            batch_norm.load_state_dict(norm.state_dict(), strict=False)
+            return batch_norm
+
+        return _replace_modules(module, thaw)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm over the channels of each cell of a feature map.
+
+    It is not a subclass of `nn.LayerNorm`: `get_default_optimizer_params` recognises norms by their class, but the
+    published recipes use the weight decay of convolutions for this layer.
     """
 
     def __init__(self, num_channels: int, eps: float = 1e-6):
@@ -84,7 +98,7 @@ class LayerNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, num_channels, H, W) to the same shape."""
+        """Normalise (B, num_channels, H, W); the shape stays."""
         cells = x.permute(0, 2, 3, 1)
         return F.layer_norm(cells, self.weight.shape, self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
 
@@ -93,14 +107,14 @@ class LayerNorm(nn.Module):
 
 
 def get_norm(norm: str | Callable[[int], nn.Module] | None, out_channels: int) -> nn.Module | None:
-    """A normalisation layer for `out_channels` channels.
+    """Build a normalisation layer for `out_channels` channels.
 
     Args:
         norm: `"BN"`, `"SyncBN"`, `"FrozenBN"`, `"GN"` (32 groups) or `"LN"` (of the channels of each cell); a function
             of the number of channels; None or "" for no normalisation.
 
     Raises:
-        ValueError: another name.
+        ValueError: the name is unknown.
     """
     if not norm:
         return None
@@ -113,6 +127,6 @@ def get_norm(norm: str | Callable[[int], nn.Module] | None, out_channels: int) -
             "LN": LayerNorm,
         }
         if norm not in by_name:
-            raise ValueError(f"no normalisation layer is called {norm!r}; use one of {', '.join(by_name)}")
+            raise ValueError(f"unknown normalisation layer {norm!r}; use one of {', '.join(by_name)}")
         norm = by_name[norm]
     return norm(out_channels)

@@ -1,4 +1,4 @@
-"""What a backbone is assembled from."""
+"""Base class of backbone blocks."""
 
 from torch import nn
 
@@ -6,7 +6,7 @@ from .batch_norm import FrozenBatchNorm2d
 
 
 class CNNBlockBase(nn.Module):
-    """A part of a backbone that can be frozen, from `in_channels` to `out_channels` channels at `stride`."""
+    """Block of a backbone, from `in_channels` to `out_channels` channels with `stride`, which can be frozen."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__()
@@ -15,6 +15,6 @@ class CNNBlockBase(nn.Module):
         self.stride = stride
 
     def freeze(self) -> "CNNBlockBase":
-        """Stop training: no parameter takes gradients, and batch norms become frozen ones. Returns self."""
+        """Disable all gradients, replace batch norms by frozen ones, and return self."""
         self.requires_grad_(False)
         return FrozenBatchNorm2d.convert_frozen_batchnorm(self)

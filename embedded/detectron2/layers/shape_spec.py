@@ -1,11 +1,11 @@
-"""What modules tell each other about the shape of a feature map."""
+"""Shape of a feature map."""
 
 from dataclasses import dataclass
 
 
 @dataclass
 class ShapeSpec:
-    """Shape of a (batch, channels, height, width) feature map and its stride to the image; None where unknown."""
+    """Shape of a feature map (batch, channels, height, width), and its stride to the image; None if unknown."""
 
     channels: int | None = None
     height: int | None = None

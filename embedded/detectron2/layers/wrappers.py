@@ -1,4 +1,4 @@
-"""Thin extensions of torch."""
+"""Extensions of torch functions and layers."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,10 +9,10 @@ from .batch_norm import FrozenBatchNorm2d
 
 
 class Conv2d(nn.Conv2d):
-    """`nn.Conv2d` with two more keyword arguments, applied to its output in this order.
+    """`nn.Conv2d` with an optional norm and activation of its output, in this order.
 
     Args:
-        norm: a module such as `get_norm` returns, or None.
+        norm: a module, see `get_norm`, or None.
         activation: a module or function, or None.
     """
 
@@ -28,9 +28,9 @@ class Conv2d(nn.Conv2d):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) to (B, out_channels, H', W')."""
+        """Transform (B, in_channels, H, W) to (B, out_channels, H', W')."""
         if isinstance(self.norm, FrozenBatchNorm2d):
-            # In the weights, a constant norm takes no pass over the output and its gradient.
+            # Folding a constant norm into the weights saves a pass over the output and over its gradient.
             scale, bias = self.norm.scale_and_shift()
             bias = bias if self.bias is None else torch.addcmul(bias, self.bias, scale)
             x = self._conv_forward(x, self.weight * scale[:, None, None, None], bias)
@@ -41,5 +41,10 @@ class Conv2d(nn.Conv2d):
 
 
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """`torch.cat`, without the copy for a single tensor."""
+    """Concatenate tensors; a single tensor is not copied."""
     return tensors[0] if len(tensors) == 1 else torch.cat(tuple(tensors), dim)
+
+
+def nonzero_tuple(x: Tensor) -> tuple[Tensor, ...]:
+    """Return the indices of nonzero entries, one tensor per dimension; a scalar counts as one-dimensional."""
+    return torch.atleast_1d(x).nonzero(as_tuple=True)

@@ -1,4 +1,4 @@
-"""Backbones, and what detectors do with their detections."""
+"""Backbones, and postprocessing of detections."""
 
 from .backbone import SimpleFeaturePyramid, SwinTransformer, ViT, get_vit_lr_decay_rate
 from .postprocessing import detector_postprocess

@@ -1,4 +1,4 @@
-"""From the image that the model saw to the image that the user has."""
+"""Postprocessing of detections."""
 
 from detectron2.structures import Instances
 
@@ -6,15 +6,15 @@ from detectron2.structures import Instances
 def detector_postprocess(
     results: Instances, output_height: int, output_width: int, mask_threshold: float = 0.5
 ) -> Instances:
-    """Detections of a resized image in the pixels of an output image of another size.
+    """Scale detections from a resized image to an output image of another size.
 
     Args:
-        results: detections with `pred_boxes` in pixels of `results.image_size`; not changed.
+        results: detections with `pred_boxes` in pixels of `results.image_size`; unchanged.
         output_height, output_width: size of the output image in pixels.
-        mask_threshold: part of detectron2's signature; the detectors here predict boxes alone.
+        mask_threshold: unused, kept for detectron2's signature.
 
     Returns:
-        The detections whose boxes, clipped to the output image, still have an area.
+        Detections with boxes clipped to the output image; empty boxes are removed.
     """
     height, width = results.image_size
     scaled = Instances((output_height, output_width), **results.get_fields())

@@ -1,4 +1,4 @@
-"""Which parameter learns how fast, and how much it decays."""
+"""Parameter groups with learning rates and weight decays."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ def get_default_optimizer_params(
     lr_factor_func: Callable[[str], float] | None = None,
     overrides: dict[str, dict[str, float]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Parameter groups for a PyTorch optimizer, one for each distinct set of options.
+    """Return parameter groups for a PyTorch optimizer, one for each distinct set of options.
 
-    What is None is left to the optimizer's own default. A parameter that several modules share counts once, under
-    its first name; those that need no gradient are left out. Later lines of this list win:
+    None keeps the optimizer's default. A shared parameter counts once, under its first name. Parameters without
+    gradient are omitted. Later arguments of this list override earlier ones:
 
     Args:
         base_lr, weight_decay: the options of every parameter.
-        lr_factor_func: from the full parameter name to a factor on `base_lr`.
+        lr_factor_func: maps the full parameter name to a factor of `base_lr`.
         weight_decay_norm: for the parameters of normalisation layers.
-        bias_lr_factor, weight_decay_bias: for parameters called `bias`.
-        overrides: options by the parameter's own name, such as `{"sampling_offsets": {"lr": 1e-5}}`.
+        bias_lr_factor, weight_decay_bias: for parameters named `bias`.
+        overrides: options by the last part of the parameter's name, such as `{"sampling_offsets": {"lr": 1e-5}}`.
 
     Raises:
-        ValueError: a factor on the learning rate without `base_lr`, or two rules for `bias`.
+        ValueError: a factor of the learning rate without `base_lr`, or two rules for `bias`.
     """
     scales_bias = bias_lr_factor is not None and bias_lr_factor != 1.0
     if base_lr is None and (scales_bias or lr_factor_func is not None):
-        raise ValueError("bias_lr_factor and lr_factor_func scale base_lr, which is not given")
+        raise ValueError("bias_lr_factor and lr_factor_func scale base_lr: set base_lr")
 
     by_name = {name: dict(options) for name, options in (overrides or {}).items()}
     bias = _given(lr=base_lr * bias_lr_factor if scales_bias else None, weight_decay=weight_decay_bias)
     if bias and "bias" in by_name:
-        raise ValueError("`bias` is in overrides, and has a bias_lr_factor or weight_decay_bias too: give one of them")
+        raise ValueError("overrides has `bias`, and bias_lr_factor or weight_decay_bias is set too: use only one")
     by_name.setdefault("bias", bias)
 
     seen: set[nn.Parameter] = set()

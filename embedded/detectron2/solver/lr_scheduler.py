@@ -1,4 +1,4 @@
-"""Schedules over training progress, on top of fvcore's."""
+"""Schedules over training progress, based on fvcore's."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from fvcore.common.param_scheduler import (
 
 
 class WarmupParamScheduler(CompositeParamScheduler):
-    """A schedule whose first part is replaced by a warmup (Goyal et al., arXiv:1706.02677, section 2.2).
+    """Schedule with a warmup in place of its first part (Goyal et al., arXiv:1706.02677, section 2.2).
 
     Args:
-        scheduler: the schedule proper, a function of the progress in [0, 1).
-        warmup_factor: where the warmup starts, as a multiple of the schedule's first value.
-        warmup_length: how long the warmup takes, as a fraction of the training.
-        warmup_method: "linear" rises to the schedule's value at the end of the warmup; "constant" stays and jumps.
-        rescale_interval: scale the whole schedule to the remaining iterations, instead of dropping its first part.
+        scheduler: the schedule after the warmup, a function of the progress in [0, 1).
+        warmup_factor: first value of the warmup, as a multiple of the schedule's first value.
+        warmup_length: length of the warmup as a fraction of the training.
+        warmup_method: "linear" rises to the schedule's value at the end of the warmup; "constant" jumps to it.
+        rescale_interval: compress the schedule into the time after the warmup, instead of dropping its first part.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class WarmupParamScheduler(CompositeParamScheduler):
         elif warmup_method == "constant":
             warmup = ConstantParamScheduler(first)
         else:
-            raise ValueError(f'warmup_method is "{warmup_method}", but must be "linear" or "constant"')
+            raise ValueError(f'warmup_method="{warmup_method}" must be "linear" or "constant"')
         super().__init__(
             [warmup, scheduler],
             lengths=[warmup_length, 1 - warmup_length],

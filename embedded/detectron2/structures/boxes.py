@@ -15,7 +15,7 @@ BoxLike = TypeVar("BoxLike", list, tuple, np.ndarray, Tensor)
 
 @unique
 class BoxMode(IntEnum):
-    """What the four numbers of a box are: two corners or a corner and a size, in pixels (ABS) or in [0, 1] (REL)."""
+    """Format of a box: two corners (XYXY) or corner and size (XYWH), in pixels (ABS) or in [0, 1] (REL)."""
 
     XYXY_ABS = 0
     XYWH_ABS = 1
@@ -24,13 +24,13 @@ class BoxMode(IntEnum):
 
     @staticmethod
     def convert(box: BoxLike, from_mode: "BoxMode", to_mode: "BoxMode") -> BoxLike:
-        """The same boxes in another mode, as a new object of the same type.
+        """Convert boxes to another mode; return a new object of the same type.
 
         Args:
             box: one box as a list or tuple of 4 numbers, or an array or tensor of shape (..., 4).
 
         Raises:
-            ValueError: not 4 numbers, or pixels to [0, 1] and back, which would need the image's size.
+            ValueError: not 4 numbers; or a conversion between pixels and [0, 1], which needs the image's size.
         """
         from_mode, to_mode = BoxMode(from_mode), BoxMode(to_mode)
         if isinstance(box, (list, tuple)):
@@ -56,8 +56,8 @@ class Boxes:
     """N boxes, (x0, y0, x1, y1) in pixels, on any device.
 
     Args:
-        tensor: (N, 4), or anything that makes such a tensor; kept as float32, as pixel coordinates need more
-            precision than half floats have.
+        tensor: (N, 4), or data for such a tensor; stored as float32, because half precision is too low for pixel
+            coordinates.
     """
 
     def __init__(self, tensor: Tensor | np.ndarray | Sequence):
@@ -76,29 +76,29 @@ class Boxes:
         return Boxes(self.tensor.clone())
 
     def to(self, *args, **kwargs) -> "Boxes":
-        """The boxes on another device; arguments are those of `Tensor.to`."""
+        """Return the boxes on another device; for the arguments see `Tensor.to`."""
         return Boxes(self.tensor.to(*args, **kwargs))
 
     def pin_memory(self) -> "Boxes":
-        """The boxes in page-locked memory, which the DataLoader asks for when there is a GPU."""
+        """Return the boxes in page-locked memory; the DataLoader calls it for GPUs."""
         return Boxes(self.tensor.pin_memory())
 
     def area(self) -> Tensor:
-        """(N,) areas in square pixels; negative for a box whose corners are swapped on one axis."""
+        """Return the areas (N,) in square pixels; negative for a box with swapped corners on one axis."""
         return (self.tensor[:, 2:] - self.tensor[:, :2]).prod(dim=1)
 
     def clip(self, box_size: tuple[int, int]) -> None:
-        """Moves coordinates outside an image of size (height, width) onto its border, in place."""
+        """Clip the boxes to an image of size (height, width), in place."""
         height, width = box_size
         limits = self.tensor.new_tensor([width, height, width, height])
         self.tensor = self.tensor.clamp(min=0).minimum(limits)
 
     def nonempty(self, threshold: float = 0.0) -> Tensor:
-        """(N,) bool: which boxes are wider and higher than `threshold` pixels."""
+        """Return (N,) bool: whether each box is wider and higher than `threshold` pixels."""
         return (self.tensor[:, 2:] - self.tensor[:, :2] > threshold).all(dim=1)
 
     def scale(self, scale_x: float, scale_y: float) -> None:
-        """Multiplies the coordinates, in place."""
+        """Multiply the coordinates, in place."""
         self.tensor[:, 0::2] *= scale_x
         self.tensor[:, 1::2] *= scale_y
 
@@ -107,14 +107,14 @@ class Boxes:
         return cls(torch.cat([boxes.tensor for boxes in boxes_list])) if boxes_list else cls([])
 
     def __getitem__(self, item: int | slice | Tensor) -> "Boxes":
-        """The boxes chosen by a position, a slice, a bool mask (N,) or positions (M,); always Boxes."""
+        """Select boxes by a position, a slice, a bool mask (N,) or positions (M,); always return Boxes."""
         return Boxes(self.tensor[item].reshape(-1, 4))
 
     def __len__(self) -> int:
         return self.tensor.shape[0]
 
     def __iter__(self) -> Iterator[Tensor]:
-        """The boxes as tensors of shape (4,)."""
+        """Iterate over the boxes as tensors of shape (4,)."""
         return iter(self.tensor)
 
     def __repr__(self) -> str:
@@ -122,7 +122,7 @@ class Boxes:
 
 
 def pairwise_iou(boxes1: Boxes, boxes2: Boxes) -> Tensor:
-    """(N, M) intersection over union of every box of the one with every box of the other; 0 where both are empty."""
+    """Return the IoU (N, M) of every box of `boxes1` with every box of `boxes2`; 0 for two empty boxes."""
     first, second = boxes1.tensor[:, None], boxes2.tensor[None]
     overlap = torch.minimum(first[..., 2:], second[..., 2:]) - torch.maximum(first[..., :2], second[..., :2])
     intersection = overlap.clamp(min=0).prod(dim=-1)

@@ -11,7 +11,7 @@ __all__ = ["ImageList"]
 
 
 class ImageList:
-    """A batch of images, each in the top left corner of the common canvas.
+    """A batch of images, each in the top left corner of the padded tensor.
 
     Args:
         tensor: (B, H, W) or (B, C, H, W).
@@ -26,7 +26,7 @@ class ImageList:
         return len(self.image_sizes)
 
     def __getitem__(self, idx: int) -> Tensor:
-        """The image without its padding, (H_i, W_i) or (C, H_i, W_i); a view."""
+        """Return a view of an image without padding, (H_i, W_i) or (C, H_i, W_i)."""
         height, width = self.image_sizes[idx]
         return self.tensor[idx, ..., :height, :width]
 
@@ -44,13 +44,13 @@ class ImageList:
         pad_value: float = 0.0,
         padding_constraints: dict[str, int] | None = None,
     ) -> "ImageList":
-        """Pads images at the right and at the bottom to the size of the largest.
+        """Pad images at the right and bottom to a common size.
 
         Args:
             tensors: images of shape (..., H_i, W_i) with the same leading dimensions, dtype and device.
-            size_divisibility: the padded height and width are multiples of it; 0 or 1 for any size.
-            padding_constraints: what a backbone asks for: `size_divisibility` (replaces the argument) and
-                `square_size` (> 0: the canvas is a square of that many pixels, if the images fit).
+            size_divisibility: padded height and width are multiples of it; 0 or 1: any size.
+            padding_constraints: a backbone's constraints: `size_divisibility` (overrides the argument) and
+                `square_size` (> 0: pad to a square of this size, or larger if the images need it).
         """
         constraints = padding_constraints or {}
         size_divisibility = constraints.get("size_divisibility", size_divisibility)

@@ -1,4 +1,4 @@
-"""The objects of one image, as fields of equal length."""
+"""Objects of one image as fields of equal length."""
 
 from collections.abc import Callable, Sequence
 from itertools import chain
@@ -11,13 +11,13 @@ __all__ = ["Instances"]
 
 
 class Instances:
-    """N objects of one image. Fields are attributes, and each holds one entry per object.
+    """N objects of one image. Fields are attributes with one entry per object.
 
     Ground truth has `gt_boxes` (Boxes) and `gt_classes` (int64), predictions `pred_boxes`, `scores`, `pred_classes`.
 
     Args:
         image_size: (height, width) in pixels that the boxes refer to.
-        kwargs: fields to start with.
+        kwargs: initial fields.
     """
 
     def __init__(self, image_size: tuple[int, int], **kwargs: Any):
@@ -38,13 +38,13 @@ class Instances:
             self.set(name, value)
 
     def __getattr__(self, name: str) -> Any:
-        # Called for what normal look-up does not find; `_fields` itself is missing while unpickling.
+        # Called if normal look-up fails; `_fields` itself is missing during unpickling.
         if name.startswith("_") or name not in self._fields:
             raise AttributeError(f"Instances has no field {name!r}")
         return self._fields[name]
 
     def set(self, name: str, value: Any) -> None:
-        """Adds or replaces a field; ValueError when its length is not that of the others."""
+        """Add or replace a field; raise ValueError if its length differs from the other fields'."""
         others = [field for key, field in self._fields.items() if key != name]
         if others and len(value) != len(others[0]):
             raise ValueError(f"field {name!r} has {len(value)} entries for {len(others[0])} instances")
@@ -60,22 +60,22 @@ class Instances:
         return self._fields[name]
 
     def get_fields(self) -> dict[str, Any]:
-        """Name to value, not a copy."""
+        """Return the dict of fields, not a copy."""
         return self._fields
 
     def to(self, *args: Any, **kwargs: Any) -> "Instances":
-        """The same with every field that has a `to` moved, e.g. `instances.to("cuda")`."""
+        """Move every field that has a method `to`, e.g. `instances.to("cuda")`."""
         return self._map(lambda value: value.to(*args, **kwargs) if hasattr(value, "to") else value)
 
     def pin_memory(self) -> "Instances":
-        """The same in page-locked memory, which the DataLoader asks for when there is a GPU."""
+        """Return a copy in page-locked memory; the DataLoader calls it for GPUs."""
         return self._map(lambda value: value.pin_memory() if hasattr(value, "pin_memory") else value)
 
     def _map(self, function: Callable[[Any], Any]) -> "Instances":
         return Instances(self._image_size, **{name: function(value) for name, value in self._fields.items()})
 
     def __getitem__(self, item: int | slice | Tensor) -> "Instances":
-        """The instances chosen by a position, a slice, a bool mask (N,) or positions (M,); always Instances."""
+        """Select instances by a position, a slice, a bool mask (N,) or positions (M,); always return Instances."""
         if isinstance(item, int):
             if not -len(self) <= item < len(self):
                 raise IndexError(f"no instance {item} among {len(self)}")
@@ -92,7 +92,7 @@ class Instances:
 
     @staticmethod
     def cat(instance_lists: "list[Instances]") -> "Instances":
-        """Concatenate instances; ValueError for an empty list, images of different sizes, or different fields."""
+        """Concatenate instances; raise ValueError for an empty list, different image sizes or different fields."""
         if not instance_lists:
             raise ValueError("no Instances to concatenate")
         first = instance_lists[0]
@@ -110,7 +110,7 @@ class Instances:
 
 
 def _select(value: Any, item: slice | Tensor) -> Any:
-    """`value[item]`, for lists and tuples with a tensor as well."""
+    """Return `value[item]`; lists and tuples accept tensors too."""
     if not isinstance(value, (list, tuple)) or isinstance(item, slice):
         return value[item]
     index = torch.as_tensor(item)

@@ -1,1 +1,1 @@
-"""Processes, logging, metrics and randomness: what the rest of the engine rests on."""
+"""Utilities: processes, logging, metrics, random seeds, files, drawing."""

@@ -1,4 +1,4 @@
-"""What a run ran on, in one line of its log."""
+"""Description of hardware and software for the log."""
 
 from __future__ import annotations
 

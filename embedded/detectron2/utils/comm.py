@@ -37,7 +37,7 @@ def is_main_process() -> bool:
 
 
 def synchronize() -> None:
-    """Wait until every process has come here."""
+    """Wait for all processes."""
     if get_world_size() > 1:
         dist.barrier()
 

@@ -1,4 +1,4 @@
-"""Boxes with labels drawn on an image, by Pillow."""
+"""Draw boxes with labels on an image, with Pillow."""
 
 from __future__ import annotations
 

@@ -111,9 +111,9 @@ def sample(assigned: Tensor, number: int, positives: int) -> Tensor:
     Returns:
         (B, min(number, A)) int64 indices, positives first; padded with -1 if an image has too few boxes.
     """
-    rank = torch.rand(assigned.shape, device=assigned.device)
-    first = rank.masked_fill(assigned < 0, -1).topk(min(positives, assigned.shape[1]))
-    priority = rank.masked_fill(assigned != BACKGROUND, -1)
+    random_order = torch.rand(assigned.shape, device=assigned.device)
+    first = random_order.masked_fill(assigned < 0, -1).topk(min(positives, assigned.shape[1]))
+    priority = random_order.masked_fill(assigned != BACKGROUND, -1)
     before = priority.gather(1, first.indices)
     priority.scatter_(1, first.indices, torch.where(first.values >= 0, first.values + 1, before))
     best = priority.topk(min(number, assigned.shape[1]))

@@ -1,4 +1,4 @@
-"""Checkpoints: what goes in comes out, whole files only, and a clear word about files that do not fit."""
+"""Checkpoints: saving and loading, atomic writing, and errors for files that do not fit."""
 
 import logging
 import pickle
@@ -30,7 +30,7 @@ def warnings(caplog):
 
 
 def test_everything_comes_back(tmp_path):
-    """Model, optimizer and iteration, by the name in `last_checkpoint`; only the model without resume."""
+    """Resuming loads model, optimizer and iteration from `last_checkpoint`; without resume only the model is loaded."""
     model = net()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.5)
     sum(p.sum() for p in model.parameters()).backward()
@@ -54,7 +54,7 @@ def test_only_the_main_process_writes(tmp_path):
 
 
 def test_a_crash_while_saving_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
-    """A full disk or a killed job never costs what was saved before."""
+    """A full disk or a killed job does not damage earlier checkpoints."""
     model = net()
     checkpointer = DetectionCheckpointer(model, str(tmp_path))
     checkpointer.save("model_best", iteration=1)
@@ -96,7 +96,7 @@ class Evil:
     ids=["text", "empty", "pickle", "other data", "code"],
 )
 def test_what_is_no_checkpoint_is_refused(tmp_path, content, capsys):
-    """In one line that names the file; and a file cannot run code."""
+    """Errors are one line with the file's name; loading runs no code."""
     path = tmp_path / "model.pth"
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
     with pytest.raises(ValueError, match="model.pth") as error:
@@ -105,7 +105,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, content, capsys):
 
 
 def test_a_bare_state_dict_and_one_of_a_wrapped_model_load(tmp_path):
-    """Files of other trainings: without the outer dict, or with DistributedDataParallel's prefix."""
+    """Files without the outer dict, or with DistributedDataParallel's prefix, can be loaded."""
     model = net()
     state = model.state_dict()
     wrapped = {"model": {f"module.{key}": value for key, value in state.items()}}
@@ -122,7 +122,7 @@ def test_a_bare_state_dict_and_one_of_a_wrapped_model_load(tmp_path):
     ids=["other names", "other shapes"],
 )
 def test_another_architecture_is_an_error_with_examples(tmp_path, other):
-    """Instead of a training from weights that are mostly random."""
+    """Weights of another architecture are an error."""
     torch.save({"model": other.state_dict()}, tmp_path / "model.pth")
     with pytest.raises(ValueError, match="another architecture.*(backbone.0.weight|0.bias)") as error:
         DetectionCheckpointer(net()).load(str(tmp_path / "model.pth"))
@@ -130,7 +130,7 @@ def test_another_architecture_is_an_error_with_examples(tmp_path, other):
 
 
 def test_part_of_a_model_loads_with_a_warning(tmp_path, warnings):
-    """A backbone to start from, and a detector of other classes, are what fine-tuning is made of."""
+    """A backbone alone, and a detector with other classes, can be loaded for fine-tuning."""
     pretrained = net(classes=80)
     torch.save({"model": pretrained.state_dict()}, tmp_path / "classes.pth")
     backbone = {key: value for key, value in pretrained.state_dict().items() if key.startswith("backbone")}

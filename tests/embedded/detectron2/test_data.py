@@ -66,7 +66,7 @@ def content(annotations=(), **more):
 
 
 def test_load_coco_json(coco):
-    """Images come by id, empty ones too, with their objects; crowds keep their mark; classes count from 0 by id."""
+    """Images are sorted by id, with their objects, also empty images; crowds are marked; classes start from 0."""
     path, root = coco(content([annotation(1, 2), annotation(2, 2, category=7, crowd=1, area=5), annotation(3, 4)]))
     images = load_coco_json(path, root, extra_annotation_keys=["area"])
     assert [(i["image_id"], i["height"], i["width"]) for i in images] == [(1, 11, 20), (2, 12, 20), (4, 14, 20)]
@@ -89,7 +89,7 @@ def test_loading_declares_the_classes(coco, register):
 
 
 def test_coco_is_registered():
-    """COCO 2017 has its 80 classes, and its ids with gaps, before any file is there."""
+    """COCO 2017 has its 80 classes, and its ids with gaps, without any file."""
     metadata = MetadataCatalog.get("coco_2017_val")
     assert len(metadata.thing_classes) == 80
     ids = metadata.thing_dataset_id_to_contiguous_id
@@ -122,7 +122,7 @@ def test_coco_is_registered():
     ],
 )
 def test_annotation_files_that_are_none(coco, broken, message):
-    """What is wrong with an annotation file is told in one line that names the file."""
+    """Errors in an annotation file are one line with the file's name."""
     path, root = coco(broken)
     with pytest.raises(ValueError, match=message) as caught:
         load_coco_json(path, root)
@@ -131,7 +131,7 @@ def test_annotation_files_that_are_none(coco, broken, message):
 
 
 def test_declared_classes_win(coco, register):
-    """A file with categories that the dataset was not registered with cannot shift the class numbers."""
+    """Categories that are not registered are an error; they cannot shift the class numbers."""
     declared = {"thing_classes": ["cat"], "thing_dataset_id_to_contiguous_id": {7: 0}}
     register("cats", declared, *coco(content([annotation(5, 1, category=7), annotation(9, 1)])))
     with pytest.raises(ValueError, match=r"outside the 1 declared classes: 3 \(annotation 9\)"):
@@ -140,7 +140,7 @@ def test_declared_classes_win(coco, register):
 
 @pytest.mark.parametrize("missing", ["file", "folder"])
 def test_missing_dataset_says_where_it_should_be(coco, register, monkeypatch, tmp_path, missing):
-    """The path, the variable that moves it and its value, and both things that are expected."""
+    """The message has the path, the environment variable and its value, and both expected paths."""
     path, root = coco(content())
     if missing == "file":
         path += "x"
@@ -166,7 +166,7 @@ def test_missing_dataset_says_where_it_should_be(coco, register, monkeypatch, tm
 
 
 def test_catalogs():
-    """Names are unique, unknown ones get a suggestion, and metadata does not change under its readers."""
+    """Names are unique, unknown names get a suggestion, and metadata cannot be changed."""
     with pytest.raises(ValueError, match="did you mean 'coco_2017_train'"):
         DatasetCatalog.get("coco_2017_trian")
     with pytest.raises(ValueError, match="already registered"):
@@ -186,7 +186,7 @@ def test_catalogs():
 
 
 def test_dataset_dicts(coco, register):
-    """Training leaves out images with nothing but crowds; several datasets are joined if their classes agree."""
+    """Training leaves out images with only crowds; several datasets are joined if their classes agree."""
     path, root = coco(content([annotation(1, 2), annotation(2, 4, crowd=1)]))
     register("one", {}, path, root)
     register("two", {}, path, root)
@@ -205,7 +205,7 @@ def test_dataset_dicts(coco, register):
 # --- images ----------------------------------------------------------------------------------------------------------
 
 
-def picture(mode):
+def image_in_mode(mode):
     """A 4x6 image, left half dark and right half bright, in any of PIL's modes."""
     grey = np.full((4, 6), 40, dtype=np.uint8)
     grey[:, 3:] = 200
@@ -222,9 +222,9 @@ def picture(mode):
 )
 @pytest.mark.parametrize("format", ["RGB", "BGR", "L"])
 def test_read_image_of_any_kind(tmp_path, mode, suffix, format):
-    """Grey, transparent, palette, print and 16-bit files all show the same picture."""
+    """Grey, transparent, palette, CMYK and 16-bit files give the same image."""
     path = str(tmp_path / f"image.{suffix}")
-    picture(mode).save(path)
+    image_in_mode(mode).save(path)
     image = utils.read_image(path, format)
     assert image.dtype == np.uint8
     assert image.shape == (4, 6, 1 if format == "L" else 3)
@@ -235,7 +235,7 @@ def test_read_image_of_any_kind(tmp_path, mode, suffix, format):
 
 @pytest.mark.parametrize("format", ["RGB", "BGR", "L"])
 def test_transparent_pixels_are_white(tmp_path, format):
-    """The colour below transparent pixels, often black, is never seen, whichever way a file says that they are."""
+    """Transparent pixels are white for all kinds of transparency."""
     hidden = Image.new("RGBA", (6, 4), (0, 0, 0, 0))
     hidden.paste((40, 40, 40, 255), (0, 0, 3, 4))
     palette = Image.new("P", (6, 4), 1)
@@ -275,7 +275,7 @@ WIDE_VALUES = {  # (largest value, type): what it is read as; None: refused
 
 @pytest.mark.parametrize("most, dtype", WIDE_VALUES)
 def test_values_of_more_than_8_bits(tmp_path, most, dtype):
-    """They are read by a fixed scale, or refused: 12-bit and float images were read as black or white."""
+    """Images of more than 8 bits have a fixed scale; other value ranges are errors."""
     path = str(tmp_path / "x.tif")
     Image.fromarray(np.array([[0, most]], dtype)).save(path)
     expected = WIDE_VALUES[most, dtype]
@@ -297,16 +297,16 @@ def test_read_image_channel_order(tmp_path):
     grey = torch.full((2, 2, 1), 300.0)
     assert utils.convert_image_to_rgb(grey, "L").tolist() == [[[255] * 3] * 2] * 2
     assert utils.read_image(path).shape == (2, 2, 3)
-    with pytest.raises(ValueError, match="'HSV' is none of RGB, BGR, L"):
+    with pytest.raises(ValueError, match="'HSV': choose one of RGB, BGR, L"):
         utils.read_image(path, "HSV")
 
 
 def test_read_image_applies_exif_rotation(tmp_path):
-    """A photograph taken upright is upright, as COCO's annotators saw it."""
+    """The EXIF rotation is applied, as in COCO's annotations."""
     path = str(tmp_path / "photo.jpg")
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture("RGB").save(path, exif=exif)
+    image_in_mode("RGB").save(path, exif=exif)
     image = utils.read_image(path, "RGB")
     assert image.shape == (6, 4, 3)
     assert image[0].mean() < 80 < 150 < image[-1].mean()
@@ -330,7 +330,7 @@ def test_unreadable_images_are_named(tmp_path):
 
 
 def test_image_size_is_checked():
-    """Boxes of another image would be learned as if they were right."""
+    """A wrong image size is an error."""
     image = np.zeros((4, 6, 3))
     bare = {}
     utils.check_image_size(bare, image)
@@ -340,7 +340,7 @@ def test_image_size_is_checked():
 
 
 def test_annotations_to_instances():
-    """Annotations go through the transform of their image, are clipped to it, and empty ones leave."""
+    """Annotations are transformed with their image and clipped to it; empty ones are removed."""
     transforms = T.TransformList([T.HFlipTransform(20), T.ResizeTransform(10, 20, 20, 40)])
     annotations = [
         {"bbox": [0, 1, 4, 3], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 5, "segmentation": []},
@@ -370,7 +370,7 @@ def as_process(monkeypatch, rank, world_size):
 
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_training_sampler(monkeypatch, world_size):
-    """The processes together see permutation after permutation, the same for a seed and another for each pass."""
+    """All processes together get one permutation after another; a seed determines them."""
     parts = []
     for rank in range(world_size):
         as_process(monkeypatch, rank, world_size)
@@ -400,7 +400,7 @@ def test_inference_sampler(monkeypatch, size, world_size):
 
 
 def test_dataset_from_list():
-    """Items come back equal and are nobody else's, serialized or not."""
+    """Items are equal copies, serialized or not."""
     items = [{"a": [1, 2]}, {"b": "x" * 1000}, {}]
     for serialize in (True, False):
         dataset = DatasetFromList(items, serialize=serialize)
@@ -424,7 +424,7 @@ def identity(image):
 
 
 def test_train_loader_groups_by_shape():
-    """No batch mixes wide and high images, each has the size asked for, and all images come equally often."""
+    """No batch mixes wide and high images, each has the batch size, and all images occur equally often."""
     loader = build_detection_train_loader(images(12), mapper=identity, total_batch_size=4)
     batches = list(islice(loader, 12))
     assert all(len(batch) == 4 for batch in batches)
@@ -435,7 +435,7 @@ def test_train_loader_groups_by_shape():
 
 
 def test_train_loader_batches(monkeypatch):
-    """Without grouping batches follow the sampler; a collate function makes of them what it likes."""
+    """Without grouping batches follow the sampler; `collate_fn` converts them."""
     arguments = {"mapper": None, "total_batch_size": 6, "sampler": TrainingSampler(12, shuffle=False)}
     ids = lambda batch: [image["image_id"] for image in batch]  # noqa: E731
     plain = build_detection_train_loader(images(12), aspect_ratio_grouping=False, collate_fn=ids, **arguments)
@@ -449,20 +449,20 @@ def test_train_loader_batches(monkeypatch):
 
 @pytest.mark.parametrize("batch_size", [5, 0])
 def test_train_loader_needs_a_share_for_each_process(monkeypatch, batch_size):
-    """A batch that the processes cannot share evenly would silently be another batch size."""
+    """A batch size that is not a multiple of the number of processes is an error."""
     as_process(monkeypatch, 0, 2)
     with pytest.raises(ValueError, match=f"total_batch_size={batch_size} is not a positive multiple of 2"):
         build_detection_train_loader(images(4), mapper=identity, total_batch_size=batch_size)
 
 
 class Draws:
-    """A mapper that adds what an augmentation would draw."""
+    """A mapper that adds random numbers."""
 
     def __call__(self, image):
         return {**image, "drawn": (np.random.rand(), random.random(), torch.rand(()).item())}
 
 
-def drawn(seed, rank, monkeypatch):
+def random_numbers(seed, rank, monkeypatch):
     seed_all_rng(seed)
     as_process(monkeypatch, rank, 1)
     loader = build_detection_train_loader(images(8), mapper=Draws(), total_batch_size=2, num_workers=2)
@@ -470,17 +470,17 @@ def drawn(seed, rank, monkeypatch):
 
 
 def test_augmentation_is_seeded(monkeypatch):
-    """What workers draw differs between images, workers, passes and processes, and repeats with the seed alone."""
-    first = drawn(1, 0, monkeypatch)
-    assert first == drawn(1, 0, monkeypatch)
-    streams = [first, drawn(1, 1, monkeypatch), drawn(2, 0, monkeypatch)]
+    """Random numbers differ between images, workers, passes and processes, and repeat with the same seed."""
+    first = random_numbers(1, 0, monkeypatch)
+    assert first == random_numbers(1, 0, monkeypatch)
+    streams = [first, random_numbers(1, 1, monkeypatch), random_numbers(2, 0, monkeypatch)]
     for generator in range(3):
         values = [draws[generator] for stream in streams for draws in stream]
         assert len(set(values)) == len(values)
 
 
 def test_test_loader_covers_the_data():
-    """Evaluation sees every image once and in order, in workers or not, in any batch size."""
+    """Evaluation gets every image once and in order, with and without workers, for any batch size."""
     for workers, batch_size in ((0, 1), (2, 3)):
         loader = build_detection_test_loader(images(7), mapper=identity, num_workers=workers, batch_size=batch_size)
         batches = [[image["image_id"] for image in batch] for batch in loader]
@@ -489,7 +489,7 @@ def test_test_loader_covers_the_data():
 
 
 class Reads:
-    """A mapper that fails as a real one does."""
+    """A mapper that fails."""
 
     def __call__(self, image):
         return utils.read_image("no/such.jpg", "RGB")
@@ -497,7 +497,7 @@ class Reads:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_loaders_keep_errors_short(workers):
-    """A broken file found by a worker process is one line, not the worker's traceback."""
+    """A broken file in a worker process gives an error of one line, not the worker's traceback."""
     loaders = [
         build_detection_train_loader(images(2), mapper=Reads(), total_batch_size=2, num_workers=workers),
         build_detection_test_loader(images(2), mapper=Reads(), num_workers=workers),

@@ -1,4 +1,4 @@
-"""The evaluation loop, and average precision held against pycocotools and against the definition."""
+"""The evaluation loop, and average precision compared with pycocotools and with the definition."""
 
 import contextlib
 import io
@@ -56,7 +56,7 @@ def annotation_file(path, boxes_by_image, crowds=()):
 
 @pytest.fixture
 def register(tmp_path):
-    """Registers an annotation file under a name of this test's own and takes it away afterwards."""
+    """Register an annotation file for one test, and remove it afterwards."""
     names = []
 
     def add(json_file, **metadata):
@@ -119,7 +119,7 @@ def by_hand(json_file, results_file, max_dets=(1, 10, 100), category=None):
 
 
 def test_equals_pycocotools_on_the_written_file(random_dataset, register, tmp_path):
-    """The printed numbers are those that anyone gets from the predictions file: all six, and each class's."""
+    """All six metrics and those of each class equal pycocotools' for the predictions file."""
     json_file, outputs = random_dataset
     results = feed(COCOEvaluator(register(json_file), output_dir=str(tmp_path / "out")), outputs)["bbox"]
     written = tmp_path / "out" / "coco_instances_results.json"
@@ -134,7 +134,7 @@ def test_equals_pycocotools_on_the_written_file(random_dataset, register, tmp_pa
 
 @pytest.mark.parametrize("limit, some", [(None, None), (2, None), (None, range(100, 110))])
 def test_the_fast_implementation_comes_to_the_same(random_dataset, register, limit, some):
-    """faster-coco-eval, of the extras, has pycocotools' figures to 1e-6; so which is installed does not matter."""
+    """faster-coco-eval gives pycocotools' results to 1e-6."""
     pytest.importorskip("faster_coco_eval")
     json_file, outputs = random_dataset
     results = []
@@ -147,13 +147,13 @@ def test_the_fast_implementation_comes_to_the_same(random_dataset, register, lim
 
 
 def test_a_case_worked_out_on_paper(register, tmp_path):
-    """One of two objects is found with IoU 0.6, ahead of a false alarm: precision 1 up to recall 1/2.
+    """One of two objects is detected with IoU 0.6, before a false positive: precision 1 up to recall 1/2.
 
     51 of the 101 recall points have precision 1, at the IoU thresholds 0.5, 0.55 and 0.6 of the ten.
     """
     truth = annotation_file(tmp_path / "t.json", {1: [(3, [0, 0, 100, 100]), (3, [0, 120, 50, 50])], 2: []})
-    found = [[0, 0, 100, 60.001, 0.9, 0], [150, 150, 190, 190, 0.8, 0]]
-    outputs = [({"image_id": id}, {"instances": to_instances(rows)}) for id, rows in ((1, found), (2, []))]
+    detections = [[0, 0, 100, 60.001, 0.9, 0], [150, 150, 190, 190, 0.8, 0]]
+    outputs = [({"image_id": id}, {"instances": to_instances(rows)}) for id, rows in ((1, detections), (2, []))]
     results = feed(COCOEvaluator(register(truth)), outputs)["bbox"]
     assert results["AP50"] == pytest.approx(100 * 51 / 101)
     assert results["AP"] == pytest.approx(100 * 51 / 101 * 3 / 10)
@@ -180,13 +180,13 @@ def test_perfect_boxes_reach_100_in_dataset_ids(random_dataset, register, tmp_pa
 
 
 def test_no_detections(register, tmp_path, caplog):
-    """A model that finds nothing has AP 0, said in so many words; without objects AP is not a number."""
+    """Without detections AP is 0, with a warning; without objects AP is nan."""
     truth = annotation_file(tmp_path / "t.json", {1: [(3, [0, 0, 100, 100])]})
     nothing = [({"image_id": 1}, {"instances": to_instances([])})]
     with caplog.at_level(logging.INFO, logger="detectron2"):
         results = feed(COCOEvaluator(register(truth), output_dir=str(tmp_path)), nothing)["bbox"]
     assert results["AP"] == 0 and results["AP-dog"] == 0 and math.isnan(results["AP-cat"])
-    assert any("not one detection" in record.message for record in caplog.records)
+    assert any("There are no detections" in record.message for record in caplog.records)
     assert json.loads((tmp_path / "coco_instances_results.json").read_text()) == []
 
     no_objects = annotation_file(tmp_path / "none.json", {1: []})
@@ -194,7 +194,7 @@ def test_no_detections(register, tmp_path, caplog):
 
 
 def test_repeated_and_missing_images(random_dataset, register, caplog):
-    """A sampler's padding does not count twice; images that were never run are told of."""
+    """Repeated images count once; a warning reports missing images."""
     json_file, outputs = random_dataset
     evaluator = COCOEvaluator(register(json_file))
     once = feed(evaluator, outputs)
@@ -221,7 +221,7 @@ def test_image_subset(random_dataset, register, tmp_path):
 
 @pytest.mark.parametrize("limit", [2, 300])
 def test_max_dets_per_image(limit, register, tmp_path):
-    """With 150 false alarms ahead of the only hit, the hit counts if and only if the limit lets it."""
+    """With 150 false positives before the only true positive, it counts only within the limit of detections."""
     truth = annotation_file(tmp_path / "t.json", {1: [(3, [0, 0, 100, 100])]})
     rows = [[150, 150, 160, 160, 0.9, 0]] * 150 + [[0, 0, 100, 100, 0.1, 0]]
     name = register(truth)
@@ -232,7 +232,7 @@ def test_max_dets_per_image(limit, register, tmp_path):
 
 
 def test_pycocotools_prints_into_the_log(random_dataset, register, capsys, caplog):
-    """Nothing reaches standard output but through the log, which has both tables."""
+    """Output goes to the log, with both tables; nothing is printed directly."""
     json_file, outputs = random_dataset
     name = register(json_file)
     with caplog.at_level(logging.INFO, logger="detectron2"):
@@ -243,7 +243,7 @@ def test_pycocotools_prints_into_the_log(random_dataset, register, capsys, caplo
 
 
 def test_clear_errors(random_dataset, register, tmp_path):
-    """What a wrong set-up says: one line with the name of what is wrong."""
+    """Errors of a wrong set-up are one line with the wrong name or value."""
     json_file, outputs = random_dataset
     name = register(json_file)
     with pytest.raises(ValueError, match="bbox.*segm"):
@@ -281,7 +281,7 @@ class Recorder(DatasetEvaluator):
 
 
 class Model(nn.Module):
-    """Notes the mode and whether gradients are recorded, at each call."""
+    """Record the mode and whether gradients are enabled at each call."""
 
     def __init__(self):
         super().__init__()
@@ -304,7 +304,7 @@ def test_inference_reports_progress_after_a_while(period, reported, caplog, monk
 
 
 def test_inference_loop(caplog):
-    """Eval mode and no gradients inside; callbacks around; every batch fed in order; time per image logged."""
+    """Eval mode, no gradients, callbacks, batches in order, and the time per image in the log."""
     model, recorder, moments = Model(), Recorder(), []
     names = ["on_start", "before_inference", "after_inference", "on_end"]
     batches = [[{"id": 0}, {"id": 1}], [{"id": 2}, {"id": 3}], [{"id": 4}]]
@@ -349,7 +349,7 @@ def test_any_callable_and_no_evaluator():
 
 
 def test_print_csv_format(caplog):
-    """Scripts grep for these lines: names, then values, without those of single classes."""
+    """Lines for scripts: names, then values, without those of single classes."""
     with caplog.at_level(logging.INFO, logger="detectron2"):
         print_csv_format({"bbox": {"AP": 12.34567, "APs": float("nan"), "AP-cat": 1.0}})
     assert [record.message for record in caplog.records] == [
@@ -392,8 +392,8 @@ def test_two_processes_equal_one(random_dataset, register, tmp_path):
     expected = feed(COCOEvaluator(register(json_file)), outputs)["bbox"]
     tables = {}
     for image, output in outputs:
-        found = output["instances"]
-        columns = (found.pred_boxes.tensor, found.scores[:, None], found.pred_classes[:, None].float())
+        detections = output["instances"]
+        columns = (detections.pred_boxes.tensor, detections.scores[:, None], detections.pred_classes[:, None].float())
         tables[image["image_id"]] = torch.cat(columns, dim=1).tolist()
     (tmp_path / "tables.json").write_text(json.dumps(tables))
     path = os.pathsep.join(entry for entry in sys.path if entry)

@@ -15,7 +15,7 @@ def trained_batch_norm(channels: int = 6) -> nn.BatchNorm2d:
 
 @pytest.mark.parametrize("with_grad", [False, True])
 def test_frozen_batch_norm_is_batch_norm_in_eval_mode(with_grad):
-    """Values and the gradient by the input are those of the norm it was made from, in training mode too."""
+    """Values and input gradients equal those of the original norm, in training mode too."""
     norm = trained_batch_norm()
     frozen = FrozenBatchNorm2d.convert_frozen_batchnorm(norm).train()
     x = torch.randn(2, 6, 5, 4, requires_grad=with_grad)
@@ -27,7 +27,7 @@ def test_frozen_batch_norm_is_batch_norm_in_eval_mode(with_grad):
 
 
 def test_frozen_batch_norm_holds_nothing_trainable():
-    """Optimizers must not see it, and checkpoints carry exactly detectron2's four buffers."""
+    """The layer has no parameters, and exactly detectron2's four buffers."""
     frozen = FrozenBatchNorm2d(3)
     assert not list(frozen.parameters())
     assert list(frozen.state_dict()) == ["weight", "bias", "running_mean", "running_var"]
@@ -36,13 +36,13 @@ def test_frozen_batch_norm_holds_nothing_trainable():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("with_grad", [False, True])
 def test_frozen_batch_norm_keeps_half_precision(dtype, with_grad):
-    """Under autocast, features stay in the low precision that the convolutions gave them."""
+    """Under autocast, features keep the low precision of the convolutions."""
     x = torch.randn(1, 3, 2, 2, dtype=dtype, requires_grad=with_grad)
     assert FrozenBatchNorm2d(3)(x).dtype == dtype
 
 
-def test_freezing_reaches_nested_modules():
-    """A frozen backbone computes the same function."""
+def test_conversions_reach_nested_modules_and_go_both_ways():
+    """Freezing and unfreezing a backbone does not change its function."""
     model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Sequential(trained_batch_norm(), nn.ReLU()))
     x = torch.randn(2, 3, 4, 4)
     expected = model.eval()(x)
@@ -52,7 +52,7 @@ def test_freezing_reaches_nested_modules():
 
 
 def test_freeze_freezes_in_place():
-    """`freeze` leaves the block the object it was, so that a ResNet that holds it is frozen too."""
+    """`freeze` works in place, so that the ResNet of the block is frozen too."""
     block = CNNBlockBase(3, 3, stride=1)
     block.conv = Conv2d(3, 3, 1, norm=nn.BatchNorm2d(3))
     assert block.freeze() is block
@@ -61,7 +61,7 @@ def test_freeze_freezes_in_place():
 
 
 def test_get_norm():
-    """Names, functions and 'no norm' are understood; another name is an error that lists the names."""
+    """Names, functions and no norm are accepted; the error for an unknown name lists the names."""
     for name, kind in {"BN": nn.BatchNorm2d, "FrozenBN": FrozenBatchNorm2d, "GN": nn.GroupNorm}.items():
         assert type(get_norm(name, 64)) is kind
     assert get_norm("", 64) is None and get_norm(None, 64) is None
@@ -71,7 +71,7 @@ def test_get_norm():
 
 
 def test_conv2d_applies_norm_then_activation():
-    """The order matters: a ReLU before the norm would let negative values through."""
+    """The norm comes before the activation."""
     conv = Conv2d(2, 3, 1, norm=nn.BatchNorm2d(3), activation=torch.relu)
     x = torch.randn(4, 2, 5, 5)
     plain = torch.nn.functional.conv2d(x, conv.weight, conv.bias)

@@ -6,7 +6,7 @@ from detectron2.structures import Boxes, Instances
 
 
 def test_boxes_are_scaled_clipped_and_emptied():
-    """Boxes follow the resize axis by axis, end at the border, and vanish with all their fields when outside."""
+    """Boxes are scaled per axis and clipped to the image; instances outside are removed."""
     boxes = torch.tensor([[10.0, 10.0, 20.0, 30.0], [90.0, 40.0, 130.0, 60.0], [101.0, 0.0, 120.0, 10.0]])
     detections = Instances((50, 100), pred_boxes=Boxes(boxes.clone()), scores=torch.tensor([0.9, 0.8, 0.7]))
     result = detector_postprocess(detections, output_height=100, output_width=300)

@@ -60,7 +60,7 @@ def test_depths_have_their_published_sizes(depth, parameters):
 
 
 def test_output_shape_agrees_with_outputs():
-    """Necks are built from `output_shape`, before the first image: it must tell the truth."""
+    """`output_shape` equals the real shapes; necks are built from it."""
     model = ResNet(BasicStem(), ResNet.make_default_stages(18), out_features=["stem", "res3", "res5"])
     features = model(torch.zeros(1, 3, 64, 96))
     assert list(features) == ["stem", "res3", "res5"]
@@ -95,7 +95,7 @@ def test_stride_in_1x1_moves_the_stride():
 
 
 def test_classifier():
-    """With classes and no other output asked for, the network classifies."""
+    """With `num_classes` and no other output, the network classifies."""
     model = ResNet(BasicStem(), ResNet.make_default_stages(18), num_classes=7)
     assert model(torch.zeros(2, 3, 32, 32))["linear"].shape == (2, 7)
 
@@ -125,7 +125,7 @@ def test_frozen_stem_still_passes_gradients_to_the_image():
     ],
 )
 def test_impossible_networks_are_refused_in_one_line(build, message):
-    """A wrong option says what it is; deformable stages are not silently plain ones."""
+    """The error names the wrong option; deformable stages are an error."""
     with pytest.raises(ValueError, match=message) as error:
         build()
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Learning-rate schedules against recorded numbers, parameter groups against a table written out by hand."""
+"""Learning-rate schedules compared with recorded numbers, parameter groups with a table."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "common"
 
 @pytest.mark.parametrize("name", ["1x", "12ep", "24ep", "36ep", "50ep", "12ep_warmup"])
 def test_coco_schedules_match_the_recorded_ones(golden, name):
-    """A published result is trained with exactly these multipliers."""
+    """The multipliers equal the published ones."""
     case = golden(f"lr_multiplier_{name}")
     schedule = instantiate(LazyConfig.load(str(CONFIGS / "coco_schedule.py"))[f"lr_multiplier_{name}"])
     values = torch.tensor([schedule(where) for where in case.input["where"].tolist()], dtype=torch.float64)
@@ -24,7 +24,7 @@ def test_coco_schedules_match_the_recorded_ones(golden, name):
 
 @pytest.mark.parametrize("rescale", [False, True])
 def test_linear_warmup_rises_to_the_schedule_and_then_follows_it(rescale):
-    """There is no jump where the warmup ends, and behind it the schedule is the one that was asked for."""
+    """The warmup ends without a jump; after it the schedule is unchanged."""
     cosine = CosineParamScheduler(1.0, 0.0)
     warmed = WarmupParamScheduler(cosine, warmup_factor=0.1, warmup_length=0.25, rescale_interval=rescale)
     joint = cosine(0.0 if rescale else 0.25)
@@ -35,7 +35,7 @@ def test_linear_warmup_rises_to_the_schedule_and_then_follows_it(rescale):
 
 
 def test_constant_warmup_and_unknown_methods():
-    """A method that does not exist is an error, not a schedule without warmup."""
+    """An unknown method is an error."""
     cosine = CosineParamScheduler(1.0, 0.0)
     assert WarmupParamScheduler(cosine, 0.1, 0.25, "constant")(0.2) == pytest.approx(0.1)
     with pytest.raises(ValueError, match="exponential"):
@@ -54,7 +54,7 @@ class Net(nn.Module):
 
 
 def by_name(model, groups):
-    """{parameter name: the options of the group it is in}; fails for one that is in two groups."""
+    """Return {parameter name: options of its group}; fail if a parameter is in two groups."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     options = {}
     for group in groups:
@@ -66,7 +66,7 @@ def by_name(model, groups):
 
 
 def test_every_parameter_gets_the_options_of_its_kind():
-    """Backbone, norms and biases train as the recipe says; shared ones once; frozen ones not at all."""
+    """Backbone, norms and biases get their options; shared parameters occur once, frozen ones do not occur."""
     model = Net()
     groups = get_default_optimizer_params(
         model,
@@ -111,6 +111,6 @@ def test_options_left_out_are_the_optimizers_own():
     ],
 )
 def test_contradictory_options_are_refused(options):
-    """A factor on a rate that is not given, or two rules for one parameter, would be dropped silently otherwise."""
+    """A factor without a rate, or two rules for one parameter, are errors."""
     with pytest.raises(ValueError):
         get_default_optimizer_params(Net(), **options)

@@ -31,7 +31,7 @@ def test_box_mode_there_and_back(boxes):
 
 
 def test_box_mode_keeps_the_type():
-    """Annotation files hold lists; what comes out can be written back to one."""
+    """A list is converted to a list, for annotation files."""
     assert BoxMode.convert([1, 2, 3, 4], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS) == [1, 2, 4, 6]
     assert BoxMode.convert((1, 2, 4, 6), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS) == (1, 2, 3, 4)
     assert BoxMode.convert([1, 2, 3, 4], BoxMode.XYWH_ABS, BoxMode.XYWH_ABS) == [1, 2, 3, 4]
@@ -57,7 +57,7 @@ def test_pairwise_iou_equals_the_slow_formula(first, second):
 
 
 def test_boxes():
-    """What detectors ask of boxes: area, clipping, emptiness, indexing, scaling, concatenation."""
+    """Area, clipping, emptiness, indexing, scaling, centres and concatenation."""
     boxes = Boxes([[-5, 2, 20, 8], [3, 3, 3, 9], [1, 1, 4, 5]])
     assert boxes.area().tolist() == [150, 0, 12]
     boxes.clip((6, 10))
@@ -125,7 +125,7 @@ def test_instances_fields():
 
 
 def test_instances_travel():
-    """Worker processes pickle, and exponential moving averages copy."""
+    """Instances can be pickled and copied."""
     for again in (pickle.loads(pickle.dumps(instances(2))), copy.deepcopy(instances(2))):
         assert again.gt_classes.tolist() == [0, 1]
         assert again.image_size == (10, 20)
@@ -153,7 +153,7 @@ def test_instances_cat():
     ],
 )
 def test_image_list(arguments, canvas):
-    """Images sit at the top left of the canvas that the backbone asks for, and come back as they went in."""
+    """Images are in the top left corner of a canvas with the backbone's constraints; indexing returns them."""
     images = [torch.rand(3, 5, 4), torch.rand(3, 2, 7)]
     batch = ImageList.from_tensors(images, pad_value=9.0, **arguments)
     assert batch.tensor.shape == (2, 3, *canvas)

@@ -1,4 +1,4 @@
-"""Augmentations, and the transforms they draw."""
+"""Augmentations and transforms."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def seeded():
 
 @pytest.mark.parametrize("case", [0, 1, 2])
 def test_resize_shortest_edge_equals_recorded(golden, case):
-    """Sizes, pixels (within 1) and boxes as the public pipeline gives them: published weights depend on it."""
+    """Sizes, pixels (within 1) and boxes equal those of the published pipeline."""
     case = golden(f"resize_shortest_edge_{case}")
     resize = T.ResizeShortestEdge(case.config["short_edge_length"], case.config["max_size"])
     aug_input = T.AugInput(case.input["image"].numpy(), boxes=case.input["boxes"].numpy())
@@ -29,7 +29,7 @@ def test_resize_shortest_edge_equals_recorded(golden, case):
 @settings(deadline=None)
 @given(st.integers(1, 2000), st.integers(1, 2000), st.integers(1, 1000), st.integers(1, 1500))
 def test_output_shape_keeps_its_promises(height, width, short, limit):
-    """The shorter side is as asked, unless the longer would pass its limit; the aspect ratio is kept."""
+    """The shorter side has the given length unless the longer side exceeds its limit; the aspect ratio is kept."""
     new = T.ResizeShortestEdge.get_output_shape(height, width, short, limit)
     assert max(new) <= max(limit, 1)
     assert min(new) == short or max(new) == limit
@@ -48,7 +48,7 @@ def test_output_shape_keeps_its_promises(height, width, short, limit):
     ],
 )
 def test_resize_draws_all_lengths_and_no_other(arguments, seen):
-    """Multi-scale training sees each of the scales asked for."""
+    """All given lengths occur."""
     resize = T.ResizeShortestEdge(**arguments)
     image = np.zeros((40, 60, 3), dtype=np.uint8)
     assert {resize.get_transform(image).apply_image(image).shape[0] for _ in range(60)} == seen
@@ -56,7 +56,7 @@ def test_resize_draws_all_lengths_and_no_other(arguments, seen):
 
 @pytest.mark.parametrize("arguments", [{"short_edge_length": (1, 2, 3)}, {"short_edge_length": 5, "sample_style": "x"}])
 def test_resize_refuses_nonsense(arguments):
-    """Three lengths are no range, and a typo in the style is no style."""
+    """Three lengths for a range, and an unknown style, are errors."""
     with pytest.raises(ValueError, match="sample_style"):
         T.ResizeShortestEdge(**arguments)
 
@@ -72,26 +72,26 @@ def test_resize_of_any_image(dtype, shape):
     assert resized.shape == (4, 9, *shape[2:])
     for channel in range(image[..., None].shape[2] if image.ndim == 2 else shape[2]):
         one = (image if image.ndim == 2 else image[..., channel]).astype(np.float32)
-        found = (resized if image.ndim == 2 else resized[..., channel]).astype(np.float32)
-        assert np.abs(resize.apply_image(one) - found).max() <= 1
+        resized_image = (resized if image.ndim == 2 else resized[..., channel]).astype(np.float32)
+        assert np.abs(resize.apply_image(one) - resized_image).max() <= 1
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.data())
 def test_resize_is_pils(data):
-    """Larger or smaller, of a view, flipped, or of memory that is read-only: PIL's pixels, but for rounding."""
+    """Pixels equal PIL's up to rounding: larger, smaller, for views, flipped and read-only arrays."""
     height, width, new_height, new_width = (data.draw(st.integers(1, 90)) for _ in range(4))
     image = np.random.default_rng(height).integers(0, 256, (height + 2, width + 3, 3), dtype=np.uint8)
     image.flags.writeable = data.draw(st.booleans())
     image = image[1:-1, 2:-1][:, :: data.draw(st.sampled_from([1, -1]))]
-    found = T.ResizeTransform(height, width, new_height, new_width).apply_image(image)
+    resized_image = T.ResizeTransform(height, width, new_height, new_width).apply_image(image)
     expected = np.asarray(Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BILINEAR))
-    assert found.shape == expected.shape and found.dtype == np.uint8
-    assert np.abs(found.astype(int) - expected).max() <= 1
+    assert resized_image.shape == expected.shape and resized_image.dtype == np.uint8
+    assert np.abs(resized_image.astype(int) - expected).max() <= 1
 
 
 def test_resize_of_labels_points_and_back():
-    """Labels are not mixed, points scale with the image, and the inverse undoes it."""
+    """Labels are not mixed, points scale with the image, and the inverse restores the size."""
     resize = T.ResizeTransform(8, 6, 16, 3)
     labels = np.random.choice([0, 7, 90], (8, 6)).astype(np.uint8)
     assert set(np.unique(resize.apply_segmentation(labels))) <= {0, 7, 90}
@@ -103,7 +103,7 @@ def test_resize_of_labels_points_and_back():
 
 
 def marked(height=40, width=60):
-    """An image that is black but for a white box, and that box."""
+    """Return a black image with a white box, and the box."""
     image = np.zeros((height, width, 3), dtype=np.uint8)
     image[10:20, 30:50] = 255
     return T.AugInput(image, boxes=np.array([[30.0, 10.0, 50.0, 20.0]]), sem_seg=image[..., 0])
@@ -126,7 +126,7 @@ def white_box(image):
     ],
 )
 def test_boxes_move_with_the_pixels(augs):
-    """After any chain of transforms the box still lies around the object, and so do labels and single boxes."""
+    """After any chain of transforms the box fits the object; labels and single boxes too."""
     start = marked()
     image, boxes = start.image, start.boxes
     aug_input = marked()
@@ -138,7 +138,7 @@ def test_boxes_move_with_the_pixels(augs):
 
 
 def test_apply_augmentations_takes_images_too():
-    """The functional form returns what it was given, an image or an AugInput."""
+    """The functional form returns the type of its input, an image or an AugInput."""
     image = marked().image
     flipped, transforms = T.apply_augmentations([T.RandomFlip(prob=1.0)], image)
     np.testing.assert_array_equal(flipped, image[:, ::-1])
@@ -190,7 +190,7 @@ def test_random_crop_sizes(crop_type, crop_size, heights, widths):
 
 
 def test_random_crop_refuses_nonsense():
-    """A typo in the type, or a single size, is told at construction."""
+    """An unknown type, or a single size, is an error of the constructor."""
     with pytest.raises(ValueError, match="absolut_range"):
         T.RandomCrop("absolut_range", (1, 2))
     with pytest.raises(ValueError, match="two numbers"):
@@ -198,7 +198,7 @@ def test_random_crop_refuses_nonsense():
 
 
 def test_augmentations_see_what_they_name():
-    """A user's augmentation gets the inputs its parameters are named after."""
+    """A user's augmentation gets the inputs that its parameters name."""
 
     class CropToFirstBox(T.Augmentation):
         def get_transform(self, image, boxes):

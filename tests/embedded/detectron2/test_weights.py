@@ -1,4 +1,4 @@
-"""Weights from elsewhere: nothing in a file is run, names find their places, a report tells what became of them."""
+"""Weights of other sources: no code runs, names are mapped, a report lists the result."""
 
 import functools
 import hashlib
@@ -55,7 +55,7 @@ WRITERS = {
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
 @pytest.mark.parametrize("name", ["weights.pth", "weights.pkl"])
 def test_code_in_a_file_is_refused_by_name(tmp_path, write, name):
-    """Whatever the format and wherever in the file; the message names the function, and it has not been called."""
+    """In every format and at every place in the file: the function is not called, and the message names it."""
     mark = tmp_path / "ran"
     write({"model": {"weight": 1.0}, "x": Calls(os.system, f"touch {mark}")}, path := tmp_path / name)
     with pytest.raises(ValueError, match=rf"{name} wants to run (posix|nt).system: refused") as error:
@@ -67,7 +67,7 @@ def test_code_in_a_file_is_refused_by_name(tmp_path, write, name):
 @pytest.mark.parametrize("function", [eval, np.fromfile, torch.load, np.lib.format.open_memmap])
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_functions_of_builtins_numpy_and_torch_are_refused_too(tmp_path, function, protocol):
-    """Only what rebuilds arrays is let through, not all that numpy has."""
+    """Only numpy's functions that rebuild arrays are allowed."""
     path = tmp_path / "weights.pkl"
     path.write_bytes(pickle.dumps({"model": Calls(function, str(tmp_path / "x"))}, protocol))
     with pytest.raises(ValueError, match=rf"wants to run \S+\.{function.__name__}: refused"):
@@ -76,7 +76,7 @@ def test_functions_of_builtins_numpy_and_torch_are_refused_too(tmp_path, functio
 
 @pytest.mark.parametrize("dtype", [object, "S3", [("field", "O")]])
 def test_only_arrays_of_numbers_are_read(tmp_path, dtype):
-    """Arrays of objects hold pointers, which a forged type could aim anywhere."""
+    """Arrays of objects are refused: a forged type could contain arbitrary pointers."""
     (tmp_path / "weights.pkl").write_bytes(pickle.dumps({"model": np.zeros(2, dtype)}))
     with pytest.raises(ValueError, match=r"wants to run numpy.dtype\('\w+'\): refused"):
         read_weights(tmp_path / "weights.pkl")
@@ -84,7 +84,7 @@ def test_only_arrays_of_numbers_are_read(tmp_path, dtype):
 
 @pytest.mark.parametrize("write", [torch.save, legacy])
 def test_objects_beside_the_tensors_are_named(tmp_path, write):
-    """Many published files carry their training's options along; the message says what to do."""
+    """Many published files contain training options; the message says what to do."""
     from argparse import Namespace
 
     write({"model": {"weight": torch.ones(2)}, "args": Namespace(lr=1)}, path := tmp_path / "weights.pth")
@@ -93,7 +93,7 @@ def test_objects_beside_the_tensors_are_named(tmp_path, write):
 
 
 def test_tar_archives_are_refused(tmp_path):
-    """PyTorch before 2.6 runs code in them even with weights_only."""
+    """Tar archives are refused: PyTorch before 2.6 runs code in them even with weights_only."""
     with tarfile.open(tmp_path / "weights.pth", "w") as archive:
         archive.addfile(tarfile.TarInfo("pickle"), io.BytesIO())
     with pytest.raises(ValueError, match="weights.pth is a tar archive"):
@@ -102,7 +102,7 @@ def test_tar_archives_are_refused(tmp_path):
 
 @pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html><html>", b"\x80\x02", b"PK\x03\x04 cut off", b"\0" * 40])
 def test_what_is_not_a_file_of_weights_is_named(tmp_path, content):
-    """Downloads that broke off, and pages that say "not found"."""
+    """Incomplete downloads, and HTML pages instead of weights, are errors."""
     (tmp_path / "weights.pth").write_bytes(content)
     with pytest.raises(ValueError, match="weights.pth") as error:
         read_weights(tmp_path / "weights.pth")
@@ -111,7 +111,7 @@ def test_what_is_not_a_file_of_weights_is_named(tmp_path, content):
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
 def test_arrays_of_a_pickle_come_back(tmp_path, protocol):
-    """All protocols, with what else detectron2's files hold."""
+    """All protocols, with the other entries of detectron2's files."""
     arrays = OrderedDict(
         a=np.arange(6, dtype=np.float32).reshape(2, 3).T,
         b=np.array([1, 2], ">f2"),
@@ -130,7 +130,7 @@ def test_arrays_of_a_pickle_come_back(tmp_path, protocol):
 
 
 def test_a_pickle_of_python_2_is_read(tmp_path):
-    """Its strings are bytes: here `{"w": array([1, 2], float32)}` as Python 2 wrote it."""
+    """Python 2 pickles strings as bytes: here `{"w": array([1, 2], float32)}`."""
     values = np.float32([1, 2]).tobytes()
     (tmp_path / "x.pkl").write_bytes(
         b"\x80\x02}U\x01wcnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n(I0\ntU\x01b\x87R"
@@ -160,7 +160,7 @@ TORCHVISION_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101:
 
 @functools.cache
 def torchvision_state(depth):
-    """A state dict as torchvision's ResNets have it, with random values."""
+    """A state dict with torchvision's names and random values."""
     generator = torch.Generator().manual_seed(depth)
     state = {}
 
@@ -220,8 +220,7 @@ def torchvision_features(state, depth, x):
 
 @pytest.fixture
 def load(tmp_path, caplog):
-    """`load(model, content)` writes the content to a file, by default with `torch.save`, loads it and returns what was
-    logged."""
+    """Return `load(model, content)`: write the content to a file (default: `torch.save`), load it, return the log."""
 
     def load(model, content, name="weights.pth", write=torch.save):
         write(content, tmp_path / name)
@@ -236,7 +235,7 @@ def load(tmp_path, caplog):
 
 @pytest.mark.parametrize("depth", [18, 50])
 def test_torchvision_weights_give_torchvisions_features(load, depth):
-    """Names, strides and norms: the features are those of the network that the weights were trained in."""
+    """Features equal those of torchvision's network with the same weights."""
     state = torchvision_state(depth)
     model = resnet(depth).eval()
     log = load(model, state)
@@ -251,7 +250,7 @@ def test_torchvision_weights_give_torchvisions_features(load, depth):
 
 @pytest.mark.parametrize("naming", ["detectron2", "torchvision"])
 def test_a_backbone_finds_its_place_in_a_detector(load, naming):
-    """As a pickle of numpy arrays under detectron2's names, or in torchvision's file; the report counts the rest."""
+    """From a pickle of numpy arrays with detectron2's names, or from torchvision's file; the report counts the rest."""
     state = torchvision_state(18)
     plain = resnet(18)
     load(plain, state)
@@ -272,7 +271,7 @@ def test_a_backbone_finds_its_place_in_a_detector(load, naming):
 
 @pytest.mark.parametrize("depths", [(18, 34), (34, 18)])
 def test_a_resnet_of_another_depth_is_refused(load, depths):
-    """Most of ResNet-101 would fit into ResNet-50, and give nonsense."""
+    """Weights of ResNet-101 are refused for ResNet-50, although most shapes fit."""
     model = Detector(depth=depths[0])
     before = model.backbone.stem.conv1.weight.clone()
     with pytest.raises(ValueError, match=r"another depth: \d blocks in backbone.res\d, this model's has \d"):
@@ -281,7 +280,7 @@ def test_a_resnet_of_another_depth_is_refused(load, depths):
 
 
 def test_another_detector_on_the_same_backbone_is_refused(load):
-    """Most of what a small detector weighs is its backbone."""
+    """Weights of another detector are refused, even if most tensors belong to a common backbone."""
     state = {f"backbone.{name}": tensor for name, tensor in Detector().backbone.state_dict().items()}
     load(Detector(), state)
     others = {f"transformer.{i}.weight": torch.zeros(4, 4) for i in range(4)}
@@ -301,7 +300,7 @@ def test_either_name_of_a_shared_module_fills_both(load, name):
 
 
 def test_a_head_of_other_classes_stays_as_it_was_and_the_report_says_so(load):
-    """All else is kept."""
+    """Weights of another shape are skipped, the rest is loaded."""
     source, model = Detector(classes=91), Detector(classes=3)
     head = model.class_embed.weight.clone()
     log = load(model, {"model": source.state_dict()})
@@ -311,7 +310,7 @@ def test_a_head_of_other_classes_stays_as_it_was_and_the_report_says_so(load):
 
 
 def test_half_precision_is_cast_to_the_models_dtype(load):
-    """Files of half the size serve as well."""
+    """float16 files load into a float32 model."""
     source, model = Detector(), Detector()
     load(model, {"model": {k: v.half() for k, v in source.state_dict().items()}})
     assert model.class_embed.weight.dtype == torch.float32
@@ -320,7 +319,7 @@ def test_half_precision_is_cast_to_the_models_dtype(load):
 
 @pytest.mark.parametrize("wrapping", [("model", "module."), ("state_dict", "module._orig_mod."), ("ema_state", "")])
 def test_wrapped_weights_are_unwrapped(load, wrapping):
-    """As DDP, torch.compile, other trainers and averages leave them."""
+    """Files of DDP, torch.compile, other trainers and EMA."""
     key, prefix = wrapping
     source, model = Detector(), Detector()
     load(model, {key: {prefix + k: v for k, v in source.state_dict().items()}, "iteration": 3})
@@ -328,7 +327,7 @@ def test_wrapped_weights_are_unwrapped(load, wrapping):
 
 
 def test_safetensors(load):
-    """Told by its content, whatever its name."""
+    """The content decides, not the name."""
     safetensors = pytest.importorskip("safetensors.torch")
     source, model = Detector(), Detector()
     state = {k: v.clone() for k, v in source.state_dict().items()}
@@ -340,14 +339,14 @@ def test_safetensors(load):
     "content", [{"blobs": {"conv1_w": 1}}, {"model": {"a": "text"}}, {"model": {}}, [1], {"lr": 1}], ids=str
 )
 def test_a_file_without_weights_is_an_error(load, content):
-    """In one line that names it."""
+    """The error is one line with the name of the file."""
     with pytest.raises(ValueError, match="weights.pkl") as error:
         load(Detector(), content, "weights.pkl", WRITERS["pkl 2"])
     assert "\n" not in str(error.value)
 
 
 def test_resuming_wants_exactly_the_same_model(tmp_path):
-    """A training with its optimizer cannot go on in another model, though one may start from its weights."""
+    """Resuming in another model is an error; its weights can be loaded."""
     DetectionCheckpointer(Detector(classes=3), str(tmp_path)).save("model", iteration=1)
     other = DetectionCheckpointer(Detector(classes=4), str(tmp_path))
     with pytest.raises(ValueError, match="cannot be resumed from .*class_embed.weight 3×4 instead of 4×4"):
@@ -357,7 +356,7 @@ def test_resuming_wants_exactly_the_same_model(tmp_path):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """A web server for `tmp_path/www`; what is downloaded goes to a cache of its own."""
+    """A web server for `tmp_path/www`; downloads go to a temporary cache."""
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
     (tmp_path / "www").mkdir()
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "www"))
@@ -370,7 +369,7 @@ def server(tmp_path, monkeypatch):
 
 
 def test_a_url_is_downloaded_once(server):
-    """The second time it comes from the cache."""
+    """The second load uses the cache."""
     url, folder = server
     torch.save({"model": Detector().state_dict()}, folder / "weights.pth")
     DetectionCheckpointer(Detector()).load(f"{url}weights.pth")
@@ -379,7 +378,7 @@ def test_a_url_is_downloaded_once(server):
 
 
 def test_a_failed_download_names_the_url_and_the_way_round(server):
-    """Clusters often have no network."""
+    """Without a network the message says which file to download."""
     url, _ = server
     with pytest.raises(OSError, match=rf"cannot download {url}x.pth .*: fetch {url}x.pth elsewhere") as error:
         DetectionCheckpointer(Detector()).load(f"{url}x.pth")
@@ -387,7 +386,7 @@ def test_a_failed_download_names_the_url_and_the_way_round(server):
 
 
 def test_torchvision_urls(server, monkeypatch):
-    """The file is checked against the digits in its name; unknown networks are an error that lists the known ones."""
+    """The hash in the file's name is checked; the error for an unknown network lists the known ones."""
     url, folder = server
     monkeypatch.setattr(urls.TorchvisionHandler, "URL", url)
     (folder / "resnet18-f37072fd.pth").write_bytes(b"an error page")

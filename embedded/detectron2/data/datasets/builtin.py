@@ -1,4 +1,4 @@
-"""COCO 2017, found under the folder that $DETECTRON2_DATASETS names (default: `datasets` in the working directory)."""
+"""COCO 2017 in the folder $DETECTRON2_DATASETS (default: `datasets` in the working directory)."""
 
 import os
 from pathlib import Path

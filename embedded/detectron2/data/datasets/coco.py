@@ -19,16 +19,15 @@ __all__ = ["load_coco_json", "register_coco_instances"]
 def register_coco_instances(
     name: str, metadata: dict[str, Any], json_file: str | os.PathLike, image_root: str | os.PathLike
 ) -> None:
-    """Register a dataset in COCO's format under a name. Files are opened when the dataset is loaded.
+    """Register a dataset in COCO's format. Files are read when the dataset is loaded.
 
     Args:
         name: e.g. "coco_2017_train".
-        metadata: what else to keep in `MetadataCatalog.get(name)`; may be {}. `root_env`, the environment variable
-            that the two paths depend on, is named in the error when they do not exist. `thing_classes` (names) and
-            `thing_dataset_id_to_contiguous_id`, if given, are the classes annotations may have; otherwise the file
-            declares them.
+        metadata: additional values for `MetadataCatalog.get(name)`; may be {}. `root_env` is the environment variable
+            of the two paths; the error for missing files names it. `thing_classes` (names) and
+            `thing_dataset_id_to_contiguous_id` are the allowed classes; by default the file declares them.
         json_file: the annotations.
-        image_root: the folder that the file names in the annotations are relative to.
+        image_root: folder of the file names in the annotations.
     """
     json_file, image_root = os.fspath(json_file), os.fspath(image_root)
     DatasetCatalog.register(name, lambda: load_coco_json(json_file, image_root, name))
@@ -41,23 +40,23 @@ def load_coco_json(
     dataset_name: str | None = None,
     extra_annotation_keys: Sequence[str] | None = None,
 ) -> list[dict]:
-    """Reads an annotation file.
+    """Read an annotation file.
 
     Args:
         json_file: the annotations.
-        image_root: the folder of the images.
-        dataset_name: also enters the classes of the file into this dataset's metadata, and speaks of it in errors.
+        image_root: folder of the images.
+        dataset_name: set the classes in this dataset's metadata, and name it in errors.
         extra_annotation_keys: keys of the file's annotations to keep, e.g. "segmentation", "area", "id".
 
     Returns:
-        One dict per image, by image id, also for images without objects: `file_name`, `height`, `width`, `image_id`
-        and `annotations`, a list of dicts with `bbox` (x, y, width, height in pixels), `bbox_mode`, `iscrowd` and
-        `category_id`: classes are numbered from 0 in the order of the file's ids. A file without `annotations` lists
-        test images, which have no objects.
+        One dict per image, sorted by image id, also for images without objects. Keys: `file_name`, `height`, `width`,
+        `image_id` and `annotations`, a list of dicts with `bbox` (x, y, width, height in pixels), `bbox_mode`,
+        `iscrowd` and `category_id`. Classes are numbered from 0 in the order of the file's ids. In a file without
+        `annotations` (test images) the images have no objects.
 
     Raises:
-        FileNotFoundError: the annotation file or the image folder is not there.
-        ValueError: the file is not of this format, or has annotations of undeclared classes.
+        FileNotFoundError: the annotation file or the image folder does not exist.
+        ValueError: the file has another format, or annotations of undeclared classes.
     """
     local_file = Path(PathManager.get_local_path(os.fspath(json_file)))
     if not local_file.is_file():
@@ -74,13 +73,13 @@ def load_coco_json(
 
 
 def _missing(what: str, path: str, json_file: str, image_root: str, dataset_name: str | None) -> str:
-    """One line: which file is missing, where it should be, and which variable sets another folder."""
-    message = f"{what} {path} does not exist; expected are {json_file} and the images in {image_root}/"
+    """Return one line on a missing file or folder, the expected paths, and the environment variable."""
+    message = f"{what} {path} does not exist; expected {json_file} and the images in {image_root}/"
     if dataset_name:
         message = f"dataset {dataset_name!r}: {message}"
         if variable := MetadataCatalog.get(dataset_name).get("root_env"):
             value = os.environ.get(variable)
-            message += f"; the environment variable {variable} says where: "
+            message += f"; the environment variable {variable} sets the folder: "
             message += "it is not set" if value is None else f"it is {value!r}"
     return message
 
@@ -100,7 +99,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _declare_classes(categories: list[dict], json_file: str, dataset_name: str | None) -> dict[int, int]:
-    """Category id to class number, from the metadata if it has them, else from the file and into the metadata."""
+    """Map category ids to class numbers: from the metadata, else from the file, which then sets the metadata."""
     try:
         names = {category["id"]: category["name"] for category in sorted(categories, key=lambda c: c["id"])}
     except (KeyError, TypeError) as err:
@@ -150,11 +149,11 @@ def _image_dicts(
 
 
 def _check_categories(annotations: list[dict], class_numbers: dict[int, int], json_file: str) -> None:
-    strangers: dict[int, Any] = {}
+    undeclared: dict[int, Any] = {}
     for annotation in annotations:
         if annotation["category_id"] not in class_numbers:
-            strangers.setdefault(annotation["category_id"], annotation.get("id"))
-    if strangers:
-        shown = ", ".join(f"{id_} (annotation {first})" for id_, first in list(strangers.items())[:3])
-        more = f" and {len(strangers) - 3} more" if len(strangers) > 3 else ""
+            undeclared.setdefault(annotation["category_id"], annotation.get("id"))
+    if undeclared:
+        shown = ", ".join(f"{id_} (annotation {first})" for id_, first in list(undeclared.items())[:3])
+        more = f" and {len(undeclared) - 3} more" if len(undeclared) > 3 else ""
         raise ValueError(f"{json_file}: category ids outside the {len(class_numbers)} declared classes: {shown}{more}")

@@ -1,4 +1,4 @@
-"""Augmentations (random, draw a transform) and transforms (fixed, act on images, boxes and masks)."""
+"""Augmentations (sample a random transform) and transforms (act on images, boxes and masks)."""
 
 from fvcore.transforms.transform import (
     CropTransform,

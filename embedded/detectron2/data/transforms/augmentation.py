@@ -1,4 +1,4 @@
-"""Random augmentations: each samples a transform for an image, its boxes and its masks."""
+"""Random augmentations: each samples a transform for an image and its annotations."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,11 @@ __all__ = ["AugInput", "Augmentation", "AugmentationList", "apply_augmentations"
 
 
 class AugInput:
-    """An image and what moves with it. Augmentations replace the attributes.
+    """An image and its annotations. Augmentations replace the attributes.
 
     Args:
         image: (H, W) or (H, W, C), uint8 in [0, 255] or floating point.
-        boxes: (N, 4), x0, y0, x1, y1 in pixels; not clipped to the image by transforms.
+        boxes: (N, 4), x0, y0, x1, y1 in pixels; transforms do not clip them to the image.
         sem_seg: (H, W) integer labels.
     """
 
@@ -25,7 +25,7 @@ class AugInput:
         self.sem_seg = sem_seg
 
     def transform(self, tfm: Transform) -> None:
-        """Applies `tfm` to all there is, in place."""
+        """Apply `tfm` to all attributes in place."""
         self.image = tfm.apply_image(self.image)
         if self.boxes is not None:
             self.boxes = tfm.apply_box(self.boxes)
@@ -33,38 +33,38 @@ class AugInput:
             self.sem_seg = tfm.apply_segmentation(self.sem_seg)
 
     def apply_augmentations(self, augmentations: "Sequence[Augmentation | Transform]") -> TransformList:
-        """Applies the augmentations one after another, in place, and returns what they drew."""
+        """Apply the augmentations in order, in place, and return the sampled transforms."""
         return AugmentationList(augmentations)(self)
 
 
 class Augmentation:
-    """A policy that draws a transform. Chance comes from numpy's global generator, which data workers seed.
+    """Base class of policies that sample a transform. Random numbers come from numpy's global generator.
 
-    A subclass defines `get_transform`, or `__call__` where one transform is not enough.
+    A subclass defines `get_transform`, or `__call__` if it needs several transforms.
 
     Attributes:
-        input_args: names of the input's attributes that `get_transform` takes, in order. None means "image" if it
-            takes one argument, whatever its name; else for the names of its arguments.
+        input_args: names of the input's attributes that are passed to `get_transform`, in order. None: "image" if
+            `get_transform` has one argument, else the names of its arguments.
     """
 
     input_args: Sequence[str] | None = None
 
     def _init(self, params: Mapping[str, Any] | None = None) -> None:
-        """Set attributes from a constructor's `locals()`: all but `self` and names that begin with `_`."""
+        """Set attributes from a constructor's `locals()`, except `self` and names that begin with `_`."""
         for name, value in (params or {}).items():
             if name != "self" and not name.startswith("_"):
                 setattr(self, name, value)
 
     def get_transform(self, *args: Any) -> Transform:
-        """Draw a transform from the input's attributes, such as `image`, `boxes` and `sem_seg`."""
+        """Sample a transform from the input's attributes, such as `image`, `boxes` and `sem_seg`."""
         raise NotImplementedError(f"{type(self).__name__} defines neither get_transform nor __call__")
 
     def __call__(self, aug_input: AugInput) -> Transform:
-        """Draw a transform for the input, apply it in place and return it.
+        """Sample a transform for the input, apply it in place and return it.
 
         Raises:
-            TypeError: `get_transform` takes any number of arguments, or returns something other than a Transform.
-            AttributeError: it takes something that the input does not have.
+            TypeError: `get_transform` has `*args` or `**kwargs`, or does not return a Transform.
+            AttributeError: the input does not have an attribute of this name.
         """
         if self.input_args is None:
             self.input_args = _arguments_of(self)
@@ -75,7 +75,7 @@ class Augmentation:
         return transform
 
     def _rand_range(self, low: float = 1.0, high: float | None = None, size: Any = None) -> Any:
-        """Uniform numbers from `low` to `high`, or from 0 to `low` if there is no `high`."""
+        """Sample uniform numbers from `low` to `high`, or from 0 to `low` without `high`."""
         lower, upper = (0, low) if high is None else (low, high)
         return np.random.uniform(lower, upper, () if size is None else size)
 
@@ -85,40 +85,40 @@ class Augmentation:
 
 
 def _arguments_of(augmentation: Augmentation) -> tuple[str, ...]:
-    """The attributes of the input that `get_transform` takes, by its signature."""
+    """Return the names of the input's attributes from the signature of `get_transform`."""
     parameters = inspect.signature(augmentation.get_transform).parameters
     if len(parameters) == 1:
         return ("image",)
     if any(parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) for parameter in parameters.values()):
         name = type(augmentation).__name__
-        raise TypeError(f"{name}.get_transform takes any number of arguments: set {name}.input_args to name them")
+        raise TypeError(f"{name}.get_transform has *args or **kwargs: set {name}.input_args to name them")
     return tuple(parameters)
 
 
 class AugmentationList(Augmentation):
-    """One augmentation after another; fixed transforms may be among them."""
+    """Apply augmentations and fixed transforms in order."""
 
     def __init__(self, augs: Sequence[Augmentation | Transform]):
         self.augs = list(augs)
 
     def get_transform(self, *args) -> Transform:
-        raise NotImplementedError("an AugmentationList draws each transform after applying the one before: call it")
+        raise NotImplementedError("an AugmentationList has no single transform: call it with an AugInput")
 
     def __call__(self, aug_input: AugInput) -> TransformList:
-        transforms = []
+        sampled = []
         for step in self.augs:
             if isinstance(step, Transform):
                 aug_input.transform(step)
-                transforms.append(step)
+                sampled.append(step)
             else:
-                transforms.append(step(aug_input))
-        return TransformList(transforms)
+                sampled.append(step(aug_input))
+        return TransformList(sampled)
 
 
 def apply_augmentations(
     augmentations: Sequence[Augmentation | Transform], inputs: AugInput | np.ndarray
 ) -> tuple[AugInput | np.ndarray, TransformList]:
-    """Applies augmentations to an image or an AugInput; returns the result (of the same type) and the transforms."""
+    """Apply augmentations to an image or AugInput; return the result (of the same type) and the transforms."""
     aug_input = inputs if isinstance(inputs, AugInput) else AugInput(inputs)
     transforms = aug_input.apply_augmentations(augmentations)
     return (inputs if isinstance(inputs, AugInput) else aug_input.image), transforms

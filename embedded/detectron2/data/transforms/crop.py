@@ -11,28 +11,28 @@ __all__ = ["RandomCrop"]
 
 
 class RandomCrop(Augmentation):
-    """Cuts a rectangle of a given or random size out of a random place.
+    """Crop a rectangle of a given or random size at a random position.
 
     Args:
-        crop_type: how to read `crop_size`:
-            "relative": (height, width) as fractions of the image's;
-            "relative_range": fractions are drawn uniformly between these and 1;
+        crop_type: meaning of `crop_size`:
+            "relative": (height, width) as fractions of the image's size;
+            "relative_range": smallest fractions; uniform up to 1;
             "absolute": (height, width) in pixels;
-            "absolute_range": height and width are each drawn between the two numbers of pixels, both included.
-            Pixels beyond the image's size mean all of it.
+            "absolute_range": smallest and largest side in pixels, both included, sampled for height and width.
+            Sizes in pixels are limited to the image's size.
         crop_size: two numbers.
 
     Raises:
-        ValueError: another type, or not two numbers.
+        ValueError: an unknown type, or not two numbers.
     """
 
     TYPES = ("relative", "relative_range", "absolute", "absolute_range")
 
     def __init__(self, crop_type: str, crop_size: Sequence[float]):
         if crop_type not in self.TYPES:
-            raise ValueError(f"crop_type {crop_type!r} is none of {', '.join(self.TYPES)}")
+            raise ValueError(f"crop_type {crop_type!r}: choose one of {', '.join(self.TYPES)}")
         if len(crop_size) != 2:
-            raise ValueError(f"crop_size is two numbers, not {crop_size!r}")
+            raise ValueError(f"crop_size must be two numbers, not {crop_size!r}")
         self.crop_type = crop_type
         self.crop_size = tuple(crop_size)
 
@@ -44,7 +44,7 @@ class RandomCrop(Augmentation):
         return CropTransform(left, top, crop_width, crop_height, width, height)
 
     def get_crop_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Draws the (height, width) of the crop for an image of (height, width)."""
+        """Sample the (height, width) of the crop for an image of size (height, width)."""
         image_height, image_width = image_size
         first, second = self.crop_size
         if self.crop_type == "absolute_range":

@@ -1,4 +1,4 @@
-"""Mirroring."""
+"""Random flips."""
 
 import numpy as np
 from fvcore.transforms.transform import HFlipTransform, NoOpTransform, Transform, VFlipTransform
@@ -9,7 +9,7 @@ __all__ = ["RandomFlip"]
 
 
 class RandomFlip(Augmentation):
-    """Mirrors with probability `prob`, left to right (`horizontal`) or top to bottom (`vertical`)."""
+    """Flip with probability `prob`, left to right (`horizontal`) or top to bottom (`vertical`)."""
 
     def __init__(self, prob: float = 0.5, *, horizontal: bool = True, vertical: bool = False):
         if horizontal == vertical:

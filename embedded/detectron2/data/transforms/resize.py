@@ -1,4 +1,4 @@
-"""Resizing, with PIL's antialiased filters, or PyTorch's where they are the faster ones."""
+"""Resizing with PIL's antialiased filters, or with PyTorch's if they are faster."""
 
 import sys
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ __all__ = ["ResizeShortestEdge", "ResizeTransform"]
 
 BILINEAR = int(Image.Resampling.BILINEAR)
 NEAREST = int(Image.Resampling.NEAREST)
-# PyTorch's filter for bytes in vector instructions takes a third of PIL's time. Of 10,000 values, one to four come out
-# different, by 1.
+# With vector instructions PyTorch's filter for bytes takes a third of PIL's time. One to four of 10,000 values differ,
+# by 1.
 VECTORISED = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
 class ResizeTransform(Transform):
-    """Resizes images of (h, w) pixels to (new_h, new_w).
+    """Resize images of (h, w) pixels to (new_h, new_w).
 
     Args:
         interp: one of PIL's `Image.Resampling`; None for bilinear.
@@ -34,9 +34,9 @@ class ResizeTransform(Transform):
         self.interp = BILINEAR if interp is None else interp
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
-        """(h, w) or (h, w, C), any number of channels, to the new size; the dtype stays."""
+        """Resize (h, w) or (h, w, C), any number of channels; the dtype stays."""
         if img.shape[:2] != (self.h, self.w):
-            raise ValueError(f"an image of {img.shape[:2]} pixels given to a resize of {self.h, self.w}")
+            raise ValueError(f"an image of {img.shape[:2]} pixels was given to a resize of {self.h, self.w}")
         resample = self.interp if interp is None else interp
         if img.dtype == np.uint8 and (img.ndim == 2 or img.shape[2] == 3):
             return self._resize(img, resample)
@@ -48,7 +48,7 @@ class ResizeTransform(Transform):
 
     def _resize(self, pixels: np.ndarray, resample: int) -> np.ndarray:
         if VECTORISED and resample == BILINEAR and pixels.ndim == 3:
-            # PyTorch has no negative strides, as mirrored arrays have them, but mirrors in an eighth of NumPy's time.
+            # PyTorch does not support negative strides (flipped arrays); its flip takes an eighth of NumPy's time.
             mirrored = [axis for axis, stride in enumerate(pixels.strides) if stride < 0]
             unmirrored = np.flip(pixels, mirrored)
             tensor = torch.from_numpy(unmirrored if pixels.flags.writeable else unmirrored.copy()).flip(mirrored)
@@ -59,11 +59,11 @@ class ResizeTransform(Transform):
         return np.asarray(resized)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """(N, 2) points (x, y) in pixels of the old image to pixels of the new one."""
+        """Convert points (N, 2), (x, y) in pixels, from the old image to the new one."""
         return coords * [self.new_w / self.w, self.new_h / self.h]
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """(h, w) labels, which must not be mixed."""
+        """Resize labels (h, w) without mixing them."""
         return self.apply_image(segmentation, interp=NEAREST)
 
     def inverse(self) -> "ResizeTransform":
@@ -71,16 +71,16 @@ class ResizeTransform(Transform):
 
 
 class ResizeShortestEdge(Augmentation):
-    """Resizes to a random length of the shorter side, keeping the aspect ratio up to whole pixels.
+    """Resize to a random length of the shorter side; keep the aspect ratio up to rounding.
 
     Args:
-        short_edge_length: in pixels; one number for a fixed length; 0 keeps the size.
-        max_size: the longer side's limit in pixels; the shorter one is made smaller if need be.
+        short_edge_length: lengths in pixels, or one length; 0 keeps the size.
+        max_size: limit of the longer side in pixels; the shorter side shrinks accordingly.
         sample_style: "choice": one of the lengths; "range": a length between the two given ones, both included.
-        interp: one of PIL's `Image.Resampling`, bilinear by default.
+        interp: one of PIL's `Image.Resampling`, by default bilinear.
 
     Raises:
-        ValueError: another style, or "range" without two lengths.
+        ValueError: an unknown style, or "range" without two lengths.
     """
 
     def __init__(
@@ -91,10 +91,10 @@ class ResizeShortestEdge(Augmentation):
         interp: int = BILINEAR,
     ):
         if sample_style not in ("choice", "range"):
-            raise ValueError(f"sample_style {sample_style!r} is neither 'choice' nor 'range'")
+            raise ValueError(f"sample_style {sample_style!r} must be 'choice' or 'range'")
         lengths = (short_edge_length,) * 2 if isinstance(short_edge_length, int) else tuple(short_edge_length)
         if not lengths or (sample_style == "range" and len(lengths) != 2):
-            raise ValueError(f"short_edge_length {lengths} does not go with sample_style {sample_style!r}")
+            raise ValueError(f"short_edge_length {lengths} does not fit sample_style {sample_style!r}; 'range' needs 2")
         self.short_edge_length = lengths
         self.max_size = max_size
         self.sample_style = sample_style
@@ -113,7 +113,7 @@ class ResizeShortestEdge(Augmentation):
 
     @staticmethod
     def get_output_shape(oldh: int, oldw: int, short_edge_length: int, max_size: int) -> tuple[int, int]:
-        """The new (height, width) in pixels, each rounded to the nearest."""
+        """Return the new (height, width) in pixels, rounded to the nearest."""
         short, long = float(short_edge_length), short_edge_length / min(oldh, oldw) * max(oldh, oldw)
         if long > max_size:
             shrink = max_size / long
