@@ -196,7 +196,8 @@ def rescaled_overlap(pairs: Matched, gamma: float) -> Tensor:
     image in one layer.
     """
     highest = pairs.iou.new_zeros(pairs.num_examples).scatter_reduce(0, pairs.example, pairs.iou, "amax")
-    return pairs.iou**2 / highest.clamp(min=torch.finfo(pairs.iou.dtype).tiny)[pairs.example]
+    # Divide first: the square of a small IoU would lose digits.
+    return pairs.iou * (pairs.iou / highest.clamp(min=torch.finfo(pairs.iou.dtype).tiny)[pairs.example])
 
 
 class ClassificationLoss(NamedTuple):
