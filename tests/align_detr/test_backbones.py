@@ -1,7 +1,6 @@
 """Small versions of the configs on Swin, ViT and timm: they train, resume, evaluate, and agree as ONNX."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from detectron2.config import instantiate
 
 from detrkit import evaluate, train
 from detrkit.datasets.classes import Classes
+from detrkit.datasets.small import make
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -27,8 +27,7 @@ NAMES = Classes(("red", "green", "blue"), (4, 5, 6))
 def drawn(tmp_path_factory):
     """Eight drawn images to train on and two to evaluate on."""
     folder = tmp_path_factory.mktemp("data")
-    command = [sys.executable, str(ROOT / "tools/make_tiny_coco.py"), "--synthetic", "--train", "8", "--val", "2"]
-    subprocess.run([*command, "--output", str(folder)], check=True, capture_output=True)
+    make(folder, train=8, val=2)
     return folder
 
 
