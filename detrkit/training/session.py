@@ -27,8 +27,8 @@ from detrkit.datasets.classes import dataset_names
 from detrkit.datasets.registration import saved_registrations
 from detrkit.runtime.device import device_name, resolve_device
 from detrkit.runtime.logs import LOGGERS, log_traceback
-from detrkit.runtime.weight_files import is_remote, weights_problem
-from detrkit.weights import Prepared, prepare_config
+from detrkit.runtime.weight_files import is_name, is_remote, weights_problem
+from detrkit.weights import Prepared, local_path, prepare_config
 
 from .builders import AMP_TYPES, amp_name, amp_type
 from .checkpoints import ResumePoint
@@ -157,14 +157,15 @@ def check_unchanged(point: ResumePoint, config: Mapping[str, str]) -> None:
 
 
 def check_exists(checkpoint: str) -> None:
-    """Check that a file of weights is there and complete. URLs and names are checked on loading.
+    """Check that a file of weights is there and complete. A name is downloaded; URLs are checked on loading.
 
     Raises:
-        FileNotFoundError: it is not there.
-        ValueError: it is incomplete, or no file of weights.
+        OSError: it is not there, or cannot be downloaded.
+        ValueError: it is incomplete, or no file of weights; or there is no such name.
     """
-    if not checkpoint or is_remote(checkpoint):
+    if not checkpoint or (is_remote(checkpoint) and not is_name(checkpoint)):
         return
+    checkpoint = local_path(checkpoint)
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(f"train.init_checkpoint={checkpoint}: no such file")
     if problem := weights_problem(checkpoint):
