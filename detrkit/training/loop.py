@@ -29,8 +29,8 @@ from .live_line import LiveLine
 from .output_folder import claim_output_folder
 from .preflight import known_classes, match_training
 from .run_state import RunState, cut_metrics
-from .sharding import gather_shards
 from .session import check_exists, check_unchanged, join_torchrun, log_results, logs_closed_on_exit, prepare
+from .sharding import gather_shards
 from .stopping import StopEarly
 from .watchdog import Watchdog
 
