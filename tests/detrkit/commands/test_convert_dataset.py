@@ -182,7 +182,7 @@ def test_the_config_of_a_folder(tmp_path, monkeypatch):
     """Protects the defaults: the paper's first row, a length of 50 passes over the pictures with objects, ten
     evaluations; what is given on the command line stands, with the folder as it was at a resumed training."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(training_folder, "default_config", lambda: training_folder.BASE_CONFIG)
+    monkeypatch.setattr(training_folder, "default_config", lambda overrides=(): training_folder.BASE_CONFIG)
     make_voc(tmp_path / "mine")
     cfg = folder_config("mine")
     assert cfg.model.num_queries == 900 and cfg.model.num_classes == 2  # of R50

@@ -227,7 +227,7 @@ def test_where_a_detector_comes_from(tmp_path, run_folder, pictures):
     """A folder, a config and weights, other weights of the folder; each gives the same."""
     folder = write_run(tmp_path / "run")
     (folder / "model_final.pth").rename(folder / "model_0000003.pth")
-    with pytest.raises(FileNotFoundError, match="has no weights as yet"):
+    with pytest.raises(FileNotFoundError, match="has no weights yet"):
         Detector(folder)
     (folder / "last_checkpoint").write_text("model_0000003.pth")
     both = {"config": run_folder / "config.yaml", "weights": str(run_folder / "model_final.pth")}
@@ -254,7 +254,7 @@ def test_mistakes(tmp_path, run_folder):
         ({"config": cfg}, ValueError, "needs the folder of a training, an exported file, or both"),
         ({"config": cfg, "weights": tmp_path / "less.pth"}, ValueError, "lacks 1 of the model's tensors: neck.convs.0"),
         ({"config": cfg, "weights": tmp_path / "no.pth"}, FileNotFoundError, "no such checkpoint"),
-        ({"source": run_folder, "device": "cuda:77"}, ValueError, "device=cuda:77 is not there"),
+        ({"source": run_folder, "device": "cuda:77"}, ValueError, "device=cuda:77 is not available"),
         ({"source": run_folder, "dtype": "int8"}, ValueError, "dtype=int8 is none of float32, float16, bfloat16"),
     ]
     for arguments, kind, said in cases:
