@@ -5,10 +5,11 @@
 
 LAYOUTS = ("coco", "voc", "yolo", "labelme", "cvat", "via", "tensorflow-csv", "open-images", "kitti")
 DIFFICULT = ("ignore", "keep", "drop")
-WEIGHT_FAMILIES = ("detrex", "huggingface", "mmdet", "original", "sensex")
+WEIGHT_FAMILIES = ("detrex", "detrex-torchvision", "huggingface", "mmdet", "original", "sensex")
 WEIGHT_FORMATS = (
     *WEIGHT_FAMILIES,
-    *("h_detr", "hf_conditional_detr", "hf_dab_detr", "hf_deformable_detr", "mmdet_co_dino", "mmdet_conditional_detr"),
-    *("mmdet_dab_detr", "mmdet_dino", "original_dab_detr", "original_dino"),
-    *("sensex_co_deformable_detr", "sensex_co_dino"),
+    *("detrex_conditional_detr", "detrex_dab_detr", "h_detr"),
+    *("hf_conditional_detr", "hf_dab_detr", "hf_deformable_detr"),
+    *("mmdet_co_dino", "mmdet_conditional_detr", "mmdet_dab_detr", "mmdet_dino"),
+    *("original_dab_detr", "original_dino", "sensex_co_deformable_detr", "sensex_co_dino"),
 )

@@ -56,7 +56,7 @@ def tool(monkeypatch, tmp_path):
     from detrkit.reports import alignment
 
     for name in ("low.pth", "high.pth"):
-        (tmp_path / name).touch()
+        torch.save({"model": {}}, tmp_path / name)
     scores = {"low.pth": 0.2, "high.pth": 0.9}
     monkeypatch.setattr(alignment, "load_detector", lambda cfg, path: Scripted(scores[path.rpartition("/")[2]]))
     write_dataset(tmp_path)

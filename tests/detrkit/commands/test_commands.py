@@ -224,7 +224,7 @@ def completions(line, folder, cache=None):
     "line, found",
     [
         ("align-detr mak", ["make-data"]),
-        ("align-detr train align_detr_t", ["align_detr_tiny"]),
+        ("align-detr train align_detr_ti", ["align_detr_timm_4scale_12ep", "align_detr_tiny"]),
         ("align-detr train --d", ["--data", "--dist-url"]),
         ("align-detr eval --num", ["--num-gpus", "--num-machines"]),
         ("align-detr eval output --which ", ["best", "final"]),
