@@ -1,8 +1,20 @@
-"""Time a config's criterion, deformable attention, training step, inference and data loading on this device.
+"""`align-detr benchmark`: time the parts of a config."""
 
-    align-detr benchmark CONFIG [--parts criterion attention step inference data growth]
-        [--batch-sizes 2 4 8] [--image-sizes 480x640] [--objects 7 14 28 56] [--repeats 7] [--reference]
-        [--beside key=value]... [--json FILE] [key=value ...]
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from detrkit.commands import command_line
+
+if TYPE_CHECKING:
+    from detrkit.benchmark.suite import BenchmarkOptions
+
+DESCRIPTION = """\
+Time a config's criterion, deformable attention, training step, inference and data loading on this device.
 
     criterion   the losses with their matching, forward and backward, for random predictions in the detector's shapes
     attention   deformable attention alone, forward and backward, with the inputs of the first such layer of encoder and
@@ -16,31 +28,17 @@
 Images are noise with random objects, except for `data`. Times are medians after a warm-up, ± the interquartile range.
 Memory is the peak of a run: on a GPU by PyTorch's allocator, on Linux by a separate process; for step and inference it
 includes the model. `--reference` times the plain formulations of tests/reference in turn with ours, and `--beside` the
-same with other options, such as train.amp.enabled=False; "of reference" and "of beside" are ours divided by theirs.
-"""
-
-from __future__ import annotations
-
-import argparse
-import json
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from detrkit.commands.command_line import errors_in_one_line
-
-if TYPE_CHECKING:
-    from detrkit.benchmark.suite import BenchmarkOptions
-
-LISTS = ("parts", "batch_sizes", "image_sizes", "objects")  # options that take any number of words
+same with other options, such as train.amp.enabled=False; "of reference" and "of beside" are ours divided by theirs."""
+EXAMPLES = (
+    "align-detr benchmark align_detr_tiny --parts criterion step --batch-sizes 2 4",
+    "align-detr benchmark align_detr_r50_4scale_12ep --parts inference --image-sizes 480x640 train.device=cpu",
+)
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options of `align-detr benchmark`."""
-    from detrkit.commands.words import add_config
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_config(parser)
+    """Return the options of `align-detr benchmark`."""
+    parser = command_line.CommandParser(DESCRIPTION, EXAMPLES, prog="align-detr benchmark")
+    command_line.add_config(parser)
     parser.add_argument("--parts", nargs="+", default=[], metavar="PART", help="what to time (default: all but growth)")
     parser.add_argument(
         "--batch-sizes",
@@ -74,11 +72,11 @@ def parser() -> argparse.ArgumentParser:
         help="time the same with this change too, by turns; may be given several times",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
-    parser.add_argument("opts", nargs="*", metavar="key=value", help="changes of the config")
+    command_line.add_overrides(parser)
     return parser
 
 
-def run(args: argparse.Namespace) -> bool:
+def measure(args: argparse.Namespace) -> None:
     """Print the tables, and write the JSON file."""
     options = options_of(args)
     from detrkit.benchmark.suite import Benchmark
@@ -88,7 +86,6 @@ def run(args: argparse.Namespace) -> bool:
         print(text, flush=True)
     if args.json:
         args.json.write_text(json.dumps(benchmark.results(), indent=1))
-    return True
 
 
 def options_of(args: argparse.Namespace) -> BenchmarkOptions:
@@ -106,7 +103,7 @@ def options_of(args: argparse.Namespace) -> BenchmarkOptions:
 
     given = {name: values for name, values in {"parts": args.parts, **numbers}.items() if values}
     return BenchmarkOptions(
-        args.config_file, args.opts, repeats=args.repeats, reference=args.reference, beside=args.beside, **given
+        args.config, args.overrides, repeats=args.repeats, reference=args.reference, beside=args.beside, **given
     )
 
 
@@ -137,9 +134,11 @@ def typed(words: Iterable[str], parse: Callable[[str], Any], option: str) -> lis
         raise ValueError(f"{option}: {error}") from None
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    from detrkit.commands.words import parse_words
+def run(args: argparse.Namespace) -> None:
+    """Measure and print."""
+    with command_line.errors_in_one_line():
+        measure(args)
 
-    args = parse_words(parser(), argv, LISTS)
-    with errors_in_one_line():
-        run(args)
+
+def main(argv: Sequence[str] | None = None) -> None:
+    run(command_line.parse(parser(), argv))

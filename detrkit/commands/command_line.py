@@ -104,13 +104,14 @@ def parse(parser: argparse.ArgumentParser, words: Sequence[str] | None = None) -
         words: by default those of the command line.
 
     Returns:
-        The arguments. `config` is "" or a word, `overrides` has all `key=value`.
+        The arguments. `config` is "" or a word, `overrides` has all `key=value`, `words` the words as given.
 
     Exits with status 2 and one line if the words do not fit.
     """
     words = list(sys.argv[1:] if words is None else words)
     check_options(parser, words)
     args = parser.parse_intermixed_args(words)
+    args.words = words
     if not hasattr(args, "overrides"):
         return args
     given = getattr(args, "config", None)
@@ -120,7 +121,8 @@ def parse(parser: argparse.ArgumentParser, words: Sequence[str] | None = None) -
     args.overrides = []
     take_overrides(plain, args.overrides)
     for action in parser._actions:  # an option that takes any number of words took the overrides after it too
-        if action.option_strings and action.nargs in ("+", "*"):
+        takes_words = action.option_strings and action.nargs in ("+", "*") and action.type is None
+        if takes_words and not getattr(action, "keeps_changes", False):
             take_overrides(getattr(args, action.dest) or [], args.overrides)
     if hasattr(args, "config"):
         configs = [*plain, *([args.config_file] if args.config_file else [])]

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from detrkit.commands import command_line
+
 if TYPE_CHECKING:
     from detrkit.experiments.experiment import Options
 
@@ -21,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser, seeds: Sequence[int], output: s
     parser.add_argument("--cluster", metavar="ADDRESS", help="Dask scheduler whose workers train: tcp://host:8786")
     parser.add_argument("--output", type=Path, default=Path(output), help="folder (default: %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="only list the runs")
-    parser.add_argument("opts", nargs="*", metavar="key=value", help="changes to the configs")
+    command_line.add_overrides(parser, "changes to the configs")
 
 
 def options_of(args: argparse.Namespace) -> Options:
@@ -36,6 +38,6 @@ def options_of(args: argparse.Namespace) -> Options:
         jobs=args.jobs,
         cluster=args.cluster,
         dry_run=args.dry_run,
-        overrides=args.opts,
+        overrides=args.overrides,
         command=shlex.join([*program(), *args.words]),
     )

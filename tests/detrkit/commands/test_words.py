@@ -3,7 +3,7 @@
 import pytest
 
 from detrkit.commands import ablate, benchmark, compare
-from detrkit.commands.words import parse_words
+from detrkit.commands.command_line import parse
 
 
 @pytest.mark.parametrize(
@@ -14,21 +14,21 @@ from detrkit.commands.words import parse_words
     ],
 )
 def test_order_does_not_matter(words):
-    args = parse_words(ablate.parser(), words)
-    assert (args.config_file, args.opts, args.seeds, args.no_baseline) == ("dino_tiny", ["a.b=1", "~c"], [3], True)
+    args = parse(ablate.parser(), words)
+    assert (args.config, args.overrides, args.seeds, args.no_baseline) == ("dino_tiny", ["a.b=1", "~c"], [3], True)
     assert args.words == words
 
 
 def test_overrides_after_an_option_of_many_words():
     """`--parts step train.device=cpu` means one part and one override; a grid keeps its own `name=values`."""
-    args = parse_words(benchmark.parser(), ["--parts", "step", "train.device=cpu"], benchmark.LISTS)
-    assert args.parts == ["step"] and args.opts == ["train.device=cpu"]
-    args = parse_words(ablate.parser(), ["x.y=1", "--grid", "k=1,2"])
-    assert args.grid == ["k=1,2"] and args.opts == ["x.y=1"] and args.config_file == "align_detr_tiny"
+    args = parse(benchmark.parser(), ["--parts", "step", "train.device=cpu"])
+    assert args.parts == ["step"] and args.overrides == ["train.device=cpu"]
+    args = parse(ablate.parser(), ["x.y=1", "--grid", "k=1,2"])
+    assert args.grid == ["k=1,2"] and args.overrides == ["x.y=1"] and args.config == "align_detr_tiny"
 
 
 @pytest.mark.parametrize("command, words", [(compare, ["dino_tiny"]), (ablate, ["dino_tiny", "align_detr_tiny"])])
 def test_a_word_too_many_is_an_error(command, words, capsys):
     with pytest.raises(SystemExit):
-        parse_words(command.parser(), words)
-    assert f"unrecognized arguments: {words[-1]}" in capsys.readouterr().err
+        parse(command.parser(), words)
+    assert f"{words[-1]} is not a change as key=value" in capsys.readouterr().err
