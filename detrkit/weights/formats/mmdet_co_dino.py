@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from ..co_detr import AUXILIARY_STEPS, DOWNSAMPLE, auxiliary_heads, merging_of_positive_queries
+from ..co_detr import AUXILIARY_STEPS, BOX_ORDER, DOWNSAMPLE, auxiliary_heads, merging_of_positive_queries
 from ..files import WeightsFile
 from ..format import Format, Requirements
 from ..mmdet import layout, position
@@ -88,6 +88,7 @@ FORMAT = Format(
         counters(written=lambda state: True),
         *reordered_patch_merging("backbone."),
         *AUXILIARY_STEPS,
+        BOX_ORDER,
         names(LABELS, mmdet_swin("backbone.")),
         *AFTER,
     ),

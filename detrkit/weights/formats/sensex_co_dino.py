@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from ..co_detr import AUXILIARY_STEPS, EMA_BUFFERS
+from ..co_detr import AUXILIARY_STEPS, BOX_ORDER, EMA_BUFFERS
 from ..format import Format
 from ..mmdet import layout
 from ..parts import counters, official_swin
@@ -26,6 +26,7 @@ FORMAT = Format(
         EMA_BUFFERS,
         counters(written=lambda state: True),
         *AUXILIARY_STEPS,
+        BOX_ORDER,
         names(LABELS, official_swin("backbone.")),
         *AFTER,
     ),

@@ -11,7 +11,17 @@ from align_detr.modeling.criterion import average_over_processes
 from align_detr.modeling.losses import FOCAL_ALPHA, focal_loss, split_entries
 
 from ..ops import apply_deltas, assign_by_statistics, make_anchors
-from .base import NEVER, AuxiliaryHead, Candidates, PaddedGroundTruth, Pyramid, as_rows, giou, inside_image
+from .base import (
+    NEVER,
+    AuxiliaryHead,
+    Candidates,
+    PaddedGroundTruth,
+    Pyramid,
+    as_rows,
+    gather_rows,
+    giou,
+    inside_image,
+)
 
 FOCAL_GAMMA = 2.0
 
@@ -58,14 +68,18 @@ class ATSSHead(AuxiliaryHead):
         nn.init.constant_(self.class_pred.bias, -math.log(99))  # an initial score of 0.01
 
     def forward(self, pyramid: Pyramid, objects: PaddedGroundTruth) -> tuple[dict[str, Tensor], Candidates]:
-        """Return the losses `class` (focal), `giou` and `centerness`; the candidates are the anchors."""
+        """Return the losses `class` (focal), `giou` and `centerness`; the candidates are the anchors, with their cells' features."""
         logits, deltas, centerness = self.predict(pyramid.maps)
         levels = make_anchors(pyramid.sizes, pyramid.strides, [self.anchor_scale], [1.0], logits.device)
         anchors = torch.cat(levels)
         usable = inside_image(anchors, pyramid.extent)
         assigned = assign_by_statistics(levels, objects.boxes, objects.present, usable, self.num_candidates)
         losses = self.losses(logits, deltas, centerness, anchors, assigned, usable, objects)
-        return losses, Candidates(anchors, assigned)
+
+        def features(index: Tensor) -> Tensor:  # there is one anchor per cell
+            return gather_rows(as_rows(pyramid.maps, pyramid.maps[0].shape[1]), index)
+
+        return losses, Candidates(anchors, assigned, features)
 
     def predict(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Predict logits (B, A, C), deltas (B, A, 4) and centerness logits (B, A) for the anchors of all levels."""

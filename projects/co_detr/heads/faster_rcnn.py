@@ -17,7 +17,17 @@ from ..ops import (
     pyramid_roi_align,
     sample,
 )
-from .base import AuxiliaryHead, Candidates, PaddedGroundTruth, Pyramid, as_rows, clip, giou, inside_image
+from .base import (
+    AuxiliaryHead,
+    Candidates,
+    PaddedGroundTruth,
+    Pyramid,
+    as_rows,
+    clip,
+    gather_rows,
+    giou,
+    inside_image,
+)
 
 
 class ProposalNetwork(nn.Module):
@@ -201,7 +211,7 @@ class FasterRCNNHead(AuxiliaryHead):
     def forward(self, pyramid: Pyramid, objects: PaddedGroundTruth) -> tuple[dict[str, Tensor], Candidates]:
         """Return the losses `rpn_class`, `rpn_bbox`, `class` (cross-entropy) and `giou`.
 
-        The candidates are the sampled proposals.
+        The candidates are the sampled proposals, with the means of their RoIAlign features.
         """
         losses, proposals, valid = self.proposals(pyramid, objects)
         boxes, assigned = self.sample(proposals, valid, objects)
@@ -212,7 +222,11 @@ class FasterRCNNHead(AuxiliaryHead):
         hidden = self.shared(pooled).unflatten(0, assigned.shape)
         logits, deltas = self.class_pred(hidden).float(), self.box_pred(hidden).float()
         losses |= self.losses(logits, deltas.unflatten(-1, (-1, 4)), boxes, assigned, objects)
-        return losses, Candidates(boxes, assigned)
+
+        def features(index: Tensor) -> Tensor:
+            return gather_rows(pooled.mean(dim=(-2, -1)).unflatten(0, assigned.shape), index)
+
+        return losses, Candidates(boxes, assigned, features)
 
     def sample(self, proposals: Tensor, valid: Tensor, objects: PaddedGroundTruth) -> tuple[Tensor, Tensor]:
         """Sample proposals (B, P, 4) and ground truths: return boxes (B, S, 4) and their assignment (B, S)."""
