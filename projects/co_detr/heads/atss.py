@@ -68,7 +68,10 @@ class ATSSHead(AuxiliaryHead):
         nn.init.constant_(self.class_pred.bias, -math.log(99))  # an initial score of 0.01
 
     def forward(self, pyramid: Pyramid, objects: PaddedGroundTruth) -> tuple[dict[str, Tensor], Candidates]:
-        """Return the losses `class` (focal), `giou` and `centerness`; the candidates are the anchors, with their cells' features."""
+        """Return the losses `class` (focal), `giou` and `centerness`.
+
+        The candidates are the anchors, with the features of their cells.
+        """
         logits, deltas, centerness = self.predict(pyramid.maps)
         levels = make_anchors(pyramid.sizes, pyramid.strides, [self.anchor_scale], [1.0], logits.device)
         anchors = torch.cat(levels)
