@@ -46,6 +46,8 @@ def auxiliary_heads() -> Pairs:
     }
     return [
         *((f"{theirs}.{name}", f"{ours}.{name}") for theirs, ours in modules.items() for name in LINEAR),
+        ("roi_head.0.bbox_head.shared_convs.#.conv.weight", f"{rcnn}convs.#.0.weight"),
+        *((f"roi_head.0.bbox_head.shared_convs.#.gn.{name}", f"{rcnn}convs.#.1.{name}") for name in LINEAR),
         ("bbox_head.0.cls_convs.0.conv.weight", f"{atss}class_branch.0.weight"),
         ("bbox_head.0.reg_convs.0.conv.weight", f"{atss}box_branch.0.weight"),
         ("bbox_head.0.scales", f"{atss}level_scales"),

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from detectron2.config import instantiate
@@ -13,6 +14,12 @@ from align_detr.modeling.losses import CLASSIFICATION_LOSSES, iou_and_giou
 from co_detr.heads import PaddedGroundTruth, Pyramid
 from co_detr.modeling.queries import draw_queries
 from co_detr.ops import BACKGROUND, IGNORED
+from detrkit.config.exported import input_size
+from detrkit.datasets.classes import Classes
+from detrkit.inference.agreement import compare
+from detrkit.inference.graph import Shape, metadata_of, write_onnx
+from detrkit.inference.pytorch import PyTorchNetwork
+from detrkit.inference.runtimes import OnnxNetwork
 from detrkit.training.training_parts import drop_training_parts, without_training_parts
 
 
@@ -211,10 +218,41 @@ def test_the_command_line_trains_evaluates_and_exports(run_tool, tmp_path):
     run_tool("train_net.py", *config, f"train.output_dir={folder}", *SMALL, "train.max_iter=2")
     trained = run_tool("train_net.py", *config, "--resume", f"train.output_dir={folder}", *SMALL)
     checkpoint, weights = folder / "model_final.pth", tmp_path / "weights.safetensors"
-    run_tool("export_weights.py", "--checkpoint", checkpoint, "--output", weights, *config)
+    run_tool("export-weights", "--checkpoint", checkpoint, "--output", weights, *config)
     options = [f"train.output_dir={tmp_path / 'eval'}", *SMALL, f"train.init_checkpoint={weights}"]
     evaluated = run_tool("train_net.py", *config, "--eval-only", *options)
     assert precisions(trained) and precisions(trained) == precisions(evaluated)
+    pytest.importorskip("onnxruntime")
     model = tmp_path / "model.onnx"
-    output = run_tool("export_model.py", *config, "--checkpoint", checkpoint, "--output", model, "train.device=cpu")
-    assert model.exists() and "agree" in output
+    pictures = tmp_path / "data" / "val2017"
+    output = run_tool("export", *config, "--checkpoint", checkpoint, "--output", model, "--check", pictures)
+    assert model.exists() and "ONNX Runtime" in output
+
+
+@pytest.mark.engine("detrex's own modules keep numbers of one image's size: the engine's are exported")
+def test_onnx_agrees(tmp_path):
+    """ONNX Runtime finds what PyTorch finds, on images of any size; the training parts are not in the file."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    model = tiny()
+    with torch.no_grad():
+        for classifier in model.class_embed:
+            torch.nn.init.normal_(classifier.weight, std=0.2)
+            classifier.bias.fill_(-2.0)
+    cfg = load("co_deformable_detr_tiny")
+    cfg.train.device = "cpu"
+    cfg.model.transformer.decoder.num_layers = 2
+    for part in ("encoder", "decoder"):
+        cfg.model.transformer[part].feedforward_dim = 32
+    cfg.model.num_queries_one2one = cfg.model.select_box_nums_for_evaluation = 20
+    cfg.model.collaboration.heads.faster_rcnn.hidden_dim = 16
+    cfg.dataloader.test.mapper.augmentation[0].short_edge_length = 64
+    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
+    names = Classes(("red", "green", "blue"), (1, 2, 3))
+    network = PyTorchNetwork(cfg, str(tmp_path / "model.pth"), names, "cpu", "float32")
+    shape = Shape(None, None)
+    write_onnx(network.model, tmp_path / "m.onnx", metadata_of(names, input_size(cfg), shape, "RGB"), shape, (64, 96))
+    random = np.random.default_rng(0)
+    pixels = [(str(n), random.integers(0, 256, (70, 90 - 20 * n, 3), np.uint8)) for n in range(2)]
+    results = compare(network, OnnxNetwork(tmp_path / "m.onnx", "cpu"), pixels)
+    assert all(result.agrees for result in results) and sum(result.counts[0] for result in results) > 10

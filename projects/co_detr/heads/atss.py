@@ -18,6 +18,7 @@ from .base import (
     PaddedGroundTruth,
     Pyramid,
     as_rows,
+    conv_norm_relu,
     gather_rows,
     giou,
     inside_image,
@@ -55,7 +56,7 @@ class ATSSHead(AuxiliaryHead):
         self.num_classes, self.anchor_scale, self.num_candidates = num_classes, anchor_scale, num_candidates
         self.class_weight, self.giou_weight, self.centerness_weight = class_weight, giou_weight, centerness_weight
         self.delta_weights = tuple(delta_weights)
-        self.class_branch, self.box_branch = (_branch(embed_dim) for _ in range(2))
+        self.class_branch, self.box_branch = (conv_norm_relu(embed_dim) for _ in range(2))
         self.class_pred = nn.Conv2d(embed_dim, num_classes, 3, padding=1)
         self.box_pred = nn.Conv2d(embed_dim, 4, 3, padding=1)
         self.centerness_pred = nn.Conv2d(embed_dim, 1, 3, padding=1)
@@ -136,9 +137,3 @@ def centerness_of(points: Tensor, boxes: Tensor) -> Tensor:
     before, after = points - boxes[:, :2], boxes[:, 2:] - points
     ratio = torch.minimum(before, after) / torch.maximum(before, after)
     return ratio.prod(-1).clamp(min=0).sqrt()
-
-
-def _branch(channels: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.GroupNorm(32, channels), nn.ReLU(inplace=True)
-    )

@@ -87,6 +87,13 @@ class AuxiliaryHead(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must implement forward(pyramid, objects)")
 
 
+def conv_norm_relu(channels: int) -> nn.Sequential:
+    """Return a 3 x 3 convolution, a group norm (32 groups) and ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.GroupNorm(32, channels), nn.ReLU(inplace=True)
+    )
+
+
 def as_rows(levels: Sequence[Tensor], channels: int) -> Tensor:
     """Reshape predictions (B, A · channels, H_l, W_l) of all levels to float32 rows (B, Σ H_l · W_l · A, channels).
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from detectron2.structures import Instances
+from detectron2.structures import ImageList, Instances
 from detrex.utils import inverse_sigmoid
 from torch import Tensor, nn
 
@@ -18,11 +18,13 @@ class CollaborativeDetector:
 
     Args:
         collaboration: None, or a module without heads: the detector alone, with this criterion.
+        size_divisibility: pad images at the right and bottom to a multiple of this number of pixels; 0: do not.
         options: options of the detector; the criterion has `positive_losses`, see `PositiveLosses`.
     """
 
-    def __init__(self, collaboration: Collaboration | None, **options):
+    def __init__(self, collaboration: Collaboration | None, size_divisibility: int = 0, **options):
         super().__init__(**options)
+        self.size_divisibility = size_divisibility
         if collaboration is not None and not hasattr(self.criterion, "positive_losses"):
             raise ValueError(
                 f"criterion: {type(self).__name__} needs a criterion of co_detr.modeling, "
@@ -31,8 +33,18 @@ class CollaborativeDetector:
         # Without a head the other parameters get no gradient, and distributed training would wait for them.
         self.collaboration = collaboration if collaboration is not None and len(collaboration.heads) else None
 
+    def preprocess_image(self, batched_inputs: Sequence[Mapping]) -> ImageList:
+        """Normalise and pad the images."""
+        images = super().preprocess_image(batched_inputs)
+        if not self.size_divisibility:
+            return images
+        return ImageList.from_tensors(list(images), self.size_divisibility)
+
     def forward(self, batched_inputs: Sequence[Mapping]) -> dict[str, Tensor] | list[dict[str, Instances]]:
         """Run the detector; in training, add the weighted losses of the heads and of the positive queries."""
+        if not self.training and self.size_divisibility and len(batched_inputs) > 1:
+            # Detections must not depend on the other images, and each image has padding of its own.
+            return [super(CollaborativeDetector, self).forward([image])[0] for image in batched_inputs]
         if self.collaboration is None or not self.training:
             return super().forward(batched_inputs)
         with capture_forward(self) as captured:
