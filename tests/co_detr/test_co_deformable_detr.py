@@ -8,7 +8,6 @@ import torch
 from detectron2.config import instantiate
 from detrex.layers import get_sine_pos_embed
 from projects.h_deformable_detr.modeling import DeformableCriterion, HDeformableDETR
-from .test_co_dino import CONFIGS, QUERY_LOSSES, images, load, losses_of
 
 from align_detr.modeling.losses import CLASSIFICATION_LOSSES, iou_and_giou
 from co_detr.heads import PaddedGroundTruth, Pyramid
@@ -21,6 +20,8 @@ from detrkit.inference.graph import Shape, metadata_of, write_onnx
 from detrkit.inference.pytorch import PyTorchNetwork
 from detrkit.inference.runtimes import OnnxNetwork
 from detrkit.training.training_parts import drop_training_parts, without_training_parts
+
+from .test_co_dino import CONFIGS, QUERY_LOSSES, images, load, losses_of
 
 
 def tiny(*overrides):

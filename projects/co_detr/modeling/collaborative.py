@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
+from detectron2.modeling import detector_postprocess
 from detectron2.structures import ImageList, Instances
 from detrex.utils import inverse_sigmoid
 from torch import Tensor, nn
@@ -18,13 +19,24 @@ class CollaborativeDetector:
 
     Args:
         collaboration: None, or a module without heads: the detector alone, with this criterion.
+        canvas_size: side in pixels of a square that images are pasted into, in the top left corner, before they are
+            normalised; the rest counts as image. Sense-X's models with large-scale jitter are trained so. 0: no square.
+        canvas_value: value of the pixels around the image.
         size_divisibility: pad images at the right and bottom to a multiple of this number of pixels; 0: do not.
         options: options of the detector; the criterion has `positive_losses`, see `PositiveLosses`.
     """
 
-    def __init__(self, collaboration: Collaboration | None, size_divisibility: int = 0, **options):
+    def __init__(
+        self,
+        collaboration: Collaboration | None,
+        size_divisibility: int = 0,
+        canvas_size: int = 0,
+        canvas_value: float = 114.0,
+        **options,
+    ):
         super().__init__(**options)
         self.size_divisibility = size_divisibility
+        self.canvas_size, self.canvas_value = canvas_size, canvas_value
         if collaboration is not None and not hasattr(self.criterion, "positive_losses"):
             raise ValueError(
                 f"criterion: {type(self).__name__} needs a criterion of co_detr.modeling, "
@@ -41,8 +53,44 @@ class CollaborativeDetector:
         return ImageList.from_tensors(list(images), self.size_divisibility)
 
     def forward(self, batched_inputs: Sequence[Mapping]) -> dict[str, Tensor] | list[dict[str, Instances]]:
-        """Run the detector; in training, add the weighted losses of the heads and of the positive queries."""
-        if not self.training and self.size_divisibility and len(batched_inputs) > 1:
+        """Run the detector; in training, add the weighted losses of the heads and of the positive queries.
+
+        Raises:
+            ValueError: an image is larger than the canvas; or there is a canvas and the inputs are a traced tensor.
+        """
+        if not self.canvas_size:
+            return self.forward_images(batched_inputs)
+        if isinstance(batched_inputs, Tensor):
+            raise ValueError(f"model.canvas_size={self.canvas_size}: a graph has no canvas; set it to 0 to export")
+        sizes = [tuple(x["image"].shape[-2:]) for x in batched_inputs]
+        outputs = self.forward_images([self.on_canvas(x) for x in batched_inputs])
+        if self.training:
+            return outputs
+        return [
+            {"instances": from_canvas(output["instances"], size, (x.get("height", size[0]), x.get("width", size[1])))}
+            for output, size, x in zip(outputs, sizes, batched_inputs, strict=True)
+        ]
+
+    def on_canvas(self, inputs: Mapping) -> dict:
+        """Paste the image of a dataset dict into a square; its ground truth then is in the square."""
+        side, image = self.canvas_size, inputs["image"]
+        height, width = image.shape[-2:]
+        if max(height, width) > side:
+            raise ValueError(
+                f"an image of {height} x {width} pixels is larger than model.canvas_size={side}: "
+                "set max_size of the mapper's ResizeShortestEdge to that"
+            )
+        square = image.new_full((image.shape[0], side, side), self.canvas_value)
+        square[:, :height, :width] = image
+        result = {**inputs, "image": square, "height": side, "width": side}
+        if "instances" in inputs:
+            result["instances"] = Instances((side, side), **inputs["instances"].get_fields())
+        return result
+
+    def forward_images(self, batched_inputs: Sequence[Mapping]) -> dict[str, Tensor] | list[dict[str, Instances]]:
+        """Run `forward` on images that are on their canvas already."""
+        is_batch = not isinstance(batched_inputs, Tensor) and len(batched_inputs) > 1
+        if not self.training and self.size_divisibility and is_batch:
             # Detections must not depend on the other images, and each image has padding of its own.
             return [super(CollaborativeDetector, self).forward([image])[0] for image in batched_inputs]
         if self.collaboration is None or not self.training:
@@ -76,6 +124,16 @@ class CollaborativeDetector:
             return {key: loss * weights.get(key.replace(suffix, "", 1), 1.0) for key, loss in losses.items()}
 
         return self.collaboration(pyramid, targets, decode, losses_of)
+
+
+def from_canvas(detections: Instances, size: tuple[int, int], output: tuple[int, int]) -> Instances:
+    """Detections in pixels of a canvas, to those of the original image.
+
+    Args:
+        size: height and width of the image in the canvas.
+        output: height and width of the original image.
+    """
+    return detector_postprocess(Instances(size, **detections.get_fields()), *output)
 
 
 def starting_boxes(decoded: tuple, first: Tensor) -> Sequence[Tensor]:

@@ -74,7 +74,7 @@ class EVA02Backbone(EVA02_ViT):
         """(B, 3, H, W) to a dict of one feature map (B, embed_dim, H / patch_size, W / patch_size)."""
         self.map_rope.size = (x.shape[-2] // self.patch_side, x.shape[-1] // self.patch_side)
         features = super().forward(x)
-        return {name: self.out_norm(tokens.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for name, tokens in features.items()}
+        return {name: self.out_norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for name, x in features.items()}
 
 
 class ChannelNorm(nn.LayerNorm):

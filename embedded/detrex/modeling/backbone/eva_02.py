@@ -18,6 +18,7 @@ __all__ = ["EVA02_ViT"]
 Size = tuple[int, int]  # height, width
 Norm = Callable[[int], nn.Module]
 _BASE = 10000.0  # of the wavelengths
+_layer_norm = partial(nn.LayerNorm, eps=1e-6)
 
 
 def rotary_angles(size: Size, dim: int, length: float | None, device: torch.device | None = None) -> Tensor:
@@ -216,7 +217,7 @@ class EVA02_ViT(Backbone):  # noqa: N801 (detrex's name)
         mlp_ratio: float = 4 * 2 / 3,
         qkv_bias: bool = True,
         drop_path_rate: float = 0.0,
-        norm_layer: Norm = partial(nn.LayerNorm, eps=1e-6),
+        norm_layer: Norm = _layer_norm,
         act_layer: Callable[[], nn.Module] = nn.GELU,
         use_abs_pos: bool = True,
         use_rel_pos: bool = False,
@@ -235,8 +236,8 @@ class EVA02_ViT(Backbone):  # noqa: N801 (detrex's name)
         super().__init__()
         if embed_dim % (4 * num_heads):
             raise ValueError(
-                f"EVA02_ViT: embed_dim={embed_dim} is not a multiple of 4 * num_heads={4 * num_heads}: rotary positions "
-                "take the channels of a head in fours"
+                f"EVA02_ViT: embed_dim={embed_dim} is not a multiple of 4 * num_heads={4 * num_heads}: rotary "
+                "positions take the channels of a head in fours"
             )
         if residual_block_indexes:
             raise ValueError(
