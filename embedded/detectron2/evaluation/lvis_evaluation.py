@@ -6,10 +6,12 @@ import copy
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
@@ -37,6 +39,19 @@ def import_lvis() -> ModuleType:
             f"LVISEvaluator needs the package lvis ({error}): pip install lvis opencv-python-headless"
         ) from error
     return lvis
+
+
+@contextmanager
+def numpy_float() -> Iterator[None]:
+    """Provide `numpy.float`, which lvis 0.5.3 uses and numpy 1.24 removed."""
+    is_missing = "float" not in vars(np)
+    if is_missing:
+        np.float = float
+    try:
+        yield
+    finally:
+        if is_missing:
+            del np.float
 
 
 class LVISEvaluator(DatasetEvaluator):
@@ -146,7 +161,8 @@ class LVISEvaluator(DatasetEvaluator):
         results = self._lvis.LVISResults(truth, detections, max_dets=self._max_dets)
         evaluation = self._lvis.LVISEval(truth, results, "bbox")
         evaluation.params.max_dets = self._max_dets
-        evaluation.run()
+        with numpy_float():
+            evaluation.run()
         found = evaluation.get_results()
         # The package marks what has no ground truth by -1.
         metrics = OrderedDict((name, found[name] * 100 if found[name] > -1 else float("nan")) for name in METRICS)
