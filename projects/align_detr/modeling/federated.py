@@ -12,8 +12,8 @@ NEVER = -1e4  # a logit that leaves neither a loss nor a gradient
 class FederatedClasses:
     """Classes that count in the classification loss of a batch (CenterNet2, arXiv 2103.07461, section 5.1).
 
-    With 1203 classes, of which an image is checked for a few, most negatives are unverified, and rare classes get almost
-    only negatives. The loss of a batch is therefore summed over a set S of classes alone:
+    With 1203 classes, of which an image is checked for a few, most negatives are unverified, and rare classes get
+    almost only negatives. The loss of a batch is therefore summed over a set S of classes:
 
         L = Σ_queries Σ_{c in S} loss(z_c, y_c),    S = classes of the batch's objects + sampled others, |S| ≥ `number`
 
