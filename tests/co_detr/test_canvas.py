@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2.config import instantiate
 from detectron2.structures import Boxes, Instances
 
 from .test_co_dino import images, load, losses_of, tiny
@@ -53,3 +54,26 @@ def test_a_graph_has_no_canvas():
 
 def test_it_is_off_by_default():
     assert "canvas_size" not in load("co_dino_tiny").model and tiny().canvas_size == 0
+
+
+@pytest.mark.parametrize(
+    "name, drop_path, iterations, rate",
+    [("12ep_lsj", 0.3, 90000, 2e-4), ("36ep_lsj", 0.5, 270000, 2e-4), ("16ep_o365", 0.3, 120000, 1e-4)],
+)
+def test_rows_of_swin_large(name, drop_path, iterations, rate):
+    """Published settings: jitter on a canvas of 1280 pixels; from Objects365 larger images, more denoising queries."""
+    cfg = load(f"co_dino_swin_large_5scale_{name}")
+    assert cfg.model.backbone.drop_path_rate == drop_path and cfg.train.max_iter == iterations
+    assert cfg.optimizer.lr == rate
+    test = cfg.dataloader.test.mapper.augmentation[0]
+    if name.endswith("lsj"):
+        assert cfg.model.canvas_size == test.short_edge_length == test.max_size == 1280
+        assert cfg.dataloader.train.mapper.augmentation_with_crop is None
+    else:
+        assert (cfg.model.dn_number, cfg.model.box_noise_scale) == (500, 0.4)
+        assert (test.short_edge_length, test.max_size) == (1280, 2048)
+        sizes = cfg.dataloader.train.mapper.augmentation[1].short_edge_length
+        assert (sizes[0], sizes[-1]) == (480, 1536)
+    with torch.device("meta"):
+        cfg.model.device = "meta"
+        instantiate(cfg.model)
