@@ -66,12 +66,15 @@ setup(
         "fast": ["faster-coco-eval>=1.8"],
         # Files of the Hugging Face hub by name: hf://org/name/file.
         "hub": ["huggingface_hub"],
+        # Average precision on LVIS.
+        "lvis": ["lvis", "opencv-python-headless"],
         # To write ONNX files and to run them; the latter needs onnxruntime alone.
         "onnx": ["onnx", "onnxruntime"],
         "dev": [
             "distributed",
             "faster-coco-eval>=1.8",
             "hypothesis",
+            "lvis",
             "onnx",
             "onnxruntime",
             "pytest",

@@ -156,16 +156,21 @@ def golden():
 
 @pytest.fixture
 def run_tool(tmp_path):
-    """`run_tool("train_net.py", …)`: what a tool that must succeed prints, with 8 + 2 drawn images as its dataset."""
+    """`run_tool("train_net.py", …)`, `run_tool("export", …)`: what a tool or command that must succeed prints.
+
+    The dataset is 8 + 2 drawn images.
+    """
     environment = {**os.environ, "TINY_COCO_ROOT": str(tmp_path / "data"), "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(ROOT / "projects")
 
     def run(tool: str, *arguments: object) -> str:
-        command = [sys.executable, str(ROOT / "tools" / tool), *map(str, arguments)]
+        program = [str(ROOT / "tools" / tool)] if tool.endswith(".py") else ["-m", "align_detr", tool]
+        command = [sys.executable, *program, *map(str, arguments)]
         done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=500)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    run("make_tiny_coco.py", "--synthetic", "--train", 8, "--val", 2, "--output", tmp_path / "data")
+    run("make-data", "--synthetic", "--train", 8, "--val", 2, "--output", tmp_path / "data")
     return run
 
 

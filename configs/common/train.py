@@ -36,6 +36,9 @@ train = dict(
     # In iterations; 0: evaluate only at the end.
     eval_period=5000,
     log_period=20,
+    # At evaluation and in `Detector`: lower the scores of detections whose IoU with a better one of their class is
+    # above this number (linear soft-NMS). 0: off.
+    soft_nms=0.0,
     # Write output_dir/report.html at each evaluation.
     report=dict(enabled=True),
     # params: arguments of wandb.init.

@@ -25,6 +25,7 @@ from detrkit.config.projects import PROJECT_NAMES
 from detrkit.config.safe_yaml import parse_yaml
 from detrkit.datasets.classes import Classes
 from detrkit.runtime.files import atomic_write
+from detrkit.runtime.soft_nms import checked_threshold
 
 CONFIG, CLASSES, INPUT = "align_detr.config", "align_detr.classes", "align_detr.input"
 MODEL_PACKAGES = (
@@ -71,6 +72,12 @@ def input_size(cfg: DictConfig) -> InputSize:
     if not short:
         raise ValueError("dataloader.test.mapper.augmentation is not one ResizeShortestEdge: unknown input size")
     return InputSize(int(short), int(steps[0].get("max_size", 1 << 30)))
+
+
+def test_options(cfg: DictConfig) -> dict[str, float]:
+    """Return the options of `train` that change detections, where they are on."""
+    threshold = checked_threshold(cfg.train.get("soft_nms"), "train.soft_nms")
+    return {"soft_nms": threshold} if threshold else {}
 
 
 def write_exported(path: str | os.PathLike, state: Mapping[str, Tensor], cfg: DictConfig, classes: Classes) -> None:
@@ -131,7 +138,7 @@ def _portable(cfg: DictConfig) -> str:
     mapper = cfg.dataloader.test.mapper
     kept = {
         "model": OmegaConf.to_container(cfg.model, resolve=True),
-        "train": {"device": "auto", "model_ema": {"enabled": False}},
+        "train": {"device": "auto", "model_ema": {"enabled": False}} | test_options(cfg),
         "dataloader": {
             "test": {
                 "mapper": {

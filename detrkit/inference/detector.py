@@ -13,6 +13,7 @@ import torch
 from omegaconf import DictConfig
 
 from detrkit.datasets.classes import Classes
+from detrkit.runtime.soft_nms import checked_threshold, soft_nms
 
 from .found import Found
 from .network import Network, Predictions
@@ -46,6 +47,8 @@ class Detector:
         dtype: "float32", or "float16" or "bfloat16" for mixed precision, as in training with `train.amp`: on a CPU
             only where it has units for it, as float32 is faster otherwise.
         class_names: of the model's outputs, if not those that the checkpoint or the config's dataset knows.
+        soft_nms: IoU above which detections that overlap a better one of their class lose score; 0: off. The default is
+            the config's `train.soft_nms`, which exported files keep.
 
     Raises:
         FileNotFoundError: a file is not there.
@@ -63,6 +66,7 @@ class Detector:
         device: str = "auto",
         dtype: str | torch.dtype = "float32",
         class_names: Sequence[str] | None = None,
+        soft_nms: float | None = None,
     ):
         named = Classes.named(class_names) if class_names else None
         self._network: Network
@@ -78,6 +82,7 @@ class Detector:
             cfg, weights, known = find_source(source, config, weights, which=which)
             self._weights = weights
             self._network = PyTorchNetwork(cfg, weights, named or known, device, dtype)
+        self._soft_nms = self._network.soft_nms if soft_nms is None else checked_threshold(soft_nms, "soft_nms")
 
     @property
     def classes(self) -> Classes:
@@ -166,5 +171,11 @@ class Detector:
                 batch = indices[start : start + batch_size]
                 sizes = [pictures[index].shape[:2] for index in batch]
                 found |= zip(batch, self._network.detect([images[i] for i in batch], sizes), strict=True)
-        return [found[index] for index in range(len(images))]
+        return [self._softened(found[index]) for index in range(len(images))]
+
+    def _softened(self, found: Predictions) -> Predictions:
+        if not self._soft_nms:
+            return found
+        order, scores = soft_nms(*found, self._soft_nms)
+        return Predictions(found.boxes[order], scores, found.classes[order])
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig
 
-from detrkit.config.exported import input_size, write_exported
+from detrkit.config.exported import input_size, test_options, write_exported
 from detrkit.datasets.files import image_files
 from detrkit.datasets.images import read_image
 
@@ -94,7 +94,8 @@ def export(
     resized = input_size(cfg)
     example = resized.shape(*LANDSCAPE)
     shape = Shape(batch or (None if dynamic else 1), tuple(size) if size else None if dynamic else example)
-    metadata = metadata_of(network.classes, resized, shape, cfg.dataloader.test.mapper.get("img_format", "RGB"))
+    channel_order = cfg.dataloader.test.mapper.get("img_format", "RGB")
+    metadata = metadata_of(network.classes, resized, shape, channel_order, test_options(cfg))
     write = write_onnx if path.suffix == ".onnx" else write_program
     write(network.model, path, metadata, shape, example)
     return ExportedFile(path, network, shape, weights)

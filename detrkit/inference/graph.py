@@ -163,12 +163,14 @@ def _without_padding(module: nn.Module, arguments: tuple, options: dict[str, Any
     return arguments, {**options, "key_padding_mask": None}
 
 
-def metadata_of(classes: Classes, size: InputSize, shape: Shape, channel_order: str) -> dict[str, str]:
-    """What a file says of its graph: names of classes, and what pictures are to be turned into."""
+def metadata_of(
+    classes: Classes, size: InputSize, shape: Shape, channel_order: str, options: Mapping[str, float] | None = None
+) -> dict[str, str]:
+    """Metadata of a file: names of classes, size of its images, and `test_options` that are not part of the graph."""
     given = {"height": shape.size[0], "width": shape.size[1]} if shape.size else size._asdict()
     return {
         CLASSES: json.dumps(classes.plain(), ensure_ascii=False),
-        INPUT: json.dumps({**given, "channel_order": channel_order}),
+        INPUT: json.dumps({**given, "channel_order": channel_order, **(options or {})}),
     }
 
 

@@ -24,10 +24,12 @@ class Network(Protocol):
     Attributes:
         classes: of its outputs.
         most_at_once: images of a batch; None for any number.
+        soft_nms: IoU threshold that the config or file asks for; 0: no soft-NMS. `Detector` applies it.
     """
 
     classes: Classes
     most_at_once: int | None
+    soft_nms: float
 
     def prepare(self, pixels: np.ndarray) -> np.ndarray:
         """A picture, (H, W, 3) RGB uint8, as the network takes it: (3, h, w)."""

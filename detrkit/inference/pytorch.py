@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from detrkit.datasets.classes import Classes
 from detrkit.runtime.device import resolve_device
 from detrkit.runtime.precision import autocast_is_faster
+from detrkit.runtime.soft_nms import checked_threshold
 from detrkit.training.loading import load_detector
 
 from .float64 import Float64
@@ -58,6 +59,7 @@ class PyTorchNetwork:
         mapper = cfg.dataloader.test.mapper
         self._augmentations = T.AugmentationList(instantiate(mapper.augmentation))
         self._is_rgb = mapper.get("img_format", "RGB") == "RGB"
+        self.soft_nms = checked_threshold(cfg.train.get("soft_nms"), "train.soft_nms")
         self.model = load_detector(cfg, weights)
         self._device = torch.device(cfg.train.device)
         if self._dtype != torch.float32 and not autocast_is_faster(self._dtype, self._device):

@@ -13,6 +13,7 @@ from detectron2.data import transforms as T
 
 from detrkit.config.exported import CLASSES, INPUT, InputSize
 from detrkit.datasets.classes import Classes
+from detrkit.runtime.soft_nms import checked_threshold
 
 from .graph import EXTRA, OUTPUTS, Shape
 from .network import Predictions
@@ -38,6 +39,7 @@ class GraphNetwork:
             self.classes = Classes.from_plain(json.loads(metadata[CLASSES]), str(path))
             given = json.loads(metadata[INPUT])
             self._is_rgb = given["channel_order"] == "RGB"
+            self.soft_nms = checked_threshold(given.get("soft_nms"), "soft_nms")
             sides = given.get("height", given.get("short_edge")), given.get("width", given.get("max_size"))
             if not all(type(side) is int and 0 < side <= MAX_SIDE for side in sides):
                 raise ValueError(f"no size of images: {sides}")

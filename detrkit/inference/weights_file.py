@@ -200,7 +200,7 @@ def export_weights(
         raise ValueError(f"--only {only}: --format {format} is for whole models")
     state = converted(checkpoint, ema) or weights_of(read_checkpoint(checkpoint), ema, checkpoint)
     known = find_format(format, state)
-    if known is None or known.detector != "CoDINO":
+    if known is None or known.detector not in ("CoDINO", "CoDeformableDETR"):
         state = without_training_parts(state)
     if config:
         check_against(config, list(overrides), state, checkpoint)

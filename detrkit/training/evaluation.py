@@ -23,6 +23,7 @@ from detrkit.datasets.classes import dataset_names
 from detrkit.datasets.registration import annotation_file_of
 from detrkit.datasets.results import restore_original_ids
 from detrkit.runtime.logs import terminal_quiet
+from detrkit.runtime.soft_nms import checked_threshold, soft_nms
 from detrkit.runtime.threads import ThreadChooser
 
 from .builders import autocast_of, build_loader, build_model
@@ -53,6 +54,7 @@ def build_evaluation(
         return dict
     loader = build_loader(cfg, "test")
     names = dataset_names(cfg, "test")
+    threshold = checked_threshold(cfg.train.get("soft_nms"), "train.soft_nms")
     with annotations_explained(names):
         evaluators = [instantiate(cfg.dataloader.evaluator), *watchers]
 
@@ -62,7 +64,7 @@ def build_evaluation(
         if threads and threads.chosen is None and len(loader) >= WORTH_MEASURING:
             choose_threads(cfg, model, loader, threads)
         with autocast_of(cfg), terminal_quiet():
-            return evaluate_together(model, loader, evaluators)
+            return evaluate_together(model, loader, evaluators, threshold)
 
     def evaluate() -> dict[str, Any]:
         averages = cfg.train.model_ema.enabled and ema.get_model_ema_state(model).has_inited()
@@ -147,19 +149,24 @@ def evaluate(cfg: DictConfig, checkpoint: str) -> dict[str, Any]:
 
 
 def evaluate_together(
-    model: nn.Module, loader: Iterable[Any], evaluators: Sequence[DatasetEvaluator]
+    model: nn.Module, loader: Iterable[Any], evaluators: Sequence[DatasetEvaluator], soft_nms_iou: float = 0.0
 ) -> tuple[dict[str, Any], Exception | None]:
     """Run detectron2's `inference_on_dataset`, and return an error instead of raising it.
 
     If one process raised, the others would wait for it in a collective operation. Here all processes learn of the error
     at the end, and the evaluators compute no results from a part of the images.
 
+    Args:
+        soft_nms_iou: threshold of soft-NMS on the detections; 0: none.
+
     Returns:
         The results, {} on all but the main process; and the error of this process, or a ValueError with the message of
         another process; None if no process had an error.
     """
     errors: list[Exception] = []
-    results = inference_on_dataset(_Model(model, errors), _Loader(loader, errors), _Evaluators(evaluators, errors))
+    results = inference_on_dataset(
+        _Model(model, errors, soft_nms_iou), _Loader(loader, errors), _Evaluators(evaluators, errors)
+    )
     messages = comm.all_gather(_one_line(errors[0]) if errors else None)
     if errors:
         return {}, errors[0]
@@ -214,19 +221,30 @@ def _one_line(error: Exception) -> str:
 
 
 class _Model(nn.Module):
-    """Calls a model; keeps its first error, and returns no outputs from then on."""
+    """Calls a model, and soft-NMS if it is on; keeps its first error, and returns no outputs from then on."""
 
-    def __init__(self, model: nn.Module, errors: list[Exception]):
+    def __init__(self, model: nn.Module, errors: list[Exception], soft_nms_iou: float):
         super().__init__()
-        self.model, self.errors = model, errors
+        self.model, self.errors, self.soft_nms_iou = model, errors, soft_nms_iou
         self.training = model.training
 
     def forward(self, inputs: Any) -> Any:
         try:
-            return self.model(inputs)
+            outputs = self.model(inputs)
+            return [_softened(output, self.soft_nms_iou) for output in outputs] if self.soft_nms_iou else outputs
         except Exception as error:
             self.errors.append(error)
             return []
+
+
+def _softened(output: Mapping[str, Any], threshold: float) -> dict[str, Any]:
+    """Return a detector's output with soft-NMS on its `instances`."""
+    instances = output["instances"].to("cpu")
+    values = (instances.pred_boxes.tensor, instances.scores, instances.pred_classes)
+    order, scores = soft_nms(*(value.float().numpy() for value in values), threshold)
+    kept = instances[torch.from_numpy(order)]
+    kept.scores = torch.from_numpy(scores)
+    return {**output, "instances": kept}
 
 
 class _Loader:

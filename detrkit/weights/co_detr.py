@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
 from .parts import LINEAR, Pairs
-from .tables import NumberedScalars, State, Step, Trace
+from .tables import Each, NumberedScalars, State, Step, Trace
 
 QUERY_HEAD = "query_head."
 DOWNSAMPLE: Pairs = [(f"{QUERY_HEAD}downsample.#.*", "collaboration.coarser.#.*")]
@@ -41,10 +46,48 @@ def auxiliary_heads() -> Pairs:
     }
     return [
         *((f"{theirs}.{name}", f"{ours}.{name}") for theirs, ours in modules.items() for name in LINEAR),
+        ("roi_head.0.bbox_head.shared_convs.#.conv.weight", f"{rcnn}convs.#.0.weight"),
+        *((f"roi_head.0.bbox_head.shared_convs.#.gn.{name}", f"{rcnn}convs.#.1.{name}") for name in LINEAR),
         ("bbox_head.0.cls_convs.0.conv.weight", f"{atss}class_branch.0.weight"),
         ("bbox_head.0.reg_convs.0.conv.weight", f"{atss}box_branch.0.weight"),
         ("bbox_head.0.scales", f"{atss}level_scales"),
     ]
+
+
+def swap_axes(weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+    """Exchange the columns of x and y in a projection of embedded boxes, (…, 4·E): its own inverse."""
+    x, y, sides = weight.tensor_split([weight.shape[-1] // 4, weight.shape[-1] // 2], dim=-1)
+    return torch.cat([y, x, sides], dim=-1)
+
+
+# Co-DINO's positive queries embed their boxes in the order x, y, w, h there, and y, x, w, h here as detrex does.
+BOX_ORDER = Each(f"{QUERY_HEAD}transformer.aux_pos_trans.#.weight", swap_axes, swap_axes)
+
+
+class HeadRows(Step):
+    """The rows of one matrix there, one for each head, that are vectors of their own here.
+
+    Args:
+        whole: name of the matrix.
+        parts: our names, in the order of the rows.
+    """
+
+    def __init__(self, whole: str, parts: Sequence[str]):
+        self.whole, self.parts = whole, list(parts)
+
+    def forward(self, state: State, trace: Trace) -> State:
+        if self.whole not in state:
+            return state
+        rows = state[self.whole].unbind()
+        trace.added.update({part: f"a row of {self.whole}" for part in self.parts})
+        kept = {name: tensor for name, tensor in state.items() if name != self.whole}
+        return kept | dict(zip(self.parts, rows, strict=True))
+
+    def backward(self, state: State) -> State:
+        if not set(self.parts) <= set(state):
+            return state
+        kept = {name: tensor for name, tensor in state.items() if name not in self.parts}
+        return kept | {self.whole: torch.stack([state[part] for part in self.parts])}
 
 
 class _EmaBuffers(Step):

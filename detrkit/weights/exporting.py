@@ -28,10 +28,11 @@ def families() -> list[str]:
 
 def detector_of(state: Mapping[str, Tensor]) -> str | None:
     """The detector that a state dict of detrex's names is of, as `Format.detector` names it; None: another one."""
+    is_collaborative = any(name.startswith("collaboration.") for name in state)
     if "transformer.tgt_embed.weight" in state:
-        return "CoDINO" if any(name.startswith("collaboration.") for name in state) else "DINO"
+        return "CoDINO" if is_collaborative else "DINO"
     if CLASS_AGNOSTIC in state:
-        return "HDeformableDETR"
+        return "CoDeformableDETR" if is_collaborative else "HDeformableDETR"
     if "anchor_box_embed.weight" in state:
         return "DABDETR"
     is_conditional = {"query_embed.weight", "transformer.decoder.ref_point_head.layers.0.weight"} <= state.keys()
@@ -53,9 +54,12 @@ def find_format(wanted: str, state: Mapping[str, Tensor]) -> Format | None:
     if wanted in known and not known[wanted].refusal:
         return known[wanted]
     detector = detector_of(state)
-    found = [one for one in known.values() if one.family == wanted and one.detector == detector and not one.refusal]
+    # The format of Co-Deformable-DETR also holds a detector without the training heads.
+    detectors = {detector, "CoDeformableDETR"} if detector == "HDeformableDETR" else {detector}
+    usable = [one for one in known.values() if one.detector in detectors and not one.refusal]
+    found = [one for one in usable if one.family == wanted]
     if len(found) != 1:
-        there = sorted({one.family for one in known.values() if one.detector == detector and not one.refusal})
+        there = sorted({one.family for one in usable})
         names = ", ".join([DETREX, *there])
         raise ValueError(
             f"--format {wanted}: there is none of that name for a {detector or 'detector of this kind'}; "

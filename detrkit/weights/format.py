@@ -16,6 +16,7 @@ COUNTER = "num_batches_tracked"  # of batch norm, which no result depends on
 DETECTORS = {
     "DINO": "projects.dino.modeling.DINO",
     "CoDINO": "projects.dino.modeling.DINO",  # without its training heads it is a DINO
+    "CoDeformableDETR": "projects.h_deformable_detr.modeling.HDeformableDETR",  # likewise
     "HDeformableDETR": "projects.h_deformable_detr.modeling.HDeformableDETR",
     "DABDETR": "projects.dab_detr.modeling.DABDETR",
     "ConditionalDETR": "projects.conditional_detr.modeling.ConditionalDETR",

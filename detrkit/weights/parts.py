@@ -52,6 +52,12 @@ def official_swin(theirs: str = "backbone.", ours: str = "backbone.") -> Pairs:
     ]
 
 
+def eva02(theirs: str = "backbone.", ours: str = "backbone.") -> Pairs:
+    """EVA-02 with Sense-X's pyramid as the neck, whose names are the same here."""
+    parts = ("patch_embed.*", "rope_win.*", "blocks.#.*", "out_norm.*", "pos_embed")
+    return [(f"{theirs}{part}", f"{ours}{part}") for part in parts] + [("neck.p#.#.*", "neck.p#.#.*")]
+
+
 def mmdet_swin(theirs: str = "backbone.", ours: str = "backbone.") -> Pairs:
     """mmdetection's Swin Transformer; `reordered_patch_merging` belongs to it."""
     block, ours_block = f"{theirs}stages.#.blocks.#.", f"{ours}layers.#.blocks.#."

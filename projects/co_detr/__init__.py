@@ -1,4 +1,6 @@
-"""Co-DETR (arXiv 2211.12860) on DINO: auxiliary heads and positive queries in training; any loss of Align-DETR.
+"""Co-DETR (arXiv 2211.12860) on DINO and Deformable DETR, with any loss of Align-DETR.
+
+Auxiliary heads and positive queries are used in training only.
 
 Importing this package makes `detectron2`, `detrex` and `projects.*` importable, as importing `align_detr` does.
 """

@@ -58,7 +58,7 @@ def test_atss_losses_are_the_loops():
     for pred in (head.class_pred, head.box_pred, head.centerness_pred):
         torch.nn.init.normal_(pred.weight, std=0.05)
     features = pyramid()
-    losses, (anchors, assigned) = head(features, objects)
+    losses, (anchors, assigned, _) = head(features, objects)
     logits, deltas, centers = head.predict(features.maps)
     focal, giou, center, amount, positives = 0.0, 0.0, 0.0, 0.0, 0
     for i in range(2):

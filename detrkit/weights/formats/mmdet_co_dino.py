@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from ..co_detr import AUXILIARY_STEPS, DOWNSAMPLE, auxiliary_heads, merging_of_positive_queries
+from ..co_detr import AUXILIARY_STEPS, BOX_ORDER, DOWNSAMPLE, auxiliary_heads, merging_of_positive_queries
 from ..files import WeightsFile
 from ..format import Format, Requirements
 from ..mmdet import layout, position
@@ -70,9 +70,9 @@ def requirements(file: WeightsFile) -> Requirements:
         },
         must_be={"model.transformer.num_feature_levels": rows(file, f"{HEAD}transformer.level_embeds")},
         notes=(
-            "the published figures include soft-NMS at an IoU of 0.8, which is not applied here",
-            "files trained with large-scale jitter were evaluated on a square canvas padded with gray 114, "
-            "which is not applied here",
+            "the published figures include soft-NMS at an IoU of 0.8: train.soft_nms=0.8",
+            "files trained with large-scale jitter are for images on a square canvas of 1024 pixels: "
+            "model.canvas_size=1024",
         ),
     )
 
@@ -88,6 +88,7 @@ FORMAT = Format(
         counters(written=lambda state: True),
         *reordered_patch_merging("backbone."),
         *AUXILIARY_STEPS,
+        BOX_ORDER,
         names(LABELS, mmdet_swin("backbone.")),
         *AFTER,
     ),

@@ -2,17 +2,17 @@
 
 from collections.abc import Collection
 
-from ..co_detr import EMA_BUFFERS
+from ..co_detr import AUXILIARY_STEPS, DOWNSAMPLE, EMA_BUFFERS, HeadRows, auxiliary_heads
 from ..files import WeightsFile
 from ..format import Format, Requirements
 from ..mmdet import layout, position
 from ..parts import counters, mlp, official_swin, resnet
 from ..sizes import rows, stacks
-from ..tables import Copies, Drop, Rename, ZeroBias
+from ..tables import Copies, Rename, ZeroBias
 
 HEAD = "query_head."
 QUERIES = f"{HEAD}query_embedding.weight"
-AUXILIARY = "auxiliary head, which is used in training only"
+POSITIVES = ("faster_rcnn", "atss")  # the order in which the positive queries are numbered there
 NAMES = Rename(
     *resnet("backbone."),
     *official_swin("backbone."),
@@ -35,6 +35,20 @@ NAMES = Rename(
     ),
     (f"{HEAD}cls_branches.#.*", "class_embed.#.*"),
     *mlp(f"{HEAD}reg_branches.#", "bbox_embed.#", (0, 2, 4)),
+    *DOWNSAMPLE,
+    *(
+        pair
+        for number, head in enumerate(POSITIVES)
+        for theirs, ours in (
+            ("aux_pos_trans", "box.0"),
+            ("aux_pos_trans_norm", "box.1"),
+            ("pos_feats_trans", "feature.0"),
+            ("pos_feats_norm", "feature.1"),
+        )
+        for pair in [(f"{HEAD}transformer.{theirs}.{number}.*", f"collaboration.contents.{head}.{ours}.*")]
+    ),
+    ("collaboration.contents.*", "collaboration.contents.*"),  # renamed by HeadRows
+    *auxiliary_heads(),
 )
 
 
@@ -70,23 +84,16 @@ FORMAT = Format(
     name="sensex_co_deformable_detr",
     title="Sense-X's Co-Deformable-DETR",
     family="sensex",
-    detector="HDeformableDETR",
+    detector="CoDeformableDETR",
     recognises=recognises,
     requirements=requirements,
     steps=(
         EMA_BUFFERS,
         counters(written=lambda state: True),
-        *(
-            Drop(pattern, AUXILIARY)
-            for pattern in (
-                "rpn_head.*",
-                "roi_head.*",
-                "bbox_head.*",
-                f"{HEAD}downsample.*",
-                f"{HEAD}transformer.aux_*",
-                f"{HEAD}transformer.pos_feats_*",
-                f"{HEAD}transformer.head_pos_embed.weight",
-            )
+        *AUXILIARY_STEPS,
+        HeadRows(
+            f"{HEAD}transformer.head_pos_embed.weight",
+            [f"collaboration.contents.{head}.position_shift" for head in POSITIVES],
         ),
         NAMES,
         ZeroBias("neck.*.conv.weight", "neck.*.conv.bias", "zeros: the neck has no biases there"),

@@ -2,10 +2,10 @@
 
 from collections.abc import Collection
 
-from ..co_detr import AUXILIARY_STEPS, EMA_BUFFERS
+from ..co_detr import AUXILIARY_STEPS, BOX_ORDER, EMA_BUFFERS
 from ..format import Format
 from ..mmdet import layout
-from ..parts import counters, official_swin
+from ..parts import counters, eva02, official_swin
 from .mmdet_co_dino import AFTER, HEAD, names, requirements
 
 LABELS = f"{HEAD}label_embedding.weight"
@@ -26,7 +26,8 @@ FORMAT = Format(
         EMA_BUFFERS,
         counters(written=lambda state: True),
         *AUXILIARY_STEPS,
-        names(LABELS, official_swin("backbone.")),
+        BOX_ORDER,
+        names(LABELS, [*official_swin("backbone."), *eva02("backbone.")]),
         *AFTER,
     ),
     wrap=layout,

@@ -14,6 +14,7 @@ from projects.dino.modeling import DINOCriterion
 from projects.h_deformable_detr.modeling import DeformableCriterion
 from torch import Tensor
 
+from .federated import FederatedClasses
 from .losses import (
     CLASSIFICATION_LOSSES,
     Matched,
@@ -52,6 +53,7 @@ class AlignLosses:
         loss_class_type: "ia_bce_loss" (released code), "align_loss" (later paper), or a loss to compare with, under the
             same matching and rank weights: "focal_loss", "quality_focal_loss", "varifocal_loss",
             "matchability_aware_loss", "position_supervised_loss". `losses.py` has the formulas.
+        federated: sum the classification loss over a sample of the classes, see `FederatedClasses`; None: over all.
         criterion_options: further arguments of the detector's own criterion.
 
     Raises:
@@ -71,6 +73,7 @@ class AlignLosses:
         k: int = 2,
         match_number: Sequence[int] | None = None,
         loss_class_type: str = "ia_bce_loss",
+        federated: FederatedClasses | None = None,
         **criterion_options,
     ):
         # detrex's criteria accept only their own loss types. Their loss is never called.
@@ -95,7 +98,7 @@ class AlignLosses:
         numbers = [k] if match_number is None else list(match_number)
         if any(not isinstance(n, int) or n < 1 for n in numbers):
             raise ValueError(f"k={k}, match_number={match_number}: match numbers are integers from 1 up")
-        self.tau, self.k = tau, k
+        self.tau, self.k, self.federated = tau, k, federated
         self.match_number = None if match_number is None else numbers
         self.classification_loss = CLASSIFICATION_LOSSES[loss_class_type]
 
@@ -146,7 +149,10 @@ class AlignLosses:
         """
         at_query = pairs.layer, pairs.image, pairs.query
         labels = stack.labels(ground_truth)[pairs.layer, pairs.object]
-        unmatched_loss, logits = split_entries(stack.logits, (*at_query, labels), self.gamma)
+        all_logits = stack.logits
+        if self.federated is not None:
+            all_logits = self.federated.mask(all_logits, ground_truth.labels, stack.class_agnostic)
+        unmatched_loss, logits = split_entries(all_logits, (*at_query, labels), self.gamma)
         boxes = stack.boxes[at_query]
         target_boxes = ground_truth.boxes[pairs.object]
 

@@ -11,7 +11,18 @@ from align_detr.modeling.criterion import average_over_processes
 from align_detr.modeling.losses import FOCAL_ALPHA, focal_loss, split_entries
 
 from ..ops import apply_deltas, assign_by_statistics, make_anchors
-from .base import NEVER, AuxiliaryHead, Candidates, PaddedGroundTruth, Pyramid, as_rows, giou, inside_image
+from .base import (
+    NEVER,
+    AuxiliaryHead,
+    Candidates,
+    PaddedGroundTruth,
+    Pyramid,
+    as_rows,
+    conv_norm_relu,
+    gather_rows,
+    giou,
+    inside_image,
+)
 
 FOCAL_GAMMA = 2.0
 
@@ -45,7 +56,7 @@ class ATSSHead(AuxiliaryHead):
         self.num_classes, self.anchor_scale, self.num_candidates = num_classes, anchor_scale, num_candidates
         self.class_weight, self.giou_weight, self.centerness_weight = class_weight, giou_weight, centerness_weight
         self.delta_weights = tuple(delta_weights)
-        self.class_branch, self.box_branch = (_branch(embed_dim) for _ in range(2))
+        self.class_branch, self.box_branch = (conv_norm_relu(embed_dim) for _ in range(2))
         self.class_pred = nn.Conv2d(embed_dim, num_classes, 3, padding=1)
         self.box_pred = nn.Conv2d(embed_dim, 4, 3, padding=1)
         self.centerness_pred = nn.Conv2d(embed_dim, 1, 3, padding=1)
@@ -58,14 +69,21 @@ class ATSSHead(AuxiliaryHead):
         nn.init.constant_(self.class_pred.bias, -math.log(99))  # an initial score of 0.01
 
     def forward(self, pyramid: Pyramid, objects: PaddedGroundTruth) -> tuple[dict[str, Tensor], Candidates]:
-        """Return the losses `class` (focal), `giou` and `centerness`; the candidates are the anchors."""
+        """Return the losses `class` (focal), `giou` and `centerness`.
+
+        The candidates are the anchors, with the features of their cells.
+        """
         logits, deltas, centerness = self.predict(pyramid.maps)
         levels = make_anchors(pyramid.sizes, pyramid.strides, [self.anchor_scale], [1.0], logits.device)
         anchors = torch.cat(levels)
         usable = inside_image(anchors, pyramid.extent)
         assigned = assign_by_statistics(levels, objects.boxes, objects.present, usable, self.num_candidates)
         losses = self.losses(logits, deltas, centerness, anchors, assigned, usable, objects)
-        return losses, Candidates(anchors, assigned)
+
+        def features(index: Tensor) -> Tensor:  # there is one anchor per cell
+            return gather_rows(as_rows(pyramid.maps, pyramid.maps[0].shape[1]), index)
+
+        return losses, Candidates(anchors, assigned, features)
 
     def predict(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Predict logits (B, A, C), deltas (B, A, 4) and centerness logits (B, A) for the anchors of all levels."""
@@ -119,9 +137,3 @@ def centerness_of(points: Tensor, boxes: Tensor) -> Tensor:
     before, after = points - boxes[:, :2], boxes[:, 2:] - points
     ratio = torch.minimum(before, after) / torch.maximum(before, after)
     return ratio.prod(-1).clamp(min=0).sqrt()
-
-
-def _branch(channels: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.GroupNorm(32, channels), nn.ReLU(inplace=True)
-    )

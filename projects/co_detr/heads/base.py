@@ -1,6 +1,6 @@
 """Interface of auxiliary heads: inputs, outputs, and functions that the heads share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -66,10 +66,13 @@ class Candidates(NamedTuple):
     Attributes:
         boxes: (B, A, 4), xyxy in pixels; or (A, 4) if all images have the same boxes.
         assigned: (B, A) int64, index of the assigned ground truth, `ops.BACKGROUND` or `ops.IGNORED`.
+        features: function of positions (B, Q) among the A boxes; returns their features (B, Q, D), with gradients. A
+            function, because only some detectors need them.
     """
 
     boxes: Tensor
     assigned: Tensor
+    features: Callable[[Tensor], Tensor] | None = None
 
 
 class AuxiliaryHead(nn.Module):
@@ -84,12 +87,24 @@ class AuxiliaryHead(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must implement forward(pyramid, objects)")
 
 
+def conv_norm_relu(channels: int) -> nn.Sequential:
+    """Return a 3 x 3 convolution, a group norm (32 groups) and ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.GroupNorm(32, channels), nn.ReLU(inplace=True)
+    )
+
+
 def as_rows(levels: Sequence[Tensor], channels: int) -> Tensor:
     """Reshape predictions (B, A · channels, H_l, W_l) of all levels to float32 rows (B, Σ H_l · W_l · A, channels).
 
     The order is that of `ops.make_anchors`.
     """
     return torch.cat([x.permute(0, 2, 3, 1).reshape(len(x), -1, channels) for x in levels], dim=1).float()
+
+
+def gather_rows(rows: Tensor, index: Tensor) -> Tensor:
+    """Select rows (B, A, D) at positions (B, Q): return (B, Q, D)."""
+    return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[-1]))
 
 
 def inside_image(anchors: Tensor, extent: Tensor) -> Tensor:

@@ -17,7 +17,18 @@ from ..ops import (
     pyramid_roi_align,
     sample,
 )
-from .base import AuxiliaryHead, Candidates, PaddedGroundTruth, Pyramid, as_rows, clip, giou, inside_image
+from .base import (
+    AuxiliaryHead,
+    Candidates,
+    PaddedGroundTruth,
+    Pyramid,
+    as_rows,
+    clip,
+    conv_norm_relu,
+    gather_rows,
+    giou,
+    inside_image,
+)
 
 
 class ProposalNetwork(nn.Module):
@@ -152,7 +163,10 @@ class FasterRCNNHead(AuxiliaryHead):
         proposals: the first stage.
         pooled_size: RoIAlign's bins per side.
         finest: see `ops.pyramid_roi_align`. 14 cells: boxes of 56 to 112 pixels on stride 4.
-        hidden_dim: width of the two layers shared by class and box.
+        hidden_dim: width of the layers shared by class and box.
+        num_convs: 3 x 3 convolutions with group norms before these layers.
+        num_layers: number of these layers.
+        class_agnostic: one box per proposal, not one per class.
         positive_iou: smallest IoU of a positive proposal.
         num_samples: proposals sampled per image for the losses.
         positive_share: largest share of positives among the samples.
@@ -174,24 +188,28 @@ class FasterRCNNHead(AuxiliaryHead):
         class_weight: float = 1.0,
         giou_weight: float = 10.0,
         delta_weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0),
+        num_convs: int = 0,
+        num_layers: int = 2,
+        class_agnostic: bool = False,
     ):
         super().__init__()
         self.num_classes, self.pooled_size, self.finest = num_classes, pooled_size, finest
         self.positive_iou, self.num_samples, self.positive_share = positive_iou, num_samples, positive_share
         self.class_weight, self.giou_weight, self.delta_weights = class_weight, giou_weight, tuple(delta_weights)
         self.proposals = proposals
-        self.shared = nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(embed_dim * pooled_size**2, hidden_dim),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden_dim, hidden_dim),
-            nn.ReLU(inplace=True),
-        )
+        self.class_agnostic = class_agnostic
+        self.convs = nn.Sequential(*(conv_norm_relu(embed_dim) for _ in range(num_convs)))
+        widths = [embed_dim * pooled_size**2] + [hidden_dim] * num_layers
+        layers = [
+            layer
+            for width, out in zip(widths, widths[1:], strict=False)
+            for layer in (nn.Linear(width, out), nn.ReLU(inplace=True))
+        ]
+        self.shared = nn.Sequential(nn.Flatten(), *layers)
         self.class_pred = nn.Linear(hidden_dim, num_classes + 1)
-        self.box_pred = nn.Linear(hidden_dim, 4 * num_classes)
+        self.box_pred = nn.Linear(hidden_dim, 4 if class_agnostic else 4 * num_classes)
         for layer, init in (
-            (self.shared[1], nn.init.xavier_uniform_),
-            (self.shared[3], nn.init.xavier_uniform_),
+            *((layer, nn.init.xavier_uniform_) for layer in layers if isinstance(layer, nn.Linear)),
             (self.class_pred, lambda weight: nn.init.normal_(weight, std=0.01)),
             (self.box_pred, lambda weight: nn.init.normal_(weight, std=0.001)),
         ):
@@ -201,7 +219,7 @@ class FasterRCNNHead(AuxiliaryHead):
     def forward(self, pyramid: Pyramid, objects: PaddedGroundTruth) -> tuple[dict[str, Tensor], Candidates]:
         """Return the losses `rpn_class`, `rpn_bbox`, `class` (cross-entropy) and `giou`.
 
-        The candidates are the sampled proposals.
+        The candidates are the sampled proposals, with the means of their RoIAlign features.
         """
         losses, proposals, valid = self.proposals(pyramid, objects)
         boxes, assigned = self.sample(proposals, valid, objects)
@@ -209,10 +227,14 @@ class FasterRCNNHead(AuxiliaryHead):
         pooled = pyramid_roi_align(
             pyramid.maps[:-1], pyramid.strides[:-1], boxes.flatten(0, 1), image, self.pooled_size, self.finest
         )
-        hidden = self.shared(pooled).unflatten(0, assigned.shape)
+        hidden = self.shared(self.convs(pooled)).unflatten(0, assigned.shape)
         logits, deltas = self.class_pred(hidden).float(), self.box_pred(hidden).float()
         losses |= self.losses(logits, deltas.unflatten(-1, (-1, 4)), boxes, assigned, objects)
-        return losses, Candidates(boxes, assigned)
+
+        def features(index: Tensor) -> Tensor:
+            return gather_rows(pooled.mean(dim=(-2, -1)).unflatten(0, assigned.shape), index)
+
+        return losses, Candidates(boxes, assigned, features)
 
     def sample(self, proposals: Tensor, valid: Tensor, objects: PaddedGroundTruth) -> tuple[Tensor, Tensor]:
         """Sample proposals (B, P, 4) and ground truths: return boxes (B, S, 4) and their assignment (B, S)."""
@@ -235,7 +257,7 @@ class FasterRCNNHead(AuxiliaryHead):
 
         Args:
             logits: (B, S, C + 1), background last.
-            deltas: (B, S, C, 4).
+            deltas: (B, S, C, 4); (B, S, 1, 4) if class-agnostic.
         """
         valid = assigned != IGNORED
         number = valid.sum().clamp(min=1)
@@ -244,7 +266,8 @@ class FasterRCNNHead(AuxiliaryHead):
         entropy = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
 
         image, place = (assigned >= 0).nonzero(as_tuple=True)
-        refined = apply_deltas(boxes[image, place], deltas[image, place, labels[image, place]], self.delta_weights)
+        column = torch.zeros_like(place) if self.class_agnostic else labels[image, place]
+        refined = apply_deltas(boxes[image, place], deltas[image, place, column], self.delta_weights)
         target = objects.boxes[image, assigned[image, place]]
         return {
             "class": self.class_weight * (entropy * valid).sum() / number,

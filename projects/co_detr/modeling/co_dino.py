@@ -1,124 +1,13 @@
 """DINO with collaborative hybrid assignments."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-
-import torch
-from detectron2.structures import Instances
-from detrex.utils import inverse_sigmoid
 from projects.dino.modeling import DINO
-from torch import Tensor, nn
 
-from .collaboration import Collaboration
+from .collaborative import CollaborativeDetector
 
 
-class CoDINO(DINO):
+class CoDINO(CollaborativeDetector, DINO):
     """DINO whose encoder and decoder also learn from auxiliary heads in training. Inference is DINO's.
 
-    All additional parameters are in the module `collaboration`.
-
-    Args:
-        collaboration: None, or a module without heads: DINO with this criterion.
-        options: options of `DINO`; the criterion is a `CoDINOCriterion`.
+    All additional parameters are in the module `collaboration`. For the arguments see `CollaborativeDetector` and
+    `DINO`; the criterion is a `CoDINOCriterion`.
     """
-
-    def __init__(self, collaboration: Collaboration | None, **options):
-        super().__init__(**options)
-        if collaboration is not None and not hasattr(self.criterion, "positive_losses"):
-            raise ValueError(f"criterion: Co-DINO needs a CoDINOCriterion, not {type(self.criterion).__name__}")
-        # Without a head the other parameters get no gradient, and distributed training would wait for them.
-        self.collaboration = collaboration if collaboration is not None and len(collaboration.heads) else None
-
-    def forward(self, batched_inputs: Sequence[Mapping]) -> dict[str, Tensor] | list[dict[str, Instances]]:
-        """Run DINO; in training, add the weighted losses of the heads and of the positive queries."""
-        if self.collaboration is None or not self.training:
-            return super().forward(batched_inputs)
-        with capture_forward(self) as captured:
-            losses = super().forward(batched_inputs)
-        instances = [x["instances"].to(self.device) for x in batched_inputs]
-        return losses | self.collaborate(instances, **captured)
-
-    def collaborate(
-        self, instances: Sequence[Instances], sizes: list[tuple[int, int]], memory: Tensor, decoder: dict
-    ) -> dict[str, Tensor]:
-        """Auxiliary losses from the activations that `capture_forward` recorded in the forward pass."""
-        targets = self.prepare_targets(instances)
-        extent = torch.tensor([x.image_size[::-1] for x in instances], dtype=torch.float32)
-        extent = extent.to(memory.device, non_blocking=True)
-        pyramid = self.collaboration.pyramid(memory, sizes, decoder["key_padding_mask"], extent)
-
-        def decode(content: Tensor, boxes: Tensor, mask: Tensor | None) -> dict:
-            arguments = {"query": content, "reference_points": boxes, "attn_masks": [mask, None]}
-            decoded = self.transformer.decoder(**{**decoder, **arguments})
-            states, starts = decoded[0], starting_boxes(decoded, boxes)
-            eps = getattr(self, "inverse_sigmoid_eps", 1e-3)  # detrex's DINO always uses 1e-3
-            return predictions(states, starts, self.class_embed, self.bbox_embed, eps)
-
-        def losses_of(outputs: dict, assigned: Tensor, suffix: str) -> dict[str, Tensor]:
-            losses = self.criterion.positive_losses(outputs, assigned, targets, suffix)
-            weights = self.criterion.weight_dict
-            return {key: loss * weights.get(key.replace(suffix, "", 1), 1.0) for key, loss in losses.items()}
-
-        return self.collaboration(pyramid, targets, decode, losses_of)
-
-
-def starting_boxes(decoded: tuple, first: Tensor) -> Sequence[Tensor]:
-    """Return for each decoder layer the boxes (B, Q, 4) that its box head refines.
-
-    The embedded decoder returns them. detrex's decoder returns the refined boxes of each layer: each is the input of
-    the next layer, and the last one is not used.
-    """
-    if hasattr(decoded, "starts"):
-        return decoded.starts
-    return [first, *decoded[1][:-1]]
-
-
-def predictions(
-    states: Sequence[Tensor],
-    starts: Sequence[Tensor],
-    class_embed: nn.ModuleList,
-    bbox_embed: nn.ModuleList,
-    eps: float = 1e-3,
-) -> dict:
-    """Predict `pred_logits` (B, Q, C) and `pred_boxes` (B, Q, 4); the earlier layers are in `aux_outputs`.
-
-    Args:
-        states: the layers' outputs, (B, Q, D) each.
-        starts: the boxes (B, Q, 4), cxcywh in [0, 1], that each layer's box head refines.
-        eps: clamping value of the inverse sigmoid.
-    """
-    layers = [
-        {"pred_logits": classify(state), "pred_boxes": (regress(state) + inverse_sigmoid(start, eps)).sigmoid()}
-        for state, start, classify, regress in zip(states, starts, class_embed, bbox_embed, strict=False)
-    ]
-    return {**layers[-1], "aux_outputs": layers[:-1]}
-
-
-@contextmanager
-def capture_forward(model: nn.Module) -> Iterator[dict]:
-    """Record, inside the block, the activations of a two-stage detector's forward pass.
-
-    The yielded dict gets these keys: `sizes`, (rows, columns) of each feature level; `memory`, the encoder's tokens
-    (B, S, D); `decoder`, the keyword arguments of the decoder's call.
-    """
-    captured: dict = {}
-
-    def on_neck(module: nn.Module, args: tuple, maps: Sequence[Tensor]) -> None:
-        captured["sizes"] = [tuple(level.shape[-2:]) for level in maps]
-
-    def on_encoder(module: nn.Module, args: tuple, memory: Tensor) -> None:
-        captured["memory"] = memory
-
-    def on_decoder(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        captured["decoder"] = kwargs
-
-    handles = (
-        model.neck.register_forward_hook(on_neck),
-        model.transformer.encoder.register_forward_hook(on_encoder),
-        model.transformer.decoder.register_forward_pre_hook(on_decoder, with_kwargs=True),
-    )
-    try:
-        yield captured
-    finally:
-        for handle in handles:
-            handle.remove()

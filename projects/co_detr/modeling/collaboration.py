@@ -3,13 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from detrex.layers import get_sine_pos_embed
 from torch import Tensor, nn
 
 from ..heads import AuxiliaryHead, PaddedGroundTruth, Pyramid
-from .queries import PositiveQueries, draw_queries
+from .queries import ContentFromBox, draw_queries
 
-Decode = Callable[[Tensor, Tensor, Tensor | None], dict]
+Decode = Callable[[Tensor, Tensor | None, Tensor, Tensor | None], dict]
 PositiveLosses = Callable[[dict, Tensor, str], dict[str, Tensor]]
 
 
@@ -42,6 +41,8 @@ class Collaboration(nn.Module):
         lambda_heads: λ₂ in the paper.
         lambda_queries: λ₁ in the paper, factor of the losses of positive queries; 0: no positive queries.
         max_positives, min_queries: see `draw_queries`.
+        content: class of the embedding of positive queries: `ContentFromBox` for DINO's decoder, `ContentAndPosition`
+            for Deformable DETR's.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Collaboration(nn.Module):
         lambda_queries: float = 1.0,
         max_positives: int = 300,
         min_queries: int = 9,
+        content: Callable[[int], nn.Module] = ContentFromBox,
     ):
         super().__init__()
         if not (1 <= min_queries and 1 <= max_positives):
@@ -70,9 +72,7 @@ class Collaboration(nn.Module):
         nn.init.xavier_uniform_(self.coarser[0].weight)
         nn.init.zeros_(self.coarser[0].bias)
         contents = heads if lambda_queries else ()
-        self.contents = nn.ModuleDict(
-            {name: nn.Sequential(nn.Linear(2 * embed_dim, embed_dim), nn.LayerNorm(embed_dim)) for name in contents}
-        )
+        self.contents = nn.ModuleDict({name: content(embed_dim) for name in contents})
 
     def pyramid(self, memory: Tensor, sizes: Sequence[tuple[int, int]], padding: Tensor, extent: Tensor) -> Pyramid:
         """Reshape the encoder's tokens (B, S, D) to maps, set `padding` (B, S) to zero, and add a coarser level.
@@ -101,41 +101,47 @@ class Collaboration(nn.Module):
 
         Args:
             targets: per image `labels` (G,) and `boxes` (G, 4), cxcywh in [0, 1].
-            decode: function of content (B, Q, D), boxes (B, Q, 4) and a self-attention mask; returns the outputs of all
-                decoder layers.
+            decode: function of content (B, Q, D), position (B, Q, D) or None, boxes (B, Q, 4) and a self-attention
+                mask; returns the outputs of all decoder layers.
             positive_losses: function of outputs, assigned ground truths (B, Q) and the head's suffix; returns weighted
                 losses.
         """
         objects = PaddedGroundTruth.from_targets(targets, pyramid.extent)
-        losses, queries = {}, {}
+        losses, queries, embeds = {}, {}, {}
         for name, head in self.heads.items():
             head_losses, candidates = head(pyramid, objects)
             losses |= {f"loss_{name}_{key}": self.head_weight * loss for key, loss in head_losses.items()}
             if name in self.contents:
                 queries[name] = draw_queries(candidates, pyramid.extent, self.max_positives, self.min_queries)
+                embeds[name] = self.contents[name](queries[name], candidates)
         if queries:
-            for name, outputs in self.decode_all(queries, decode).items():
+            boxes = {name: query.boxes for name, query in queries.items()}
+            for name, outputs in self.decode_all(boxes, embeds, decode).items():
                 query_losses = positive_losses(outputs, queries[name].assigned, f"_{name}")
                 losses |= {key: self.query_weight * loss for key, loss in query_losses.items()}
         return losses
 
-    def decode_all(self, queries: Mapping[str, PositiveQueries], decode: Decode) -> dict[str, dict]:
+    def decode_all(
+        self, boxes: Mapping[str, Tensor], embeds: Mapping[str, tuple[Tensor, Tensor | None]], decode: Decode
+    ) -> dict[str, dict]:
         """Decode the queries of all heads in one pass, so that each layer projects the tokens once.
 
         A self-attention mask separates the heads.
+
+        Args:
+            boxes: (B, Q, 4) by head.
+            embeds: content (B, Q, D) and position (B, Q, D) or None, by head in the same order.
         """
-        embeds = [
-            content(get_sine_pos_embed(queries[name].boxes, self.embed_dim // 2))
-            for name, content in self.contents.items()
-        ]
-        boxes = torch.cat([queries[name].boxes for name in self.contents], dim=1)
-        counts = [embed.shape[1] for embed in embeds]
+        contents, positions = zip(*embeds.values(), strict=True)
+        all_boxes = torch.cat(list(boxes.values()), dim=1)
+        counts = [content.shape[1] for content in contents]
         mask = None
         if len(counts) > 1:
-            head = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(boxes.device)
+            head = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(all_boxes.device)
             mask = head[:, None] != head
-        outputs = decode(torch.cat(embeds, dim=1), boxes, mask)
-        return dict(zip(self.contents, split_outputs(outputs, counts), strict=True))
+        position = None if positions[0] is None else torch.cat(positions, dim=1)
+        outputs = decode(torch.cat(contents, dim=1), position, all_boxes, mask)
+        return dict(zip(boxes, split_outputs(outputs, counts), strict=True))
 
 
 def split_outputs(outputs: dict, counts: Sequence[int]) -> list[dict]:

@@ -1,8 +1,8 @@
-"""Criterion of Co-DINO: losses of DINO's queries and of positive queries."""
+"""Criteria of Co-DETR: losses of the detector's queries and of positive queries."""
 
 from torch import Tensor
 
-from align_detr.modeling import AlignDINOCriterion
+from align_detr.modeling import AlignDINOCriterion, AlignHDETRCriterion
 from align_detr.modeling.criterion import (
     Layer,
     Losses,
@@ -20,20 +20,15 @@ from ..ops import IGNORED
 ALIGN_DETRS = ("ia_bce_loss", "align_loss")
 
 
-class CoDINOCriterion(AlignDINOCriterion):
-    """`AlignDINOCriterion` with the losses of positive queries.
+def match_number(loss_class_type: str, k: int | None) -> int:
+    """Return `k`, or its default: 2 with Align-DETR's two losses, else 1."""
+    if k is not None:
+        return k
+    return 2 if loss_class_type in ALIGN_DETRS else 1
 
-    Args:
-        loss_class_type: "quality_focal_loss" as published, or another loss of `AlignDINOCriterion`.
-        k: queries matched to each ground truth in the encoder's proposals and the intermediate layers. None: 2 with
-            Align-DETR's two losses, so that one option makes Co-Align-DETR; else 1, as published.
-        options: options of `AlignDINOCriterion`.
-    """
 
-    def __init__(self, loss_class_type: str = "quality_focal_loss", k: int | None = None, **options):
-        if k is None:
-            k = 2 if loss_class_type in ALIGN_DETRS else 1
-        super().__init__(loss_class_type=loss_class_type, k=k, **options)
+class PositiveLosses:
+    """Mixin before a criterion of `align_detr`: losses of queries whose ground truth is known."""
 
     def positive_losses(self, outputs: Outputs, assigned: Tensor, targets: Targets, suffix: str) -> Losses:
         """Losses `loss_{class,bbox,giou}` of queries whose ground truth is known: no matching, no rank weights.
@@ -57,3 +52,30 @@ class CoDINOCriterion(AlignDINOCriterion):
         layer = assigned.new_tensor(range(count)).repeat_interleave(number)
         pairs = Pairs(layer, image.repeat(count), query.repeat(count), index.repeat(count))
         return self.stack_losses(stack, pairs, ground_truth, average_over_processes(number, assigned.device))
+
+
+class CoDINOCriterion(PositiveLosses, AlignDINOCriterion):
+    """`AlignDINOCriterion` with the losses of positive queries.
+
+    Args:
+        loss_class_type: "quality_focal_loss" as published, or another loss of `AlignDINOCriterion`.
+        k: queries matched to each ground truth in the encoder's proposals and the intermediate layers. None: 2 with
+            Align-DETR's two losses, so that one option makes Co-Align-DETR; else 1, as published.
+        options: options of `AlignDINOCriterion`.
+    """
+
+    def __init__(self, loss_class_type: str = "quality_focal_loss", k: int | None = None, **options):
+        super().__init__(loss_class_type=loss_class_type, k=match_number(loss_class_type, k), **options)
+
+
+class CoDeformableCriterion(PositiveLosses, AlignHDETRCriterion):
+    """`AlignHDETRCriterion` with the losses of positive queries.
+
+    Args:
+        loss_class_type: "focal_loss" as published, or another loss of `AlignHDETRCriterion`.
+        k: see `CoDINOCriterion`.
+        options: options of `AlignHDETRCriterion`.
+    """
+
+    def __init__(self, loss_class_type: str = "focal_loss", k: int | None = None, **options):
+        super().__init__(loss_class_type=loss_class_type, k=match_number(loss_class_type, k), **options)

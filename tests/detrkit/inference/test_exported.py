@@ -12,6 +12,8 @@ from align_detr import Detector
 from detrkit.config.exported import CLASSES, CONFIG, INPUT, read_exported, write_exported
 from detrkit.config.load import load_config_file
 from detrkit.datasets.classes import Classes
+from detrkit.inference.export import export as export_file
+from detrkit.runtime.soft_nms import soft_nms
 from detrkit.training.checkpoints import SafeCheckpointer
 
 from .conftest import KINDS, random_weights, small_config
@@ -146,3 +148,21 @@ def test_every_row_can_be_exported():
     assert len(rows) > 20
     for path in rows:
         parse_yaml(_portable(LazyConfig.load(str(path))), path.name, MODEL_PACKAGES)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".onnx"])
+def test_soft_nms_is_in_the_file(run_folder, tmp_path, pictures, suffix):
+    """The option of the config goes into the file, and `Detector` applies it; an argument overrides it."""
+    if suffix == ".onnx":
+        pytest.importorskip("onnx")
+        pytest.importorskip("onnxruntime")
+    path = tmp_path / f"model{suffix}"
+    cfg = small_config()
+    cfg.train.soft_nms = 0.01
+    export_file(None, path, config=cfg, checkpoint=str(run_folder / "model_final.pth"))
+    (softened,), (plain,) = (
+        list(Detector(path, device="cpu", soft_nms=value)(pictures[0], 0.0)) for value in (None, 0)
+    )
+    order, scores = soft_nms(plain.boxes, plain.scores, plain.classes, 0.01)
+    assert np.allclose(softened.scores, scores) and np.array_equal(softened.boxes, plain.boxes[order])
+    assert len(scores) < len(plain.scores) or not np.allclose(scores, plain.scores)

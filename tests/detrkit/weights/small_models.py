@@ -16,6 +16,7 @@ from detrkit.weights import all_formats, write_weights
 CONFIGS = {
     "DINO": "baselines/dino_tiny.py",
     "CoDINO": "baselines/dino_tiny.py",
+    "CoDeformableDETR": "baselines/h_deformable_detr_tiny.py",
     "HDeformableDETR": "baselines/h_deformable_detr_tiny.py",
     "DABDETR": "baselines/dab_detr_tiny.py",
     "ConditionalDETR": "baselines/conditional_detr_tiny.py",
@@ -120,7 +121,10 @@ def inputs_of(case: SimpleNamespace) -> list[dict]:
 
 def config_name(name):
     detector = all_formats()[name].detector
-    return "co_dino_tiny" if detector == "CoDINO" else CONFIGS[detector].rpartition("/")[2].removesuffix(".py")
+    collaborative = {"CoDINO": "co_dino_tiny", "CoDeformableDETR": "co_deformable_detr_tiny"}
+    if detector in collaborative:
+        return collaborative[detector]
+    return CONFIGS[detector].rpartition("/")[2].removesuffix(".py")
 
 
 def random_file(name, path, **changes):

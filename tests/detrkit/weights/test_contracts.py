@@ -19,8 +19,6 @@ CONTRACT = ROOT / "tests" / "contract"
 FILES = sorted(CONTRACT.glob("state_dict_foreign_*.json"))
 NAMES = [path.stem.removeprefix("state_dict_foreign_") for path in FILES]
 
-# Their backbones are not here yet. The change that brings one takes its names out.
-WITHOUT_BACKBONE = {"sensex_co_dino_5scale_vit_l"}
 REFUSED = {"hf_deformable_detr_r50"}  # one stage
 
 
@@ -45,8 +43,12 @@ def five_levels(cfg):
 
 def config_of(name, detector):
     backbone = "swin_large" if name.endswith("swin_l") else "r50"
+    if name.endswith("vit_l"):
+        return LazyConfig.load(str(ROOT / "projects/co_detr/configs/co_dino_vit_large_5scale_12ep.py"))
     if "co_dino" in name:
         return LazyConfig.load(str(ROOT / f"projects/co_detr/configs/co_dino_{backbone}_5scale_12ep.py"))
+    if "co_deformable" in name:
+        return LazyConfig.load(str(ROOT / "projects/co_detr/configs/co_deformable_detr_r50_12ep.py"))
     if backbone == "swin_large":
         return get_config("baselines/dino_swin_large_384_5scale_12ep.py")
     paths = {
@@ -60,11 +62,9 @@ def config_of(name, detector):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in REFUSED])
-def test_a_published_model_converts_whole(name, request):
+def test_a_published_model_converts_whole(name):
     """Every tensor of the file has its place in the model, and every tensor of the model its value; Co-DINO's training
     heads too, so that its training can go on."""
-    if name in WITHOUT_BACKBONE:
-        request.applymarker(pytest.mark.xfail(strict=True, reason="its backbone is not here yet"))
     file = meta_file(name)
     known = recognise(file.state)
     cfg = config_of(name, known.detector)
@@ -99,19 +99,16 @@ def test_files_of_detrex_are_left_alone(path):
     assert recognise(json.loads(path.read_text(encoding="utf-8"))["keys"]) is None
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in REFUSED | {"sensex_co_dino_5scale_vit_l"}])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in REFUSED])
 def test_a_published_model_comes_back_with_its_names(name):
-    """What export writes has the names and shapes that the other code base has; a Swin backbone too. Of
-    Co-Deformable-DETR, the auxiliary heads have no place here."""
+    """What export writes has the names and shapes that the other code base has; a Swin backbone too."""
     shapes = shapes_of(name)
     known = recognise(shapes)
     # One number for all values of a tensor: no memory is needed.
     state = {key: torch.ones(1).expand(shape) if shape else torch.ones(()) for key, shape in shapes.items()}
-    ours, trace = known.to_ours(state)
+    ours, _ = known.to_ours(state)
     back = {key: list(tensor.shape) for key, tensor in known.to_theirs(ours).items()}
-    auxiliary = {key for key, reason in trace.dropped.items() if reason.startswith("auxiliary")}
-    assert auxiliary == set() or name == "sensex_co_deformable_detr_r50"
-    assert back == {key: shape for key, shape in shapes.items() if key not in auxiliary}
+    assert back == shapes
 
 
 @pytest.mark.parametrize(
@@ -146,6 +143,7 @@ PUBLISHED = {
     "foreign_original_dino_4scale_r50": ["dino_r50_4scale_12ep_original", "dino_r50_4scale_36ep_original"],
     "foreign_original_dino_5scale_r50": ["dino_r50_5scale_12ep_original", "dino_r50_5scale_24ep_original"],
     "foreign_sensex_co_deformable_detr_r50": ["co_deformable_detr_r50_12ep_sensex"],
+    "foreign_sensex_co_dino_5scale_vit_l": ["co_dino_vit_large_5scale_sensex"],
     "foreign_sensex_co_dino_5scale_r50": ["co_dino_r50_5scale_12ep_sensex", "co_dino_r50_5scale_36ep_lsj_sensex"],
     "align_detr_r50_4scale": ["align_detr_r50_4scale_12ep_align_loss_released", "dino_r50_4scale_12ep_300dn"],
     "align_detr_r101_4scale": ["dino_r101_4scale_12ep"],

@@ -1,9 +1,10 @@
-"""COCO 2017 in the folder $DETECTRON2_DATASETS (default: `datasets` in the working directory)."""
+"""COCO 2017 and LVIS v1 in the folder $DETECTRON2_DATASETS (default: `datasets` in the working directory)."""
 
 import os
 from pathlib import Path
 
 from .coco import register_coco_instances
+from .lvis import register_lvis_instances
 
 ROOT_VARIABLE = "DETECTRON2_DATASETS"
 
@@ -39,4 +40,14 @@ def _register_coco() -> None:
         )
 
 
+def _register_lvis() -> None:
+    root = Path(os.environ.get(ROOT_VARIABLE, "datasets")).expanduser()
+    files = {"train": "train", "val": "val", "test_dev": "image_info_test_dev"}
+    files["test_challenge"] = "image_info_test_challenge"
+    for split, file in files.items():
+        annotations, images = root / "lvis" / f"lvis_v1_{file}.json", root / "coco"
+        register_lvis_instances(f"lvis_v1_{split}", {"root_env": ROOT_VARIABLE}, str(annotations), str(images))
+
+
 _register_coco()
+_register_lvis()
