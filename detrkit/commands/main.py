@@ -34,6 +34,7 @@ COMMANDS = {
     "demo": Command("detect objects in images, and draw them"),
     "configs": Command("list the configs, which every command takes by name or by path"),
     "analyze": Command("measure how well a detector's scores agree with its boxes"),
+    "errors": Command("count a detector's errors by kind, and choose its score threshold"),
     "model": Command("count a detector's parameters, multiply-adds and activations"),
     "benchmark": Command("time criterion, attention, training step, inference and data loading"),
     "gpu-report": Command("measure speed and memory on a GPU, and write one page"),
