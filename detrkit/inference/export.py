@@ -86,17 +86,16 @@ def export(
     cfg, weights, classes = find_source(source, config, checkpoint, overrides, which)
     if path.resolve() == Path(weights).resolve():
         raise ValueError(f"--output {path} is where the weights come from: give another name")
-    score_threshold = stored_threshold(weights)
     network = PyTorchNetwork(cfg, weights, classes, "cpu", "float32")
     network = network.in_float64() if float64 else network
     if path.suffix == WEIGHTS:
-        write_exported(path, network.model.state_dict(), cfg, network.classes, score_threshold)
+        write_exported(path, network.model.state_dict(), cfg, network.classes, stored_threshold(weights))
         return ExportedFile(path, network, None, weights)
     resized = input_size(cfg)
     example = resized.shape(*LANDSCAPE)
     shape = Shape(batch or (None if dynamic else 1), tuple(size) if size else None if dynamic else example)
     channel_order = cfg.dataloader.test.mapper.get("img_format", "RGB")
-    metadata = metadata_of(network.classes, resized, shape, channel_order) | threshold_metadata(score_threshold)
+    metadata = metadata_of(network.classes, resized, shape, channel_order) | threshold_metadata(stored_threshold(weights))
     write = write_onnx if path.suffix == ".onnx" else write_program
     write(network.model, path, metadata, shape, example)
     return ExportedFile(path, network, shape, weights)

@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import oracle
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -90,21 +91,22 @@ def test_mistakes_end_in_one_line(tmp_path, monkeypatch, capsys, words, message)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_threshold_goes_with_the_file(tmp_path, suffix, pictures):
+def test_threshold_goes_with_the_file(tmp_path, suffix):
     """Folder, exported file and drawing use the chosen threshold; without one it is 0.3, and an option wins."""
     if suffix == ".onnx":
         pytest.importorskip("onnx")
         pytest.importorskip("onnxruntime")
     folder = write_run(tmp_path / "run")
+    noise = np.random.default_rng(0).integers(0, 256, (72, 96, 3), np.uint8)
     assert detrkit.Detector(folder, device="cpu").score_threshold == 0.3
-    found = next(detrkit.Detector(folder, device="cpu")(pictures[0], 0.0))
+    found = next(detrkit.Detector(folder, device="cpu")(noise, 0.0))
     chosen = float(found.scores[4])
     (folder / "errors.json").write_text(json.dumps({"score_threshold": chosen}))
     file = detrkit.export(folder, tmp_path / f"model{suffix}").path
     detector = detrkit.Detector(file, device="cpu")
     assert detector.score_threshold == chosen
-    assert next(detector(pictures[0])).scores.min() >= chosen > next(detector(pictures[0], 0.0)).scores.min()
-    Image.fromarray(pictures[0]).save(tmp_path / "a.png")
+    assert next(detector(noise)).scores.min() >= chosen > next(detector(noise, 0.0)).scores.min()
+    Image.fromarray(noise).save(tmp_path / "a.png")
     counts = []
     for source in (folder, file):
         for options in ([], ["--score-threshold", "0"]):
