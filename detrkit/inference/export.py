@@ -94,8 +94,8 @@ def export(
     resized = input_size(cfg)
     example = resized.shape(*LANDSCAPE)
     shape = Shape(batch or (None if dynamic else 1), tuple(size) if size else None if dynamic else example)
-    channel_order = cfg.dataloader.test.mapper.get("img_format", "RGB")
-    metadata = metadata_of(network.classes, resized, shape, channel_order) | threshold_metadata(stored_threshold(weights))
+    metadata = metadata_of(network.classes, resized, shape, cfg.dataloader.test.mapper.get("img_format", "RGB"))
+    metadata |= threshold_metadata(stored_threshold(weights))
     write = write_onnx if path.suffix == ".onnx" else write_program
     write(network.model, path, metadata, shape, example)
     return ExportedFile(path, network, shape, weights)
