@@ -7,6 +7,8 @@ train = dict(
     # File or URL of the initial weights; "": random weights.
     init_checkpoint="",
     max_iter=90000,
+    # Batches of one optimizer step. The losses are those of one batch of so many times total_batch_size images.
+    accumulate=1,
     # dtype: "float16" with loss scaling, or "bfloat16".
     amp=dict(enabled=False, dtype="float16"),
     ddp=dict(

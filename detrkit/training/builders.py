@@ -149,4 +149,5 @@ def build_trainer(
         skip_nonfinite=cfg.train.get("skip_nonfinite", 0),
         folder=cfg.train.output_dir,
         report_phase=report_phase,
+        accumulate=cfg.train.get("accumulate", 1),
     )

@@ -99,7 +99,7 @@ def train(
             logger.warning("There is no checkpoint in %s to resume from: starting anew", cfg.train.output_dir)
         facts = {
             "config": config_as_given,
-            "batch_size": cfg.dataloader.train.get("total_batch_size"),
+            "batch_size": images_of_a_step(cfg),
             "max_iter": cfg.train.max_iter,
             SETTINGS: weights.kept_settings() if weights else {},
         }
@@ -108,6 +108,12 @@ def train(
             log_results(cfg, evaluations.results)
         evaluations.raise_failures(cfg.train.output_dir)
         return evaluations.results
+
+
+def images_of_a_step(cfg: DictConfig) -> int | None:
+    """Number of images of an optimizer step; None if the data loader does not say it."""
+    batch_size = cfg.dataloader.train.get("total_batch_size")
+    return batch_size and batch_size * cfg.train.get("accumulate", 1)
 
 
 def run_iterations(
