@@ -37,6 +37,10 @@ train = dict(
     checkpointer=dict(period=5000, max_to_keep=100),
     # In iterations; 0: evaluate only at the end.
     eval_period=5000,
+    # Metric of an evaluation that model_best.pth has the highest value of, such as "bbox/AP50" or "bbox/AP-person".
+    best_metric="bbox/AP",
+    # End after so many evaluations in a row without a better metric. patience=0: never; metric "": train.best_metric.
+    early_stopping=dict(patience=0, metric="", min_delta=0.0),
     log_period=20,
     # Write output_dir/report.html at each evaluation.
     report=dict(enabled=True),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -23,6 +24,7 @@ from .builders import build_loader, build_model, build_optimizer, build_trainer
 from .checkpoints import ResumePoint, SafeCheckpointer, newest_checkpoint
 from .class_heads import class_heads_matched
 from .data_workers import sigchld_restored
+from .early_stopping import StoppedEarly, best_metric, early_stopping
 from .evaluation import Evaluations, build_evaluation
 from .hooks import EvaluationLine, MetricsWriter, best_checkpointer, periodic_checkpointer, saves_at
 from .live_line import LiveLine
@@ -160,8 +162,9 @@ def run_iterations(
             report.hook if report and is_main else None,  # update report.html, and record its metrics
             MetricsWriter(cfg) if is_main else None,  # write the metrics recorded by the hooks above
             state,  # collect again, as evaluation has drawn random numbers
-            best,  # save model_best.pth if AP is the highest so far
-            EvaluationLine(evaluations, best) if is_main else None,  # log one line for each evaluation
+            best,  # save model_best.pth if its metric is the highest so far
+            EvaluationLine(evaluations, best, best_metric(cfg)) if is_main else None,  # log a line for an evaluation
+            early_stopping(cfg, evaluations, checkpointer, state),  # end if the metric no longer improves
             stop,  # on Ctrl-C or SIGTERM: save a checkpoint and stop
             LiveLine() if is_main else None,  # show progress on the terminal
         ]
@@ -169,6 +172,6 @@ def run_iterations(
     start = "" if point else cfg.train.init_checkpoint
     with class_heads_matched(cfg, model, start, known_classes(start, classes, assume=True), classes):
         checkpointer.resume_or_load(start, resume=point is not None)
-    with watchdog.watching(), stop.handling_signals(), sigchld_restored():
+    with watchdog.watching(), stop.handling_signals(), sigchld_restored(), suppress(StoppedEarly):
         trainer.train(point.iteration + 1 if point else 0, cfg.train.max_iter)
     return evaluations
