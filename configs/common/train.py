@@ -18,6 +18,13 @@ train = dict(
     ),
     # params: arguments of torch.nn.utils.clip_grad_norm_.
     clip_grad=dict(enabled=False, params=dict(max_norm=0.1, norm_type=2)),
+    # stages: stop training the first stages of the backbone; 1: stem or patch embedding, 2: the first group of layers
+    # too. batch_norm: keep statistics and parameters of its batch norms.
+    freeze=dict(stages=0, batch_norm=False),
+    # Factor of the learning rate from each stage of the backbone to the one before; 1.0: the same rate.
+    layer_decay=1.0,
+    # Share of the images below which a class is rare; its images come more often. 0.0: each image once in an epoch.
+    repeat_threshold=0.0,
     # Number of consecutive steps with non-finite losses or gradients to skip; one more ends the training.
     skip_nonfinite=0,
     # End all processes when one makes no progress for this many seconds while others wait for it. A slow file system

@@ -20,6 +20,7 @@ from detrkit.runtime.program import subnormals_flushed
 from detrkit.runtime.threads import number_of_threads_kept
 from detrkit.weights import SETTINGS
 
+from .backbone_stages import FrozenBatchNorms, frozen_batch_norms
 from .builders import build_loader, build_model, build_optimizer, build_trainer
 from .checkpoints import ResumePoint, SafeCheckpointer, newest_checkpoint
 from .class_heads import class_heads_matched
@@ -153,6 +154,7 @@ def run_iterations(
     best = best_checkpointer(cfg, checkpointer) if is_main else None
     trainer.register_hooks(
         [
+            FrozenBatchNorms(frozen_batch_norms(cfg, model)),  # keep the statistics that train.freeze names
             hooks.IterationTimer(),  # seconds of each iteration
             ema.EMAHook(cfg, model) if cfg.train.model_ema.enabled else None,  # update the averaged weights
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),  # set the learning rate of the next iteration
