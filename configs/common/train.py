@@ -25,6 +25,8 @@ train = dict(
     layer_decay=1.0,
     # Share of the images below which a class is rare; its images come more often. 0.0: each image once in an epoch.
     repeat_threshold=0.0,
+    # Training images made of several: probability of four images in one, and of objects pasted from another image.
+    mix=dict(mosaic=0.0, copy_paste=0.0, most_pasted=5),
     # Number of consecutive steps with non-finite losses or gradients to skip; one more ends the training.
     skip_nonfinite=0,
     # End all processes when one makes no progress for this many seconds while others wait for it. A slow file system

@@ -45,6 +45,7 @@ COMMANDS = {
     "weights": Command("list and download published weights; show what a file of weights holds"),
     "convert": Command("convert a dataset to COCO's format, and list its mistakes"),
     "make-data": Command("write a small dataset: drawn shapes, or a part of COCO"),
+    "show-data": Command("draw training images as a config augments them"),
     "visualize-results": Command("draw predictions beside ground truth"),
     "visualize-attention": Command("show where the branches of SD-DETR's decoder attend"),
     "completion": Command("print the shell code that completes commands, options, configs and their keys"),

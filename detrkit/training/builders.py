@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import nn
 from detrkit.config.load import call_parameters
 from detrkit.datasets.annotations import annotations_explained
 from detrkit.datasets.mapper import with_rgb_images
+from detrkit.datasets.mixing import MixingMapper
 from detrkit.runtime.precision import autocast_is_faster
 
 from .activation_checkpointing import checkpoint_activations
@@ -112,13 +114,19 @@ def build_loader(cfg: DictConfig, split: str) -> Iterable[Any]:
         check_classes(cfg, names)
         if split == "test":
             check_images(" + ".join(names), dataset)
-        elif loader := resumable_loader(node, dataset, rare_class_factors(cfg, dataset)):
+        elif loader := resumable_loader(node, dataset, rare_class_factors(cfg, dataset), partial(mixing_mapper, cfg)):
             return loader
         # Not a list: instantiating would look for nodes in each of COCO's 118,000 images.
         given["dataset"] = DatasetFromList(dataset, copy=False) if isinstance(dataset, list) else dataset
     if "mapper" in node:
         given["mapper"] = with_rgb_images(instantiate(node.mapper))
     return protect_workers(instantiate({**node, **given}))
+
+
+def mixing_mapper(cfg: DictConfig, mapper: Callable, dataset: Any) -> Callable:
+    """The mapper with mosaic and pasted objects as `train.mix` says."""
+    options = cfg.train.get("mix") or {}
+    return MixingMapper(mapper, dataset, **options) if options.get("mosaic") or options.get("copy_paste") else mapper
 
 
 def rare_class_factors(cfg: DictConfig, dataset: Any) -> list[float] | None:

@@ -249,7 +249,10 @@ class ResumableLoader:
 
 
 def resumable_loader(
-    node: DictConfig, dataset: Any, factors: Sequence[float] | None = None
+    node: DictConfig,
+    dataset: Any,
+    factors: Sequence[float] | None = None,
+    mix: Callable[[Callable, Dataset], Callable] = lambda mapper, dataset: mapper,
 ) -> ResumableLoader | None:
     """Build the loader of a config as a `ResumableLoader`.
 
@@ -257,6 +260,7 @@ def resumable_loader(
         node: a call of detectron2's `build_detection_train_loader`.
         dataset: its dataset, instantiated.
         factors: as in `SampleStream`.
+        mix: from the mapper and the dataset to the mapper to use.
 
     Returns:
         None if the data cannot be resumed: another loader, a sampler in the config, or an iterable dataset.
@@ -282,7 +286,7 @@ def resumable_loader(
     collate = instantiate(node.get("collate_fn"))
     return ResumableLoader(
         items,
-        with_rgb_images(instantiate(node.get("mapper"))),
+        mix(with_rgb_images(instantiate(node.get("mapper"))), items),
         builder(options),
         build_in_process=builder(in_process) if options.get("num_workers") else None,
         collate=collate,
