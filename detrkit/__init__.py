@@ -16,18 +16,20 @@ if TYPE_CHECKING:
     from .datasets.registration import register_coco
     from .inference import Detector
     from .inference.export import export
+    from .reports.errors import errors_of_run
 
 # Imported when they are asked for: PyTorch takes seconds.
 _HOMES = {
     "Detector": "detrkit.inference",
     "cfg_for_folder": "detrkit.api",
+    "errors_of_run": "detrkit.reports.errors",
     "evaluate": "detrkit.api",
     "export": "detrkit.inference.export",
     "load_config": "detrkit.config.load",
     "register_coco": "detrkit.datasets.registration",
     "train": "detrkit.api",
 }
-__all__ = ["Detector", "cfg_for_folder", "evaluate", "export", "load_config", "register_coco", "train"]
+__all__ = ["Detector", "cfg_for_folder", "errors_of_run", "evaluate", "export", "load_config", "register_coco", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -162,3 +162,13 @@ def test_the_page_on_weights(folder, published):
     for name, row in {"dog": 16, "person": 0}.items():
         moved = trained["model"]["class_embed.0.weight"][classes.index(name)] - published["class_embed.0.weight"][row]
         assert moved.abs().max() < 0.01
+
+
+@pytest.mark.slow
+def test_the_page_on_finetuning(folder):
+    """Protects who adapts a detector: each tool of the page, one after the other."""
+    shell("align-detr make-data --synthetic --train 16 --val 4 --output mine")
+    kinds = run_blocks("docs/finetuning.md", names := {}, {"--epochs 2": f"{SMALL} {NARROW}"})
+    assert kinds["bash"] >= 1 and kinds["python"] >= 1
+    stored = json.loads((folder / "output/mine/errors.json").read_text())["score_threshold"]
+    assert names["detector"].score_threshold == (0.3 if stored is None else stored)

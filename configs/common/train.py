@@ -7,6 +7,8 @@ train = dict(
     # File or URL of the initial weights; "": random weights.
     init_checkpoint="",
     max_iter=90000,
+    # Batches of one optimizer step. The losses are those of one batch of so many times total_batch_size images.
+    accumulate=1,
     # dtype: "float16" with loss scaling, or "bfloat16".
     amp=dict(enabled=False, dtype="float16"),
     ddp=dict(
@@ -16,6 +18,15 @@ train = dict(
     ),
     # params: arguments of torch.nn.utils.clip_grad_norm_.
     clip_grad=dict(enabled=False, params=dict(max_norm=0.1, norm_type=2)),
+    # stages: stop training the first stages of the backbone; 1: stem or patch embedding, 2: the first group of layers
+    # too. batch_norm: keep statistics and parameters of its batch norms.
+    freeze=dict(stages=0, batch_norm=False),
+    # Factor of the learning rate from each stage of the backbone to the one before; 1.0: the same rate.
+    layer_decay=1.0,
+    # Share of the images below which a class is rare; its images come more often. 0.0: each image once in an epoch.
+    repeat_threshold=0.0,
+    # Training images made of several: probability of four images in one, and of objects pasted from another image.
+    mix=dict(mosaic=0.0, copy_paste=0.0, most_pasted=5),
     # Number of consecutive steps with non-finite losses or gradients to skip; one more ends the training.
     skip_nonfinite=0,
     # End all processes when one makes no progress for this many seconds while others wait for it. A slow file system
@@ -35,6 +46,10 @@ train = dict(
     checkpointer=dict(period=5000, max_to_keep=100),
     # In iterations; 0: evaluate only at the end.
     eval_period=5000,
+    # Metric of an evaluation that model_best.pth has the highest value of, such as "bbox/AP50" or "bbox/AP-person".
+    best_metric="bbox/AP",
+    # End after so many evaluations in a row without a better metric. patience=0: never; metric "": train.best_metric.
+    early_stopping=dict(patience=0, metric="", min_delta=0.0),
     log_period=20,
     # At evaluation and in `Detector`: lower the scores of detections whose IoU with a better one of their class is
     # above this number (linear soft-NMS). 0: off.

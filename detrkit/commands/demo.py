@@ -34,7 +34,10 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--font", metavar="FILE", help="font file for the labels (default: one with their letters)")
     parser.add_argument("--no-pictures", action="store_true", help="draw nothing, write --json alone")
     parser.add_argument(
-        "--score-threshold", type=float, default=0.3, metavar="X", help="lowest score to keep (default: %(default)s)"
+        "--score-threshold",
+        type=float,
+        metavar="X",
+        help="lowest score to keep (default: the one that `align-detr errors` chose for these weights, else 0.3)",
     )
     parser.add_argument(
         "--top", type=int, default=100, metavar="N", help="most detections of an image (default: %(default)s)"

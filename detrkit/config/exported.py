@@ -28,6 +28,7 @@ from detrkit.runtime.files import atomic_write
 from detrkit.runtime.soft_nms import checked_threshold
 
 CONFIG, CLASSES, INPUT = "align_detr.config", "align_detr.classes", "align_detr.input"
+THRESHOLD = "align_detr.score_threshold"  # may be missing
 MODEL_PACKAGES = (
     "align_detr.modeling",
     *(name for name in PROJECT_NAMES if name != "align_detr"),
@@ -54,10 +55,11 @@ class InputSize(NamedTuple):
 
 
 class Exported(NamedTuple):
-    """Config and classes in an exported file."""
+    """Config and classes in an exported file, and the score threshold if it was chosen."""
 
     cfg: DictConfig
     classes: Classes
+    score_threshold: float | None = None
 
 
 def input_size(cfg: DictConfig) -> InputSize:
@@ -80,11 +82,37 @@ def test_options(cfg: DictConfig) -> dict[str, float]:
     return {"soft_nms": threshold} if threshold else {}
 
 
-def write_exported(path: str | os.PathLike, state: Mapping[str, Tensor], cfg: DictConfig, classes: Classes) -> None:
+def threshold_metadata(score_threshold: float | None) -> dict[str, str]:
+    """Return the entry of a file's metadata with the score threshold; {} without one."""
+    return {} if score_threshold is None else {THRESHOLD: json.dumps(score_threshold)}
+
+
+def threshold_in(metadata: Mapping[str, str], path: str | os.PathLike) -> float | None:
+    """Return the score threshold in a file's metadata; None if there is none.
+
+    Raises:
+        ValueError: it is not a number from 0 to 1.
+    """
+    value = _json(metadata.get(THRESHOLD), path)
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not 0 <= value <= 1:
+        raise ValueError(f"{path}: its metadata are damaged: {THRESHOLD} is not a number from 0 to 1")
+    return float(value)
+
+
+def write_exported(
+    path: str | os.PathLike,
+    state: Mapping[str, Tensor],
+    cfg: DictConfig,
+    classes: Classes,
+    score_threshold: float | None = None,
+) -> None:
     """Write a model's weights with its config and classes. On an error no file is changed.
 
     Args:
         cfg: its model and test preprocessing are written, and nothing that names folders or devices.
+        score_threshold: the default of those who use the file; None if it was not chosen.
 
     Raises:
         ValueError: the config calls something outside MODEL_PACKAGES.
@@ -98,6 +126,7 @@ def write_exported(path: str | os.PathLike, state: Mapping[str, Tensor], cfg: Di
         CONFIG: text,
         CLASSES: json.dumps(classes.plain(), ensure_ascii=False),
         INPUT: json.dumps(input_size(cfg)._asdict()),
+        **threshold_metadata(score_threshold),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     # Shared parameters are written under each of their names, as checkpoints have them.
@@ -123,7 +152,8 @@ def read_exported(path: str | os.PathLike) -> Exported | None:
     if CONFIG not in metadata:
         return None
     cfg = parse_yaml(metadata[CONFIG], f"the config in {path}", MODEL_PACKAGES)
-    return Exported(cfg, Classes.from_plain(_json(metadata.get(CLASSES), path), str(path)))
+    classes = Classes.from_plain(_json(metadata.get(CLASSES), path), str(path))
+    return Exported(cfg, classes, threshold_in(metadata, path))
 
 
 def _json(text: str | None, path: str | os.PathLike) -> Any:

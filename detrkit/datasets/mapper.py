@@ -36,7 +36,7 @@ class RgbImageMapper:
             ValueError: its size is not the annotated one.
         """
         file_name = dataset_dict["file_name"]
-        if _reads_plainly(file_name):
+        if file_name.startswith(_RgbHandler.PREFIX) or _reads_plainly(file_name):
             return self.mapper(dataset_dict)
         try:
             pixels = read_image(file_name)
@@ -44,8 +44,13 @@ class RgbImageMapper:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise OSError(f"cannot read image file {file_name}: {reason}") from error
         check_image_size(dict(dataset_dict), pixels)
-        example = self.mapper({**dataset_dict, "file_name": _handler.offer(pixels)})
+        example = self.mapper({**dataset_dict, "file_name": offered_name(pixels)})
         return {**example, "file_name": file_name}
+
+
+def offered_name(pixels: np.ndarray) -> str:
+    """A name under which detectron2's reader finds an image once, RGB, (H, W, 3) uint8."""
+    return _handler.offer(pixels)
 
 
 def with_rgb_images(mapper: Mapper | None) -> Mapper | None:

@@ -23,9 +23,9 @@ from tqdm import tqdm
 from detrkit.analysis import batches_of_one_size, detections, predict_layers
 from detrkit.datasets.classes import Classes, classes_of_dataset, dataset_names
 from detrkit.datasets.images import image_suffixes, read_image
-from detrkit.inference.detector import Detector
+from detrkit.inference.detector import SCORE_THRESHOLD, Detector
 from detrkit.inference.pictures import draw
-from detrkit.inference.sources import classes_in_file, load_named_config
+from detrkit.inference.sources import classes_in_file, load_named_config, stored_threshold
 from detrkit.runtime.allocation import keep_freed_memory
 from detrkit.training.loading import load_detector
 
@@ -38,7 +38,7 @@ class Options:
         output: folder of the drawn images; None to draw none.
         results: file of the detections in COCO's results format.
         font: file for the labels; None for one that has their letters.
-        score_threshold: leave out detections that score less.
+        score_threshold: leave out detections that score less; None for the one stored with the weights, else 0.3.
         top: most detections of an image.
         layer: decoder layer, from 1; None for the last.
         batch_size: images of one size at a time.
@@ -47,7 +47,7 @@ class Options:
     output: Path | None = Path("output/demo")
     results: Path | None = None
     font: str | None = None
-    score_threshold: float = 0.3
+    score_threshold: float | None = None
     top: int = 100
     layer: int | None = None
     batch_size: int = 4
@@ -115,14 +115,14 @@ def detect(
     with progress_of(files, missing) as progress:
         is_graph = Path(config).suffix == ".onnx"
         make = _with_graph if is_graph else _with_model
-        examples, classes = make(config, checkpoint, files, options, overrides, outcome.failed, progress)
+        examples, classes, threshold = make(config, checkpoint, files, options, overrides, outcome.failed, progress)
         if options.output:
             options.output.mkdir(parents=True, exist_ok=True)
         ids, metadata = image_ids(files), classes.metadata()
         for file, pixels, instances in examples:
             instances = instances[torch.tensor(classes.used)[instances.pred_classes]]
             outcome.highest = max([outcome.highest, *instances.scores.tolist()])
-            instances = instances[instances.scores >= options.score_threshold][: options.top]
+            instances = instances[instances.scores >= threshold][: options.top]
             if options.output:
                 draw(pixels, instances, metadata, options.font).save(targets[file])
             outcome.entries[file] = to_coco(instances, ids[file], file, classes.ids)
@@ -140,7 +140,7 @@ def _with_model(
     overrides: Sequence[str],
     failed: list[str],
     progress: tqdm,
-) -> tuple[Iterator[Example], Classes]:
+) -> tuple[Iterator[Example], Classes, float]:
     cfg = load_named_config(config, overrides)
     keep_freed_memory()
     model = load_detector(cfg, checkpoint, overrides=overrides)
@@ -150,7 +150,8 @@ def _with_model(
             for example, instances in zip(batch, run(model, batch, options.layer), strict=True):
                 yield Example(example["file"], example["pixels"], instances)
 
-    return examples(), classes_of_outputs(cfg, checkpoint)
+    threshold = _threshold_of(options, stored_threshold(checkpoint))
+    return examples(), classes_of_outputs(cfg, checkpoint), threshold
 
 
 def _with_graph(
@@ -161,7 +162,7 @@ def _with_graph(
     overrides: Sequence[str],
     failed: list[str],
     progress: tqdm,
-) -> tuple[Iterator[Example], Classes]:
+) -> tuple[Iterator[Example], Classes, float]:
     if overrides or options.layer is not None or checkpoint != config:
         raise ValueError(f"{config} is a fixed graph: it takes no other weights, no --layer and no key=value")
     detector = Detector(config)
@@ -177,7 +178,13 @@ def _with_graph(
             fields = {"pred_boxes": Boxes(boxes), "scores": scores, "pred_classes": labels}
             yield Example(file, found.pixels, Instances(found.pixels.shape[:2], **fields))
 
-    return examples(), detector.classes
+    return examples(), detector.classes, _threshold_of(options, detector.score_threshold)
+
+
+def _threshold_of(options: Options, stored: float | None) -> float:
+    if options.score_threshold is not None:
+        return options.score_threshold
+    return SCORE_THRESHOLD if stored is None else stored
 
 
 @contextmanager

@@ -20,10 +20,11 @@ from .network import Network, Predictions
 from .pictures import CHANNEL_ORDERS, Picture, all_of, name_of, read_picture
 from .pytorch import PyTorchNetwork
 from .runtimes import OnnxNetwork
-from .sources import find_source
+from .sources import find_source, stored_threshold
 
 logger = logging.getLogger(__name__)
 
+SCORE_THRESHOLD = 0.3  # for weights without a chosen threshold
 WINDOW = 4  # batches whose pictures are read before the first is run, so that those of one size come together
 
 
@@ -31,7 +32,7 @@ class Detector:
     """Finds objects in pictures.
 
         detector = Detector("output/align_detr_tiny")
-        for found in detector(["street.jpg", array, pil_image], score_threshold=0.3):
+        for found in detector(["street.jpg", array, pil_image]):
             print(found.labels, found.scores, found.boxes)
 
     Args:
@@ -49,6 +50,10 @@ class Detector:
         class_names: of the model's outputs, if not those that the checkpoint or the config's dataset knows.
         soft_nms: IoU above which detections that overlap a better one of their class lose score; 0: off. The default is
             the config's `train.soft_nms`, which exported files keep.
+
+    Attributes:
+        score_threshold: the default of calls: the one stored with the weights, else SCORE_THRESHOLD. It was chosen on
+            the validation images for the highest F1; see `align-detr errors`.
 
     Raises:
         FileNotFoundError: a file is not there.
@@ -75,14 +80,17 @@ class Detector:
             if any(value is not None for value in (config, weights, which)) or not is_float32:
                 raise ValueError(f"{source} has config, weights and types of numbers in it: give none of them")
             self._network = OnnxNetwork(source, device)
+            threshold = self._network.score_threshold
             self._weights = os.fspath(source)
             if named:
                 self._network.classes = named.for_outputs(len(self._network.classes.names))
         else:
             cfg, weights, known = find_source(source, config, weights, which=which)
             self._weights = weights
+            threshold = stored_threshold(weights)
             self._network = PyTorchNetwork(cfg, weights, named or known, device, dtype)
         self._soft_nms = self._network.soft_nms if soft_nms is None else checked_threshold(soft_nms, "soft_nms")
+        self.score_threshold = SCORE_THRESHOLD if threshold is None else threshold
 
     @property
     def classes(self) -> Classes:
@@ -102,7 +110,7 @@ class Detector:
     def __call__(
         self,
         pictures: Picture | Iterable[Picture],
-        score_threshold: float = 0.3,
+        score_threshold: float | None = None,
         *,
         batch_size: int = 4,
         channel_order: str = "RGB",
@@ -117,7 +125,7 @@ class Detector:
         Args:
             pictures: files, PIL images and uint8 arrays (H, W, 3), (H, W, 4) or (H, W). Files and PIL images are turned
                 as their EXIF data say; boxes are those of the upright picture.
-            score_threshold: leave out what scores less.
+            score_threshold: leave out what scores less; None for the attribute `score_threshold`.
             channel_order: of arrays: "RGB", or "BGR" as OpenCV reads them.
             skip_unreadable: leave out pictures that cannot be read, with a warning in the log, instead of ending.
 
@@ -128,7 +136,8 @@ class Detector:
             raise ValueError(f"batch_size={batch_size}: at least 1, please")
         if channel_order not in CHANNEL_ORDERS:
             raise ValueError(f"channel_order={channel_order!r} is none of {', '.join(CHANNEL_ORDERS)}")
-        return self._in_windows(all_of(pictures), score_threshold, batch_size, channel_order, skip_unreadable)
+        threshold = self.score_threshold if score_threshold is None else score_threshold
+        return self._in_windows(all_of(pictures), threshold, batch_size, channel_order, skip_unreadable)
 
     def _in_windows(
         self,
@@ -178,4 +187,3 @@ class Detector:
             return found
         order, scores = soft_nms(*found, self._soft_nms)
         return Predictions(found.boxes[order], scores, found.classes[order])
-

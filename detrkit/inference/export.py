@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig
 
-from detrkit.config.exported import input_size, test_options, write_exported
+from detrkit.config.exported import input_size, test_options, threshold_metadata, write_exported
 from detrkit.datasets.files import image_files
 from detrkit.datasets.images import read_image
 
@@ -18,7 +18,7 @@ from .graph import Shape, metadata_of, write_onnx, write_program
 from .network import Network
 from .pytorch import PyTorchNetwork
 from .runtimes import OnnxNetwork, ProgramNetwork
-from .sources import find_source
+from .sources import find_source, stored_threshold
 
 WEIGHTS, GRAPHS = ".safetensors", (".onnx", ".pt2")
 LANDSCAPE = (480, 640)  # height and width of the image whose resized shape is the default size
@@ -89,13 +89,14 @@ def export(
     network = PyTorchNetwork(cfg, weights, classes, "cpu", "float32")
     network = network.in_float64() if float64 else network
     if path.suffix == WEIGHTS:
-        write_exported(path, network.model.state_dict(), cfg, network.classes)
+        write_exported(path, network.model.state_dict(), cfg, network.classes, stored_threshold(weights))
         return ExportedFile(path, network, None, weights)
     resized = input_size(cfg)
     example = resized.shape(*LANDSCAPE)
     shape = Shape(batch or (None if dynamic else 1), tuple(size) if size else None if dynamic else example)
     channel_order = cfg.dataloader.test.mapper.get("img_format", "RGB")
     metadata = metadata_of(network.classes, resized, shape, channel_order, test_options(cfg))
+    metadata |= threshold_metadata(stored_threshold(weights))
     write = write_onnx if path.suffix == ".onnx" else write_program
     write(network.model, path, metadata, shape, example)
     return ExportedFile(path, network, shape, weights)

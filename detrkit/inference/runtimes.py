@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from detectron2.data import transforms as T
 
-from detrkit.config.exported import CLASSES, INPUT, InputSize
+from detrkit.config.exported import CLASSES, INPUT, THRESHOLD, InputSize, threshold_in
 from detrkit.datasets.classes import Classes
 from detrkit.runtime.soft_nms import checked_threshold
 
@@ -35,6 +35,7 @@ class GraphNetwork:
 
     def __init__(self, path: str | os.PathLike, metadata: Mapping[str, str], batch: int | None):
         self._path = path
+        self.score_threshold = threshold_in(metadata, path)
         try:
             self.classes = Classes.from_plain(json.loads(metadata[CLASSES]), str(path))
             given = json.loads(metadata[INPUT])
@@ -116,7 +117,7 @@ class ProgramNetwork(GraphNetwork):
     """A `.pt2` file, of one's own: `torch.export.load` trusts what it reads."""
 
     def __init__(self, path: Path):
-        metadata = {CLASSES: "", INPUT: ""}
+        metadata = {CLASSES: "", INPUT: "", THRESHOLD: ""}
         program = torch.export.load(path, extra_files=metadata)
         (image,) = (node.meta["val"] for node in program.graph.nodes if node.name == "images")
         batch = image.shape[0] if isinstance(image.shape[0], int) else None

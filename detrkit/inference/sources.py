@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import os
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from detrkit.weights import classes_of_weights, is_of_other_code_base, local_pat
 
 logger = logging.getLogger(__name__)
 
+ERRORS = "errors.json"  # of a training's folder; see `detrkit.reports.errors`
 # Files of weights in the folder of a training, by the names that users give them.
 CHECKPOINTS = {"final": "model_final.pth", "best": "model_best.pth"}
 
@@ -74,6 +76,26 @@ def find_source(
     if prepared := prepare_config(cfg, weights, overrides=overrides):
         prepared.log()
     return Source(cfg, os.fspath(weights), classes_in_file(weights) or classes_of_dataset(cfg))
+
+
+def stored_threshold(weights: str | os.PathLike) -> float | None:
+    """The score threshold that was chosen for weights; None if none was.
+
+    It is in the metadata of an exported file, or in the errors.json of the training's folder that a checkpoint lies in.
+    """
+    path = Path(local_path(weights))
+    if path.suffix == ".safetensors" and path.is_file():
+        exported = read_exported(path)
+        return exported and exported.score_threshold
+    file = path.with_name(ERRORS)
+    if not (file.is_file() and path.with_name("config.yaml").is_file()):
+        return None
+    try:
+        value = json.loads(file.read_bytes())["score_threshold"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        logger.warning("%s is damaged: `align-detr errors %s` writes it again", file, path.parent)
+        return None
+    return float(value) if type(value) in (int, float) and 0 <= value <= 1 else None
 
 
 def classes_in_file(path: str | os.PathLike) -> Classes | None:

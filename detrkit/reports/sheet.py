@@ -78,6 +78,39 @@ def to_instances(detections: list[dict], classes: dict[int, int], image_size: tu
     )
 
 
+def read_detections(results: Path, dataset: str) -> tuple[list[dict], Callable[[dict], Instances]]:
+    """Read the detections of a dataset's images.
+
+    Args:
+        results: coco_instances_results.json of an evaluation.
+        dataset: the name under which the dataset is registered.
+
+    Returns:
+        The dataset dicts, and a function from one of them to its detections, which have the dataset's class indices.
+
+    Raises:
+        FileNotFoundError: there is no such results file.
+        ValueError: the file has no results, or those of another dataset; or no such dataset is registered.
+    """
+    detections = read_results(results)
+    if dataset not in DatasetCatalog.list():
+        raise ValueError(f"no dataset is registered as {dataset!r}; try one of {', '.join(DatasetCatalog.list())}")
+    images = DatasetCatalog.get(dataset)
+    json_file = MetadataCatalog.get(dataset).get("json_file")
+    if json_file and Path(json_file).is_file():
+        detections = with_ids_of_copy(detections, json_file)
+    if detections and not detections.keys() & {image["image_id"] for image in images}:
+        raise ValueError(f"no detection in {results} is of an image in {dataset}; is it another dataset's?")
+    classes = MetadataCatalog.get(dataset).thing_dataset_id_to_contiguous_id
+    if unknown := {d["category_id"] for image in detections.values() for d in image} - classes.keys():
+        raise ValueError(f"{results} has detections of category {next(iter(unknown))}, which {dataset} does not have")
+
+    def found(image: dict) -> Instances:
+        return to_instances(detections.get(image["image_id"], []), classes, (image["height"], image["width"]))
+
+    return images, found
+
+
 def best_predictions(predictions: Instances, objects: int, threshold: float) -> Instances:
     """The predictions to draw, best first: those that score `threshold` or more, and in any case the best `objects`.
 
@@ -228,27 +261,15 @@ def draw_sheet(
     """
     if num_images < 1:
         raise ValueError(f"--num must be at least 1, not {num_images}")
-    detections = read_results(results)
-    if dataset not in DatasetCatalog.list():
-        raise ValueError(f"no dataset is registered as {dataset!r}; try one of {', '.join(DatasetCatalog.list())}")
-    images = DatasetCatalog.get(dataset)
-    json_file = MetadataCatalog.get(dataset).get("json_file")
-    if json_file and Path(json_file).is_file():
-        detections = with_ids_of_copy(detections, json_file)
-    if detections and not detections.keys() & {image["image_id"] for image in images}:
-        raise ValueError(f"no detection in {results} is of an image in {dataset}; is it another dataset's?")
-
+    images, found = read_detections(results, dataset)
     metadata = MetadataCatalog.get(dataset)
     if not hasattr(metadata, "thing_colors"):
         metadata.thing_colors = class_colors(len(metadata.thing_classes))
-    classes = metadata.thing_dataset_id_to_contiguous_id
-    if unknown := {d["category_id"] for image in detections.values() for d in image} - classes.keys():
-        raise ValueError(f"{results} has detections of category {next(iter(unknown))}, which {dataset} does not have")
 
     images = select(images, num_images)
     predictions = []
     for image in images:
-        instances = to_instances(detections.get(image["image_id"], []), classes, (image["height"], image["width"]))
+        instances = found(image)
         objects = sum(not a.get("iscrowd") for a in image["annotations"])
         predictions.append(best_predictions(instances, objects, score_threshold))
     title = f"{dataset}: {results}"

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from detrkit.analysis.plots import iou_frequency, joint_histogram, reliability_diagram
 
+from .errors_section import THRESHOLD_TEXT, errors_tables, threshold_plot
 from .page import DASH, EXPLANATIONS, HEAD, STYLE
 from .training_curves import ALIGNMENT, Rows, curves, number, series
 
@@ -48,6 +49,7 @@ class Progress:
         samples_note: what `samples` show.
         figures: `detrkit.analysis.summarize` of the last evaluation's detections; None before there are any.
         seen: number of images in `figures`.
+        errors: `summarize_errors` of the same detections.
         facts: name and text of command, device, versions.
     """
 
@@ -61,6 +63,7 @@ class Progress:
     samples_note: str = ""
     figures: Mapping | None = None
     seen: int = 0
+    errors: Mapping | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -100,6 +103,7 @@ def render(progress: Progress) -> str:
         plots=_section("Curves", f'<div class="plots">{plots}</div>' if plots else ""),
         samples=_section("Predictions beside ground truth", _samples(progress)),
         alignment=_section("Scores and boxes", _alignment(progress)),
+        errors=_section("Threshold and errors", _errors(progress)),
         facts="\n".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in progress.facts.items()),
         config=escape(progress.config),
     )
@@ -209,7 +213,7 @@ def _samples(progress: Progress) -> str:
         return ""
     figures = "".join(
         f'<figure><div class="pair">{_zoom(sample.truth, "Ground truth")}'
-        f'{_zoom(sample.predictions, "Predictions")}</div>'
+        f"{_zoom(sample.predictions, 'Predictions')}</div>"
         f"<figcaption>{escape(sample.caption)}</figcaption></figure>"
         for sample in progress.samples
     )
@@ -236,6 +240,13 @@ def _alignment(progress: Progress) -> str:
     return f'<p class="faint">{note}</p><div class="plots">{plots}</div>'
 
 
+def _errors(progress: Progress) -> str:
+    if progress.errors is None:
+        return ""
+    plot = _plot(threshold_plot(progress.errors), THRESHOLD_TEXT)
+    return f'{errors_tables(progress.errors)}<div class="plots">{plot}</div>'
+
+
 def _section(title: str, content: str) -> str:
     return f"<h2>{title}</h2>\n{content}" if content else ""
 
@@ -243,7 +254,7 @@ def _section(title: str, content: str) -> str:
 def _plot(figure: Figure, text: str) -> str:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=DPI)
-    return f'<figure>{_image(file.getvalue(), "png", text)}<figcaption>{escape(text)}</figcaption></figure>'
+    return f"<figure>{_image(file.getvalue(), 'png', text)}<figcaption>{escape(text)}</figcaption></figure>"
 
 
 def _zoom(data: bytes, text: str) -> str:
@@ -286,6 +297,7 @@ $evaluations
 $samples
 $plots
 $alignment
+$errors
 <h2>Command and versions</h2>
 <dl>
 $facts

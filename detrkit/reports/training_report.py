@@ -35,6 +35,8 @@ from PIL import Image
 from align_detr._platform import describe
 from detrkit.analysis import AlignmentTable, LayerPredictions, examine, summarize
 from detrkit.analysis.ground_truth import matcher_of, target_of
+from detrkit.inference.sources import ERRORS
+from detrkit.reports.errors import errors_of_images, write_errors
 from detrkit.reports.sheet import best_predictions, class_colors, describe_predictions, draw_pair, plural, select
 from detrkit.runtime.files import atomic_write
 from detrkit.runtime.program import program
@@ -113,6 +115,7 @@ class ReportWriter(HookBase):
         self._sample = sample
         self._folder = Path(cfg.train.output_dir)
         self._figures: dict | None = None
+        self._errors: dict | None = None
         self._seen = 0
         self._samples: list[Sample] = []
         self._written = False
@@ -129,10 +132,14 @@ class ReportWriter(HookBase):
         begin = time.perf_counter()
         detections, self._sample.detections = self._sample.detections, None
         if detections:
-            with log_exceptions("measure and draw the detections of the evaluation"):
+            with log_exceptions("read the ground truth of the evaluation"):
                 images = self._images(detections)
-                self._measure(images, detections)
-                self._draw(images, detections, done)
+                with log_exceptions("measure the alignment of scores and boxes"):
+                    self._measure(images, detections)
+                with log_exceptions("count the errors of the evaluation"):
+                    self._count_errors(images, detections)
+                with log_exceptions("draw the detections of the evaluation"):
+                    self._draw(images, detections, done)
         with log_exceptions(f"write {NAME}"):
             path = self._write(done)
             level = logging.DEBUG if self._written else logging.INFO
@@ -174,6 +181,14 @@ class ReportWriter(HookBase):
             if self._figures[name] is not None:
                 self.trainer.storage.put_scalar(f"alignment/{name}", self._figures[name], smoothing_hint=False)
 
+    def _count_errors(self, images: Sequence[dict], detections: Mapping[int, Instances]) -> None:
+        names = MetadataCatalog.get(self._datasets[0]).thing_classes
+        self._errors = errors_of_images(images, lambda image: detections[image["image_id"]], names)
+        write_errors(self._errors, self._folder / ERRORS)
+        for name in ("score_threshold", "f1"):
+            if self._errors[name] is not None:
+                self.trainer.storage.put_scalar(f"errors/{name}", self._errors[name], smoothing_hint=False)
+
     def _draw(self, images: Sequence[dict], detections: Mapping[int, Instances], done: int) -> None:
         from detrkit.reports.training_page import Sample
 
@@ -213,6 +228,7 @@ class ReportWriter(HookBase):
                 samples_note=self._samples_note if self._samples else "",
                 figures=self._figures,
                 seen=self._seen,
+                errors=self._errors,
                 facts=facts(self._cfg),
             )
         )

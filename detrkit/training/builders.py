@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,11 +19,14 @@ from torch import nn
 from detrkit.config.load import call_parameters
 from detrkit.datasets.annotations import annotations_explained
 from detrkit.datasets.mapper import with_rgb_images
+from detrkit.datasets.mixing import MixingMapper
 from detrkit.runtime.precision import autocast_is_faster
 
 from .activation_checkpointing import checkpoint_activations
+from .backbone_stages import freeze_backbone, with_layer_decay
 from .data_workers import protect_workers
 from .preflight import check_images
+from .rare_classes import repeat_factors
 from .sharding import shard_optimizer
 from .stream import resumable_loader
 from .trainer import Trainer
@@ -53,6 +57,7 @@ def autocast_of(cfg: DictConfig) -> AbstractContextManager:
 def build_model(cfg: DictConfig) -> nn.Module:
     """The model on its device, with an empty moving average if the config has one."""
     model = instantiate(cfg.model).to(cfg.train.device)
+    freeze_backbone(cfg, model)
     ema.may_build_model_ema(cfg, model)
     if cfg.train.get("activation_checkpointing", False):
         count = checkpoint_activations(model)
@@ -78,11 +83,12 @@ def compile_parts(model: nn.Module) -> None:
 def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
     """`cfg.optimizer` over the parameters of `model`; fused into one kernel where PyTorch can."""
     cfg.optimizer.params.model = model
+    node = with_layer_decay(cfg, model)
     optimizer = None
     if "fused" in call_parameters(cfg.optimizer.get("_target_")) and "fused" not in cfg.optimizer:
         with suppress(RuntimeError):  # not on this device, or not yet in this PyTorch
-            optimizer = instantiate({**cfg.optimizer, "fused": True})
-    optimizer = optimizer or instantiate(cfg.optimizer)
+            optimizer = instantiate({**node, "fused": True})
+    optimizer = optimizer or instantiate(node)
     for group in optimizer.param_groups:  # older PyTorch keeps OmegaConf's lists, which checkpoints must not hold
         group.update({name: tuple(value) for name, value in group.items() if isinstance(value, ListConfig)})
     return shard_optimizer(optimizer) if cfg.train.get("shard_optimizer", False) else optimizer
@@ -108,13 +114,32 @@ def build_loader(cfg: DictConfig, split: str) -> Iterable[Any]:
         check_classes(cfg, names)
         if split == "test":
             check_images(" + ".join(names), dataset)
-        elif loader := resumable_loader(node, dataset):
+        elif loader := resumable_loader(node, dataset, rare_class_factors(cfg, dataset), partial(mixing_mapper, cfg)):
             return loader
         # Not a list: instantiating would look for nodes in each of COCO's 118,000 images.
         given["dataset"] = DatasetFromList(dataset, copy=False) if isinstance(dataset, list) else dataset
     if "mapper" in node:
         given["mapper"] = with_rgb_images(instantiate(node.mapper))
     return protect_workers(instantiate({**node, **given}))
+
+
+def mixing_mapper(cfg: DictConfig, mapper: Callable, dataset: Any) -> Callable:
+    """The mapper with mosaic and pasted objects as `train.mix` says."""
+    options = cfg.train.get("mix") or {}
+    return MixingMapper(mapper, dataset, **options) if options.get("mosaic") or options.get("copy_paste") else mapper
+
+
+def rare_class_factors(cfg: DictConfig, dataset: Any) -> list[float] | None:
+    """How often each training image comes in an epoch by `train.repeat_threshold`; None if it is 0."""
+    threshold = cfg.train.get("repeat_threshold", 0.0)
+    if not threshold:
+        return None
+    if not 0 < threshold <= 1:
+        raise ValueError(f"train.repeat_threshold={threshold} is a share of the images: give a number from 0 to 1")
+    factors = repeat_factors(dataset, threshold)
+    repeated = sum(factor > 1 for factor in factors)
+    logger.info("Rare classes: %d of %d images come more than once in an epoch", repeated, len(factors))
+    return factors
 
 
 def check_classes(cfg: DictConfig, names: list[str]) -> None:
@@ -149,4 +174,5 @@ def build_trainer(
         skip_nonfinite=cfg.train.get("skip_nonfinite", 0),
         folder=cfg.train.output_dir,
         report_phase=report_phase,
+        accumulate=cfg.train.get("accumulate", 1),
     )

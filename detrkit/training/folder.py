@@ -160,7 +160,7 @@ def _values(
     images = len({a["image_id"] for a in content["annotations"] if not a["iscrowd"]})
     if not cfg.dataloader.train.dataset.get("filter_empty", True):
         images = len(content["images"])
-    batch = cfg.dataloader.train.total_batch_size
+    batch = cfg.dataloader.train.total_batch_size * cfg.train.get("accumulate", 1)
     iterations = math.ceil((epochs or EPOCHS) * images / batch)
     length = cfg.train.max_iter if fixed_length else iterations
     period = max(math.ceil(length / EVALUATIONS), math.ceil(images / batch))

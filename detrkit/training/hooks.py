@@ -13,11 +13,10 @@ from detectron2.utils.events import EventWriter, get_event_storage
 from omegaconf import DictConfig, OmegaConf
 
 from .checkpoints import BestCheckpointer, SafeCheckpointer
+from .early_stopping import BEST_METRIC, best_metric
 from .evaluation import Evaluations
 
 logger = logging.getLogger("detectron2.training")
-
-BEST_METRIC = "bbox/AP"
 
 
 def periodic_checkpointer(cfg: DictConfig, checkpointer: SafeCheckpointer) -> hooks.PeriodicCheckpointer:
@@ -27,10 +26,10 @@ def periodic_checkpointer(cfg: DictConfig, checkpointer: SafeCheckpointer) -> ho
 
 
 def best_checkpointer(cfg: DictConfig, checkpointer: SafeCheckpointer) -> BestCheckpointer | None:
-    """Save the model of the highest AP; None if the config has no evaluator."""
+    """Save the model of the highest `train.best_metric`; None if the config has no evaluator."""
     if "evaluator" not in cfg.dataloader:
         return None
-    return BestCheckpointer(cfg.train.eval_period, checkpointer, BEST_METRIC)
+    return BestCheckpointer(cfg.train.eval_period, checkpointer, best_metric(cfg))
 
 
 def saves_at(cfg: DictConfig, iteration: int) -> bool:
@@ -61,16 +60,18 @@ class MetricsWriter(hooks.PeriodicWriter):
 
 
 class EvaluationLine(HookBase):
-    """Log one line after each evaluation: AP, AP50, AP75, and the best AP so far.
+    """Log one line after each evaluation: AP, AP50, AP75, and the best metric so far.
 
     Register it after the evaluation and after `best`.
 
     Args:
         evaluations: the evaluations of the training.
-        best: knows the best AP, also from before a resume; None leaves it out.
+        best: knows the best value, also from before a resume; None leaves it out.
+        metric: of `best`.
     """
 
-    def __init__(self, evaluations: Evaluations, best: BestCheckpointer | None):
+    def __init__(self, evaluations: Evaluations, best: BestCheckpointer | None, metric: str = BEST_METRIC):
+        self._metric = "AP" if metric == BEST_METRIC else metric
         self._evaluations = evaluations
         self._best = best
         self._logged = 0
@@ -90,7 +91,7 @@ class EvaluationLine(HookBase):
             return
         text = ", ".join(f"{name} {value:.2f}" for name, value in metrics.items())
         if self._best is not None and self._best.best_metric is not None:
-            text += f"; best AP so far {self._best.best_metric:.2f}"
+            text += f"; best {self._metric} so far {self._best.best_metric:.2f}"
             if self._best.best_iter is not None:  # unknown in checkpoints of earlier versions
                 text += f", after {min(self._best.best_iter + 1, self.trainer.max_iter)} iterations"
         total, seconds = self.trainer.max_iter, self._evaluations.seconds

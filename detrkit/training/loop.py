@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -19,10 +20,12 @@ from detrkit.runtime.program import subnormals_flushed
 from detrkit.runtime.threads import number_of_threads_kept
 from detrkit.weights import SETTINGS
 
+from .backbone_stages import FrozenBatchNorms, frozen_batch_norms
 from .builders import build_loader, build_model, build_optimizer, build_trainer
 from .checkpoints import ResumePoint, SafeCheckpointer, newest_checkpoint
 from .class_heads import class_heads_matched
 from .data_workers import sigchld_restored
+from .early_stopping import StoppedEarly, best_metric, early_stopping
 from .evaluation import Evaluations, build_evaluation
 from .hooks import EvaluationLine, MetricsWriter, best_checkpointer, periodic_checkpointer, saves_at
 from .live_line import LiveLine
@@ -99,7 +102,7 @@ def train(
             logger.warning("There is no checkpoint in %s to resume from: starting anew", cfg.train.output_dir)
         facts = {
             "config": config_as_given,
-            "batch_size": cfg.dataloader.train.get("total_batch_size"),
+            "batch_size": images_of_a_step(cfg),
             "max_iter": cfg.train.max_iter,
             SETTINGS: weights.kept_settings() if weights else {},
         }
@@ -108,6 +111,12 @@ def train(
             log_results(cfg, evaluations.results)
         evaluations.raise_failures(cfg.train.output_dir)
         return evaluations.results
+
+
+def images_of_a_step(cfg: DictConfig) -> int | None:
+    """Number of images of an optimizer step; None if the data loader does not say it."""
+    batch_size = cfg.dataloader.train.get("total_batch_size")
+    return batch_size and batch_size * cfg.train.get("accumulate", 1)
 
 
 def run_iterations(
@@ -145,6 +154,7 @@ def run_iterations(
     best = best_checkpointer(cfg, checkpointer) if is_main else None
     trainer.register_hooks(
         [
+            FrozenBatchNorms(frozen_batch_norms(cfg, model)),  # keep the statistics that train.freeze names
             hooks.IterationTimer(),  # seconds of each iteration
             ema.EMAHook(cfg, model) if cfg.train.model_ema.enabled else None,  # update the averaged weights
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),  # set the learning rate of the next iteration
@@ -154,8 +164,9 @@ def run_iterations(
             report.hook if report and is_main else None,  # update report.html, and record its metrics
             MetricsWriter(cfg) if is_main else None,  # write the metrics recorded by the hooks above
             state,  # collect again, as evaluation has drawn random numbers
-            best,  # save model_best.pth if AP is the highest so far
-            EvaluationLine(evaluations, best) if is_main else None,  # log one line for each evaluation
+            best,  # save model_best.pth if its metric is the highest so far
+            EvaluationLine(evaluations, best, best_metric(cfg)) if is_main else None,  # log a line for an evaluation
+            early_stopping(cfg, evaluations, checkpointer, state),  # end if the metric no longer improves
             stop,  # on Ctrl-C or SIGTERM: save a checkpoint and stop
             LiveLine() if is_main else None,  # show progress on the terminal
         ]
@@ -163,6 +174,6 @@ def run_iterations(
     start = "" if point else cfg.train.init_checkpoint
     with class_heads_matched(cfg, model, start, known_classes(start, classes, assume=True), classes):
         checkpointer.resume_or_load(start, resume=point is not None)
-    with watchdog.watching(), stop.handling_signals(), sigchld_restored():
+    with watchdog.watching(), stop.handling_signals(), sigchld_restored(), suppress(StoppedEarly):
         trainer.train(point.iteration + 1 if point else 0, cfg.train.max_iter)
     return evaluations

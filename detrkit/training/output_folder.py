@@ -13,6 +13,7 @@ WRITTEN = (
     "metrics.json",
     "report.html",
     "coco_instances_results.json",
+    "errors.json",
     "config.yaml",
     "log.txt*",
     "events.out.tfevents.*",

@@ -78,6 +78,9 @@ def prepare(
         cfg.model.device = cfg.train.device
     if cfg.train.amp.enabled and amp_name(cfg) not in AMP_TYPES:
         raise ValueError(f"train.amp.dtype={cfg.train.amp.dtype} is not one of {', '.join(AMP_TYPES)}")
+    accumulate = cfg.train.get("accumulate", 1)
+    if type(accumulate) is not int or accumulate < 1:
+        raise ValueError(f"train.accumulate={accumulate} is not a number of batches: give an integer from 1 up")
     if cfg.train.fast_dev_run.enabled:
         cfg.train.update(FAST_DEV_RUN)
     evaluator = cfg.dataloader.get("evaluator", {})

@@ -23,6 +23,7 @@ from detrkit.datasets.mapper import with_rgb_images
 
 from .data_workers import is_worker_death, leave_signals_to_parent, next_batch
 from .randomness import random_states_kept, seed_cpu
+from .rare_classes import sample_size, systematic_sample
 
 POSITION = "stream_position"
 SHUFFLE, AUGMENTATION = 0, 1  # purposes of a seed
@@ -41,6 +42,7 @@ class SampleStream(IterableDataset):
         front, step: the positions after them are `front`, `front + step`, …
         chunk: number of consecutive positions that a data worker reads: its batch size if workers make batches, else
             1. It keeps the order of the stream for any number of workers.
+        factors: how often each item comes in an epoch, on average; None for once. See `rare_classes`.
     """
 
     def __init__(
@@ -53,9 +55,11 @@ class SampleStream(IterableDataset):
         front: int = 0,
         step: int = 1,
         chunk: int = 1,
+        factors: Sequence[float] | None = None,
     ):
         self._dataset, self._mapper, self._seed = dataset, mapper, seed
-        self._step, self._chunk = step, chunk
+        self._step, self._chunk, self._factors = step, chunk, factors
+        self._size = len(dataset) if factors is None else sample_size(factors)
         self.start_from(waiting, front)
         self._order = lru_cache(2)(self._shuffled)
 
@@ -73,7 +77,7 @@ class SampleStream(IterableDataset):
 
     def example(self, position: int) -> dict:
         """The example at a position, the same in every call. Seeds the CPU generators with the position."""
-        epoch, place = divmod(position, len(self._dataset))
+        epoch, place = divmod(position, self._size)
         seed_cpu(self._seed, position, AUGMENTATION)
         example = self._map(self._order(epoch)[place])
         while example is None:
@@ -93,7 +97,10 @@ class SampleStream(IterableDataset):
     def _shuffled(self, epoch: int) -> list[int]:
         with random_states_kept():
             seed_cpu(self._seed, epoch, SHUFFLE)
-            return torch.randperm(len(self._dataset)).tolist()
+            order = torch.randperm(self._size)
+            if self._factors is not None:
+                order = systematic_sample(self._factors, torch.rand(()).item())[order]
+            return order.tolist()
 
     def __getstate__(self) -> dict:  # spawned workers pickle this object, which the cache does not allow
         return {name: value for name, value in vars(self).items() if name != "_order"}
@@ -133,7 +140,7 @@ class ResumableLoader:
         build: from a `SampleStream` and a collate function to an iterable of batches.
         build_in_process: the same without data workers; None makes the death of a worker an error.
         collate: from a list of examples to a batch; None for the list itself.
-        chunk: as in `SampleStream`.
+        chunk, factors: as in `SampleStream`.
 
     Attributes:
         worker_death: PyTorch's message about a data worker that died; empty if none did.
@@ -148,8 +155,11 @@ class ResumableLoader:
         build_in_process: Callable[[SampleStream, Callable], Iterable] | None = None,
         collate: Callable[[list], Any] | None = None,
         chunk: int = 1,
+        factors: Sequence[float] | None = None,
     ):
         self._dataset, self._mapper = dataset, mapper or dict
+        self._factors = factors
+        self._size = len(dataset) if factors is None else sample_size(factors)
         self._build, self._build_in_process = build, build_in_process
         self._collate, self._chunk = _Tagged(collate), chunk
         self._seed = comm.shared_random_seed()
@@ -189,6 +199,7 @@ class ResumableLoader:
             front=self._front,
             step=self._step,
             chunk=self._chunk,
+            factors=self._factors,
         )
 
     def _mark_returned(self, positions: list[int]) -> None:
@@ -205,7 +216,7 @@ class ResumableLoader:
         """Position of this process after the last batch."""
         return {
             "seed": self._seed,
-            "size": len(self._dataset),
+            "size": self._size,
             "front": self._front,
             "waiting": list(self._waiting),
         }
@@ -219,7 +230,7 @@ class ResumableLoader:
         Returns:
             What could not be restored, for a warning; "" if nothing was lost.
         """
-        size = len(self._dataset)
+        size = self._size
         if states[0]["size"] != size:
             return f"there are {size} training images now, {states[0]['size']} before: the data start over"
         self._seed = states[0]["seed"]
@@ -237,12 +248,19 @@ class ResumableLoader:
         )
 
 
-def resumable_loader(node: DictConfig, dataset: Any) -> ResumableLoader | None:
+def resumable_loader(
+    node: DictConfig,
+    dataset: Any,
+    factors: Sequence[float] | None = None,
+    mix: Callable[[Callable, Dataset], Callable] = lambda mapper, dataset: mapper,
+) -> ResumableLoader | None:
     """Build the loader of a config as a `ResumableLoader`.
 
     Args:
         node: a call of detectron2's `build_detection_train_loader`.
         dataset: its dataset, instantiated.
+        factors: as in `SampleStream`.
+        mix: from the mapper and the dataset to the mapper to use.
 
     Returns:
         None if the data cannot be resumed: another loader, a sampler in the config, or an iterable dataset.
@@ -268,9 +286,10 @@ def resumable_loader(node: DictConfig, dataset: Any) -> ResumableLoader | None:
     collate = instantiate(node.get("collate_fn"))
     return ResumableLoader(
         items,
-        with_rgb_images(instantiate(node.get("mapper"))),
+        mix(with_rgb_images(instantiate(node.get("mapper"))), items),
         builder(options),
         build_in_process=builder(in_process) if options.get("num_workers") else None,
         collate=collate,
         chunk=chunk,
+        factors=factors,
     )

@@ -4,11 +4,11 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.engine import SimpleTrainer
@@ -31,6 +31,14 @@ NO_CLIPPING = {"max_norm": math.inf}
 HISTORY = 1000  # values of a metric: the longest window of a writer
 
 
+class Pass(NamedTuple):
+    """One forward and backward pass: the batch, the random states before it, and its weighted losses."""
+
+    batch: Any
+    before: dict[str, Any]
+    losses: dict[str, Tensor]
+
+
 class Trainer(SimpleTrainer):
     """Trainer of one model: forward, backward, gradient clipping, step; in float32 or mixed precision on any device.
 
@@ -47,6 +55,8 @@ class Trainer(SimpleTrainer):
         folder: where their batch is saved.
         clip_grad: arguments of `torch.nn.utils.clip_grad_norm_`; None: gradients are not clipped.
         report_phase: called when a part of a step begins: "reading data", "the forward pass", …, and "" after it.
+        accumulate: number of batches of a step. Their losses are weighted as if they were one batch; see
+            `accumulation_weights`.
 
     Attributes:
         grad_norm: norm of this step's gradients before clipping, a tensor without dimensions.
@@ -65,6 +75,7 @@ class Trainer(SimpleTrainer):
         folder: str | os.PathLike = ".",
         clip_grad: Mapping[str, float] | None = None,
         report_phase: Callable[[str], None] = lambda phase: None,
+        accumulate: int = 1,
     ):
         super().__init__(model, data_loader, optimizer)
         if isinstance(model, nn.parallel.DistributedDataParallel):
@@ -76,6 +87,7 @@ class Trainer(SimpleTrainer):
         self.grad_norm: Tensor | None = None
         self.report_phase = report_phase
         self.threads = ThreadChooser(self.device_type)
+        self._accumulate = accumulate
         self._clip_grad = dict(clip_grad or NO_CLIPPING)
         self.unfinished_iteration: int | None = None
         self.worker_death = ""
@@ -109,33 +121,26 @@ class Trainer(SimpleTrainer):
     def run_step(self) -> None:
         start = time.perf_counter()
         self.report_phase("reading data")
-        data = self._read()
+        batches = [self._read() for _ in range(self._accumulate)]
         data_time = time.perf_counter() - start
 
         with self.threads.work():
-            self._update(data, data_time)
+            self._update(batches, data_time)
         self.report_phase("")
 
-    def _update(self, data: Any, data_time: float) -> None:
-        """Forward and backward pass, and the optimizer's step unless a number is not finite."""
+    def _update(self, batches: Sequence[Any], data_time: float) -> None:
+        """Forward and backward passes, and the optimizer's step unless a number is not finite."""
         # Before the forward pass, which needs the memory of the last gradients.
         self.optimizer.zero_grad()
-        before = random_states()
         self.grad_norm = None
-        self.report_phase("the forward pass")
-        try:
-            losses = self._losses(self.model, data)
-        except ValueError as error:  # for example of the matcher, if costs are not finite
-            self._explain_error(error, data, before)
-            raise
-        self.report_phase("the backward pass")
-        loss = sum(losses.values())
-        (self.grad_scaler.scale(loss) if self.grad_scaler else loss).backward()
+        passes = [self._pass(*part) for part in self._parts(batches)]
         self.after_backward()
         self._clip_gradients()
         self.report_phase("the update")
+        names = dict.fromkeys(name for part in passes for name in part.losses)
+        losses = {name: sum(part.losses[name] for part in passes if name in part.losses) for name in names}
         if bad := self._record(losses, data_time):
-            self._skip_step(bad, data, before)
+            self._skip_step(bad, passes)
         elif self.grad_scaler:
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
@@ -144,6 +149,30 @@ class Trainer(SimpleTrainer):
         norm = self.grad_norm.item()  # here, as it waits for the device
         if math.isfinite(norm):
             self.storage.put_scalar("grad_norm", norm)
+
+    def _parts(self, batches: Sequence[Any]) -> Iterator[tuple[Any, float, bool]]:
+        """Each batch with the weight of its losses, and whether it is the last one."""
+        weights = accumulation_weights(batches)
+        for number, (batch, weight) in enumerate(zip(batches, weights, strict=True), 1):
+            yield batch, weight, number == len(batches)
+
+    def _pass(self, batch: Any, weight: float, is_last: bool) -> "Pass":
+        """Forward and backward pass of one batch. Processes exchange gradients in the last one only."""
+        is_distributed = isinstance(self.model, nn.parallel.DistributedDataParallel)
+        before = random_states()
+        with self.model.no_sync() if is_distributed and not is_last else nullcontext():
+            self.report_phase("the forward pass")
+            try:
+                losses = self._losses(self.model, batch)
+            except ValueError as error:  # for example of the matcher, if costs are not finite
+                self._explain_error(error, batch, before)
+                raise
+            self.report_phase("the backward pass")
+            if weight != 1:
+                losses = {name: value * weight for name, value in losses.items()}
+            loss = sum(losses.values())
+            (self.grad_scaler.scale(loss) if self.grad_scaler else loss).backward()
+        return Pass(batch, before, {name: value.detach() for name, value in losses.items()})
 
     def _clip_gradients(self) -> None:
         if self.grad_scaler is not None:
@@ -195,24 +224,26 @@ class Trainer(SimpleTrainer):
         self.storage.put_scalars(**{"total_loss": total, **by_name})
         return ""
 
-    def _skip_step(self, bad: str, data: Any, before: dict[str, Any]) -> None:
+    def _skip_step(self, bad: str, passes: Sequence["Pass"]) -> None:
         """Skip this step, or end the training if there were too many.
 
         Raises:
             FloatingPointError: in every process, if there were too many.
         """
         self._skipped += 1
-        names = [name for rank in comm.all_gather(image_names(data)) for name in rank]
+        names = [name for rank in comm.all_gather([n for p in passes for n in image_names(p.batch)]) for name in rank]
         images = f"; images {', '.join(names)}" if names else ""
         if self._skipped <= self.skip_nonfinite:
             logger.warning("Skipped a step, %d in a row: %s%s", self._skipped, bad, images)
             if self.grad_scaler and self.grad_norm is not None:  # it expects an update after each unscaling
                 self.grad_scaler.update()
             return
-        layer = self._bad_layer(data, before)
-        layer = next(filter(None, comm.all_gather(layer)), "")
+        # All passes in every process, as their criteria exchange numbers.
+        found = comm.all_gather([self._bad_layer(part.batch, part.before) for part in passes])
+        number = next((n for rank in found for n, layer in enumerate(rank) if layer), 0)
+        layer = next((rank[number] for rank in found if rank[number]), "")
         what = f"{bad}{f', first in {layer}' if layer else ''}{images}"
-        raise FloatingPointError(self._failure_message(what, data, before))
+        raise FloatingPointError(self._failure_message(what, passes[number].batch, passes[number].before))
 
     def _explain_error(self, error: ValueError, data: Any, before: dict[str, Any]) -> None:
         """Raise FloatingPointError if numbers that are not finite caused an error in the forward pass."""
@@ -246,6 +277,32 @@ class Trainer(SimpleTrainer):
         self.threads.load_state_dict(state_dict)
         if self.grad_scaler and state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+def accumulation_weights(batches: Sequence[Any]) -> list[float]:
+    """Weights of the losses of several batches that make up one step.
+
+    The criteria of DETR detectors divide the losses of a batch by its number of objects: the mean over the processes,
+    and at least 1. A weight replaces this number by that of all batches. Batches whose objects are not known, as they
+    are not lists of dicts with "instances", get equal weights. Every process calls it.
+
+    Returns:
+        One weight for each batch; [1] for a single batch.
+    """
+    if len(batches) == 1:
+        return [1.0]
+    counts = [_number_of_objects(batch) for batch in batches]
+    gathered = comm.all_gather(counts)
+    if any(count is None for rank in gathered for count in rank):
+        return [1 / len(batches)] * len(batches)
+    means = [sum(of_batch) / len(gathered) for of_batch in zip(*gathered, strict=True)]
+    return [max(mean, 1.0) / max(sum(means), 1.0) for mean in means]
+
+
+def _number_of_objects(batch: Any) -> int | None:
+    if not isinstance(batch, list) or not all(isinstance(image, Mapping) and "instances" in image for image in batch):
+        return None
+    return sum(len(image["instances"]) for image in batch)
 
 
 def grad_scaler(device_type: str) -> "torch.amp.GradScaler":
