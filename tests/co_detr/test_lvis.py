@@ -68,6 +68,7 @@ def write_dataset(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.engine("detectron2 reads only files with LVIS's own 1203 classes")
 def test_the_command_line_trains_and_evaluates(run_tool, tmp_path):
     """Federated loss and repeat-factor sampling in training; AP of rare, common and frequent classes at the end."""
     pytest.importorskip("lvis")
