@@ -3,7 +3,7 @@
 To train with a federated loss, set `model.criterion.federated`; the published models were trained without it.
 """
 
-from detrex.config import get_config
+from detrkit.config.load import get_config
 
 from .co_dino_r50_5scale_12ep import lr_multiplier, model, optimizer, train
 

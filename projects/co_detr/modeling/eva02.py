@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from detectron2.modeling.backbone import get_vit_lr_decay_rate
 from detrex.modeling.backbone import EVA02_ViT
 from torch import Tensor, nn
@@ -88,10 +89,25 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class BiaslessConv2d(nn.Module):
+    """Convolution without bias; sizes stay, up to the stride.
+
+    It is not an `nn.Conv2d`, since detrex's DINO sets the bias of each of these in its neck.
+    """
+
+    def __init__(self, channels: int, out_channels: int, kernel_size: int, stride: int = 1):
+        super().__init__()
+        self.stride, self.padding = stride, kernel_size // 2
+        self.weight = nn.Parameter(torch.empty(out_channels, channels, kernel_size, kernel_size))
+        nn.init.xavier_uniform_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, channels, H, W) to (B, out_channels, H / stride, W / stride), rounded up."""
+        return F.conv2d(x, self.weight, stride=self.stride, padding=self.padding)
+
+
 def _convolution(channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> list[nn.Module]:
-    conv = nn.Conv2d(channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
-    nn.init.xavier_uniform_(conv.weight)
-    return [conv, ChannelNorm(out_channels)]
+    return [BiaslessConv2d(channels, out_channels, kernel_size, stride), ChannelNorm(out_channels)]
 
 
 class ViTPyramid(nn.Module):
