@@ -30,7 +30,7 @@ from .evaluation import Evaluations, build_evaluation
 from .hooks import EvaluationLine, MetricsWriter, best_checkpointer, periodic_checkpointer, saves_at
 from .live_line import LiveLine
 from .output_folder import claim_output_folder
-from .preflight import check_data, known_classes, match_training
+from .preflight import check_data, known_classes, match_training_classes
 from .run_state import RunState, cut_metrics
 from .session import check_exists, check_unchanged, join_torchrun, log_results, logs_closed_on_exit, prepare
 from .sharding import gather_shards
@@ -68,7 +68,8 @@ def train(
 
     Args:
         cfg: a config as `load_config` returns it; it is completed in place.
-        resume: go on from the newest checkpoint of the output folder; "auto" begins anew if there is none.
+        resume: True continues from the newest checkpoint of the output folder, which must have one; "auto" begins a
+            training if there is none.
         allow_changes: resume even if the training began with another config.
         overwrite: delete the files of an earlier training in the output folder.
         config_file: where the config came from, for the log.
@@ -79,8 +80,8 @@ def train(
         The results of the last evaluation, `{task: metrics}`; {} without an evaluator.
 
     Raises:
-        ValueError, OSError: config, data or checkpoint cannot be used, or the folder holds another training. If only
-            evaluations failed, a ValueError is raised after the training.
+        ValueError, OSError: config, data or checkpoint cannot be used, or the folder holds another training.
+        ValueError: after a complete training, if an evaluation failed. Checkpoints and metrics.json are kept.
         FloatingPointError: a loss or a gradient is not finite.
         Interrupted: SIGINT or SIGTERM ended the training, which saved a checkpoint.
     """
@@ -90,7 +91,7 @@ def train(
         point = newest_checkpoint(cfg.train.output_dir) if resume else None
         if point and not allow_changes:
             check_unchanged(point, config_as_given)
-        if not resume:
+        if point is None:
             check_exists(cfg.train.init_checkpoint)
         claim_output_folder(cfg.train.output_dir, resume=resume, overwrite=overwrite)
         check_data(cfg, ("train", "test"))
@@ -126,11 +127,11 @@ def run_iterations(
 
     Args:
         point: the checkpoint to resume from; None to start a training.
-        resume: whether metrics.json belongs to this training.
+        resume: keep the lines of metrics.json up to the checkpoint; else start the file anew.
         facts: plain data for the checkpoints.
         report: a page about the training.
     """
-    classes = match_training(cfg, point)
+    classes = match_training_classes(cfg, point)  # by name: training data, test data, model outputs
     model = build_model(cfg)
     optimizer = build_optimizer(cfg, model)
     evaluations = Evaluations(build_evaluation(cfg, model, [report.sample] if report else []))
@@ -163,7 +164,7 @@ def run_iterations(
             hooks.EvalHook(cfg.train.eval_period, evaluations),  # evaluate
             report.hook if report and is_main else None,  # update report.html, and record its metrics
             MetricsWriter(cfg) if is_main else None,  # write the metrics recorded by the hooks above
-            state,  # collect again, as evaluation has drawn random numbers
+            state,  # collect again for the checkpoints below, as evaluation has drawn random numbers
             best,  # save model_best.pth if its metric is the highest so far
             EvaluationLine(evaluations, best, best_metric(cfg)) if is_main else None,  # log a line for an evaluation
             early_stopping(cfg, evaluations, checkpointer, state),  # end if the metric no longer improves

@@ -60,7 +60,7 @@ def check_data(cfg: DictConfig, splits: Sequence[str]) -> None:
         raise FileNotFoundError(f"dataset {name}: {registration.source} is not there: {advice}")
 
 
-def match_training(cfg: DictConfig, point: ResumePoint | None) -> Classes | None:
+def match_training_classes(cfg: DictConfig, point: ResumePoint | None) -> Classes | None:
     """Make the classes of training and test data those of the model's outputs, in their order.
 
     The outputs are those of the checkpoint to resume from. Else they are those of `train.init_checkpoint`, if it knows

@@ -44,10 +44,11 @@ class AlignLosses:
 
     Args:
         num_classes, matcher, weight_dict: as detrex's criteria take them; the matcher is a `MixedMatcher`.
-        alpha: share of the score in the quality t = s^alpha * u^(1 - alpha).
+        alpha: exponent of the score in the quality t = s^alpha * u^(1 - alpha); not that of the matcher's focal cost.
         gamma: focusing exponent of the classification loss.
         tau: scale of the rank weights exp(-r / tau).
-        k: queries matched to each ground truth in the encoder's proposals and the intermediate decoder layers.
+        k: the largest number of queries per ground truth in the encoder's proposals and the intermediate decoder
+            layers; the last layer has one.
         match_number: one number for each layer, in place of k: [encoder, dec_0, ..., dec_last]. The first entry is
             required even if the detector has no encoder proposals.
         loss_class_type: "ia_bce_loss" (released code), "align_loss" (later paper), or a loss to compare with, under the
@@ -192,7 +193,11 @@ class AlignSetCriterion(AlignLosses, SetCriterion):
 
 
 class AlignDINOCriterion(AlignLosses, DINOCriterion):
-    """Align-DETR for DINO: encoder proposals are matched, denoising queries are paired by construction."""
+    """Align-DETR for DINO.
+
+    The encoder's proposals are matched like an intermediate layer. Denoising queries are paired by construction and
+    have no rank weights.
+    """
 
     @property
     def class_agnostic_proposals(self) -> bool:
@@ -221,7 +226,7 @@ class AlignDINOCriterion(AlignLosses, DINOCriterion):
         denoised = decoder_layers(dn_metas["output_known_lbs_bboxes"])
         (stack,) = stack_layers({f"_dn{suffix}": Layer(layer) for suffix, layer in denoised.items()})
         pairs = denoising_pairs(len(stack.logits), groups, int(dn_metas["single_padding"]), ground_truth)
-        return self.stack_losses(stack, pairs, ground_truth, num_boxes * groups)
+        return self.stack_losses(stack, pairs, ground_truth, num_boxes * groups, group=None)
 
 
 class AlignHDETRCriterion(AlignLosses, DeformableCriterion):

@@ -46,7 +46,7 @@ class LayerStack:
     boxes: Tensor  # (L, B, N, 4), cxcywh in [0, 1]
     suffixes: list[str]  # of the names of each layer's losses
     match_numbers: list[int]  # k of each layer
-    class_agnostic: list[bool]  # True where every ground truth counts as class 0 (H-DETR's proposals)
+    class_agnostic: list[bool]  # True where every ground truth counts as class 0: class-agnostic proposals
 
     def labels(self, ground_truth: GroundTruth) -> Tensor:
         """Return the target classes of each layer, (L, M) int64."""
@@ -67,7 +67,7 @@ class MixedMatcher(HungarianMatcher):
     """HungarianMatcher's cost, with every ground truth matched to up to k queries of its own image.
 
     Image i repeats each of its G_i ground truths k_i = clamp(floor(N / (2 G_i)), 1, k) times and solves one linear
-    assignment, so a crowded image never starves; with G_i > N, N of its ground truths are matched.
+    assignment. Every ground truth gets at least one query while G_i <= N; with G_i > N, N of them get one.
 
     Args:
         cost_class, cost_bbox, cost_giou: weights of the class, L1 and GIoU costs.
@@ -175,7 +175,8 @@ def assign(cost: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 
     Args:
         cost: (G, N), finite.
-        k: the largest number of queries per ground truth; lowered so that half of the queries stay unmatched.
+        k: the largest number of queries per ground truth. It is lowered, not below 1, so that at most half of the
+            queries are matched.
     """
     num_objects, num_queries = cost.shape
     repeats = max(1, min(k, num_queries // (2 * num_objects)))
