@@ -66,6 +66,9 @@ setup(
         "fast": ["faster-coco-eval>=1.8"],
         # Files of the Hugging Face hub by name: hf://org/name/file.
         "hub": ["huggingface_hub"],
+        # Of AlbumentationsTransforms, and of train.loggers=[mlflow].
+        "albumentations": ["albumentations>=1.4"],
+        "mlflow": ["mlflow"],
         # To write ONNX files and to run them; the latter needs onnxruntime alone.
         "onnx": ["onnx", "onnxruntime"],
         "dev": [

@@ -164,6 +164,8 @@ def test_the_page_on_finetuning(folder):
     """Protects who adapts a detector: each tool of the page, one after the other."""
     shell("align-detr make-data --synthetic --train 16 --val 4 --output mine")
     kinds = run_blocks("docs/finetuning.md", names := {}, {"--epochs 2": f"{SMALL} {NARROW}"})
-    assert kinds["bash"] >= 1 and kinds["python"] >= 1
+    assert kinds == {"bash": 4, "python": 2}
+    for name in ("jitter.png", "mosaic.png", "output/options/model_final.pth", "output/logged/metrics.csv"):
+        assert (folder / name).is_file()
     stored = json.loads((folder / "output/mine/errors.json").read_text())["score_threshold"]
     assert names["detector"].score_threshold == (0.3 if stored is None else stored)
