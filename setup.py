@@ -68,6 +68,9 @@ setup(
         "hub": ["huggingface_hub"],
         # Average precision on LVIS.
         "lvis": ["lvis", "opencv-python-headless"],
+        # For AlbumentationsTransforms, and for train.loggers=[mlflow].
+        "albumentations": ["albumentations>=1.4"],
+        "mlflow": ["mlflow"],
         # To write ONNX files and to run them; the latter needs onnxruntime alone.
         "onnx": ["onnx", "onnxruntime"],
         "dev": [

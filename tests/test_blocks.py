@@ -169,6 +169,18 @@ def test_the_page_on_finetuning(folder):
     """Protects who adapts a detector: each tool of the page, one after the other."""
     shell("align-detr make-data --synthetic --train 16 --val 4 --output mine")
     kinds = run_blocks("docs/finetuning.md", names := {}, {"--epochs 2": f"{SMALL} {NARROW}"})
-    assert kinds["bash"] >= 1 and kinds["python"] >= 1
+    assert kinds == {"bash": 5, "python": 3}
+    for name in ("published/README.md", "jitter.png", "mosaic.png", "output/options/model_final.pth", "output/logged/metrics.csv"):
+        assert (folder / name).is_file()
+    assert names["detector"].class_names == ["circle", "square", "triangle"]
     stored = json.loads((folder / "output/mine/errors.json").read_text())["score_threshold"]
     assert names["detector"].score_threshold == (0.3 if stored is None else stored)
+
+
+@pytest.mark.slow
+def test_the_page_on_your_own_detr(folder):
+    """Protects who takes the supervision into another code base: both losses fall on a plain DETR."""
+    kinds = run_blocks("docs/own_detr.md", names := {}, {})
+    assert kinds == {"python": 3}
+    for history in (names["history"], names["other_history"]):
+        assert np.mean(history[-10:]) < 0.8 * np.mean(history[:10])

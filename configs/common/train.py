@@ -56,6 +56,10 @@ train = dict(
     soft_nms=0.0,
     # Write output_dir/report.html at each evaluation.
     report=dict(enabled=True),
+    # Further loggers besides TensorBoard and metrics.json: "csv" (metrics.csv), "mlflow".
+    loggers=[],
+    # "": MLflow's environment variables or defaults; run_name "": the name of the output folder.
+    mlflow=dict(tracking_uri="", experiment="", run_name=""),
     # params: arguments of wandb.init.
     wandb=dict(
         enabled=False,

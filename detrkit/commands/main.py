@@ -42,6 +42,7 @@ COMMANDS = {
     "compare": Command("train detectors with Align-DETR's supervision and with their own"),
     "export": Command("write a detector as one file: .safetensors, ONNX, torch.export"),
     "export-weights": Command("write a checkpoint's weights alone"),
+    "push": Command("upload a detector to the Hugging Face hub, with a model card"),
     "weights": Command("list and download published weights; show what a file of weights holds"),
     "convert": Command("convert a dataset to COCO's format, and list its mistakes"),
     "make-data": Command("write a small dataset: drawn shapes, or a part of COCO"),

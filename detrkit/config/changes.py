@@ -22,6 +22,11 @@ HARMLESS = (
     "model.select_box_nums_for_evaluation",
     "train.checkpointer.*",
     "train.activation_checkpointing",
+    "train.best_metric",
+    "train.early_stopping.*",
+    "train.loggers",
+    "train.loggers.*",
+    "train.mlflow.*",
     "train.compile",
     "train.ddp.*",
     "train.device",
@@ -40,6 +45,18 @@ HARMLESS = (
     "train.skip_nonfinite",
     "train.wandb.*",
 )
+
+# Values of settings that configs of earlier versions do not have.
+DEFAULTS = {
+    "train.accumulate": "1",
+    "train.freeze.batch_norm": "False",
+    "train.freeze.stages": "0",
+    "train.layer_decay": "1.0",
+    "train.mix.copy_paste": "0.0",
+    "train.mix.mosaic": "0.0",
+    "train.mix.most_pasted": "5",
+    "train.repeat_threshold": "0.0",
+}
 
 
 def flat_config(cfg: DictConfig) -> dict[str, str]:
@@ -68,6 +85,7 @@ def _values(node: Any, key: str) -> Iterator[tuple[str, str]]:
 
 def config_changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """Return the differences that change the training, such as "optimizer.lr=0.1 (was 0.2)"."""
+    before, now = {**DEFAULTS, **before}, {**DEFAULTS, **now}
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     serious = [key for key in keys if not any(fnmatch.fnmatchcase(key, pattern) for pattern in HARMLESS)]
     return [f"{key}={now.get(key, 'nothing')} (was {before.get(key, 'nothing')})" for key in serious]

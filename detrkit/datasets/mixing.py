@@ -140,7 +140,8 @@ def _cut(annotation: Mapping[str, Any], box: np.ndarray, limits: tuple[int, int,
 def paste_objects(image: MixedImage, other: MixedImage, most: int) -> MixedImage:
     """Copy the boxes of some objects of another image to random places, on top of what is there.
 
-    Objects of which more than half is then covered are removed.
+    Other objects of that image come along if at least half of them lies in such a box. Objects of which more than half
+    is then covered are removed.
 
     Args:
         most: largest number of objects.
@@ -159,7 +160,11 @@ def paste_objects(image: MixedImage, other: MixedImage, most: int) -> MixedImage
         pixels[y : y + patch.shape[0], x : x + patch.shape[1]] = patch
         box = [x, y, x + patch.shape[1], y + patch.shape[0]]
         annotations = [a for a in annotations if a.get("iscrowd") or _share_covered(a["bbox"], box) <= 0.5]
-        annotations.append(_annotation(candidates[index], box))
+        shift = np.array([x - max(left, 0), y - max(top, 0)] * 2)
+        for number, candidate in enumerate(candidates):
+            moved = np.array(candidate["bbox"]) + shift
+            if number == index or _share_covered(moved, box) >= 0.5:
+                annotations += _cut(candidate, moved, box)
     return pixels, annotations
 
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,6 +76,7 @@ class Detector:
     ):
         named = Classes.named(class_names) if class_names else None
         self._network: Network
+        self._cfg: DictConfig | None = None
         if source is not None and Path(source).suffix == ".onnx":
             is_float32 = str(dtype).removeprefix("torch.") == "float32"
             if any(value is not None for value in (config, weights, which)) or not is_float32:
@@ -87,10 +89,51 @@ class Detector:
         else:
             cfg, weights, known = find_source(source, config, weights, which=which)
             self._weights = weights
+            self._cfg = cfg
             threshold = stored_threshold(weights)
             self._network = PyTorchNetwork(cfg, weights, named or known, device, dtype)
         self._soft_nms = self._network.soft_nms if soft_nms is None else checked_threshold(soft_nms, "soft_nms")
         self.score_threshold = SCORE_THRESHOLD if threshold is None else threshold
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike, *, revision: str | None = None, **options: Any) -> Detector:
+        """Load a detector of the Hugging Face hub, or of a folder that `save_pretrained` wrote.
+
+        Args:
+            name: "user/name", or the folder.
+            revision: a branch, tag or commit on the hub.
+            options: as for `Detector`: device, dtype, class_names.
+
+        Raises:
+            FileNotFoundError: the folder has no detector.
+            ValueError: the name is none, or the package huggingface_hub is missing.
+            OSError: it cannot be downloaded.
+        """
+        from .publishing import pretrained_file
+
+        return cls(pretrained_file(name, revision), **options)
+
+    def save_pretrained(self, folder: str | os.PathLike, **options: Any) -> Path:
+        """Write a folder for `from_pretrained`; see `detrkit.inference.publishing.save_pretrained`."""
+        from .publishing import save_pretrained
+
+        return save_pretrained(self, folder, **options)
+
+    def push_to_hub(self, repository: str, **options: Any) -> str:
+        """Upload to the Hugging Face hub; see `detrkit.inference.publishing.push_to_hub`. Returns the address."""
+        from .publishing import push_to_hub
+
+        return push_to_hub(self, repository, **options)
+
+    @property
+    def network(self) -> Network:
+        """The network without preprocessing; `.model` of a PyTorch one is the module."""
+        return self._network
+
+    @property
+    def cfg(self) -> DictConfig | None:
+        """The config; None for an ONNX file."""
+        return self._cfg
 
     @property
     def classes(self) -> Classes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,12 @@ ROW = 26  # height of a caption, pixels
 
 
 def draw_training_images(
-    cfg: DictConfig, output: Path, num_images: int = 16, columns: int = 4, seed: int = 0, font: str | None = None
+    cfg: DictConfig,
+    output: str | os.PathLike,
+    num_images: int = 16,
+    columns: int = 4,
+    seed: int = 0,
+    font: str | None = None,
 ) -> int:
     """Draw the first training images of a config after augmentation, with their boxes, and write one image file.
 
@@ -68,6 +74,7 @@ def draw_training_images(
             y = top + number // columns * (CELL + ROW)
             sheet.paste(draw_example(example, colors, cfg.dataloader.train.mapper.get("img_format", "RGB")), (x, y))
             draw.text((x, y + CELL + 4), shorten(words, CELL, text), fill=FAINT, font=text)
+    output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(output)
     return len(examples)

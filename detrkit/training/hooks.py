@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from .checkpoints import BestCheckpointer, SafeCheckpointer
 from .early_stopping import BEST_METRIC, best_metric
 from .evaluation import Evaluations
+from .loggers import build_loggers
 
 logger = logging.getLogger("detectron2.training")
 
@@ -46,7 +47,7 @@ class MetricsWriter(hooks.PeriodicWriter):
     """
 
     def __init__(self, cfg: DictConfig):
-        writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
+        writers = default_writers(cfg.train.output_dir, cfg.train.max_iter) + build_loggers(cfg)
         super().__init__(writers + [WandbWriter(cfg)] if cfg.train.wandb.enabled else writers, cfg.train.log_period)
         self._log_period, self._eval_period = cfg.train.log_period, cfg.train.eval_period
 

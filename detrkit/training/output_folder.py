@@ -11,6 +11,8 @@ CHECKPOINTS = ("model_*.pth", "last_checkpoint")
 WRITTEN = (
     *CHECKPOINTS,
     "metrics.json",
+    "metrics.csv",
+    "mlflow_run.txt",
     "report.html",
     "coco_instances_results.json",
     "errors.json",
