@@ -67,7 +67,7 @@ setup(
         # Files of the Hugging Face hub by name: hf://org/name/file.
         "hub": ["huggingface_hub"],
         # Average precision on LVIS.
-        "lvis": ["lvis", "opencv-python-headless"],
+        "lvis": ["lvis"],
         # For AlbumentationsTransforms, and for train.loggers=[mlflow].
         "albumentations": ["albumentations>=1.4"],
         "mlflow": ["mlflow"],
@@ -77,7 +77,6 @@ setup(
             "distributed",
             "faster-coco-eval>=1.8",
             "hypothesis",
-            "lvis",
             "onnx",
             "onnxruntime",
             "pytest",
