@@ -7,20 +7,20 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from omegaconf import DictConfig
 from PIL import Image
 
 from detrkit.config.exported import write_exported
 from detrkit.runtime.files import atomic_write
 from detrkit.weights import hub
 
+from .found import Found
+from .network import Network
 from .pytorch import PyTorchNetwork
-
-if TYPE_CHECKING:
-    from .detector import Detector
 
 WEIGHTS, CARD, CONFIG = "model.safetensors", "README.md", "config.json"
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
@@ -55,8 +55,20 @@ Detections that score {threshold:.3g} or more are returned by default.
 {pictures}"""
 
 
+class Publishable(Protocol):
+    """What is published of a `Detector`; see its attributes."""
+
+    network: Network
+    cfg: DictConfig | None
+    weights: str
+    class_names: list[str]
+    score_threshold: float
+
+    def __call__(self, pictures: Sequence[Any]) -> Iterable[Found]: ...
+
+
 def save_pretrained(
-    detector: Detector,
+    detector: Publishable,
     folder: str | os.PathLike,
     *,
     repository: str = "",
@@ -98,7 +110,7 @@ def save_pretrained(
 
 
 def push_to_hub(
-    detector: Detector,
+    detector: Publishable,
     repository: str,
     *,
     private: bool = False,
@@ -173,7 +185,7 @@ def metrics_of_run(weights: Path) -> dict[str, float]:
     return {}
 
 
-def model_card(detector: Detector, repository: str, metrics: Mapping[str, float], pictures: Sequence[str]) -> str:
+def model_card(detector: Publishable, repository: str, metrics: Mapping[str, float], pictures: Sequence[str]) -> str:
     """The card as Markdown; `pictures` are files beside it."""
     names = [name.replace("|", "\\|") for name in detector.class_names]
     more = f", and {len(names) - MOST_CLASSES} more" if len(names) > MOST_CLASSES else ""
