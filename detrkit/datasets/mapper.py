@@ -36,8 +36,15 @@ class RgbImageMapper:
             ValueError: its size is not the annotated one.
         """
         file_name = dataset_dict["file_name"]
-        if file_name.startswith(_RgbHandler.PREFIX) or _reads_plainly(file_name):
+        if file_name.startswith(_RgbHandler.PREFIX):
             return self.mapper(dataset_dict)
+        if _reads_plainly(file_name):
+            try:
+                return self.mapper(dataset_dict)
+            except OSError as error:  # detectron2's reader passes on Pillow's messages, which lack the name
+                if str(file_name) in str(error):
+                    raise
+                raise OSError(f"cannot read image file {file_name}: {error}") from error
         try:
             pixels = read_image(file_name)
         except Exception as error:  # Pillow's decoders raise many kinds on broken files

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +18,12 @@ LAST_CHECKPOINT = "last_checkpoint"  # in a run's folder; holds the name of its 
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a binary file that replaces `path` when the block ends, and never if writing fails.
 
-    Several processes may write the same path; the last one to finish wins.
+    Several processes and threads may write the same path; the last one to finish wins.
 
     Raises:
         OSError: it cannot be written; the message names `path` and the reason.
     """
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{UNFINISHED}")
     try:
         with unfinished.open("wb") as file:
             yield file

@@ -26,7 +26,7 @@ from detrkit.config.load import call_parameters
 from detrkit.datasets.classes import dataset_names
 from detrkit.datasets.registration import saved_registrations
 from detrkit.runtime.device import device_name, resolve_device
-from detrkit.runtime.logs import LOGGERS, log_traceback
+from detrkit.runtime.logs import LOGGERS, log_traceback, terminal_handlers
 from detrkit.runtime.weight_files import is_name, is_remote, weights_problem
 from detrkit.weights import Prepared, local_path, prepare_config
 
@@ -92,12 +92,16 @@ def prepare(
     if datasets := saved_registrations(names):
         cfg.datasets = datasets
 
+    others = terminal_handlers()
     weights = prepare_config(cfg, checkpoint, overrides=list(overrides), for_training=training)
     with nullcontext() if training else _config_kept(Path(cfg.train.output_dir)):
         default_setup(cfg, SimpleNamespace(config_file=config_file, eval_only=False))
     for name in LOGGERS:
         if name not in ("detectron2", "fvcore"):  # which default_setup has set up
             setup_logger(cfg.train.output_dir, comm.get_rank(), name=name)
+    for handler in terminal_handlers():
+        if handler not in others:  # details are for the log file; detectron2's own prints them as well
+            handler.setLevel(logging.INFO)
     logger.info(describe())
     device, count = device_name(cfg.train.device), comm.get_world_size()
     logger.info("PyTorch %s on %s, %d process(es)", torch.__version__, device, count)

@@ -3,6 +3,7 @@
 from detectron2.config import LazyConfig
 from omegaconf import DictConfig
 
+from align_detr._platform import is_upstream
 from detrkit.config.catalogue import find_config
 from detrkit.config.load import get_config
 
@@ -15,6 +16,7 @@ ROWS = (
     "align_detr_timm_4scale_12ep",
 )
 WIDTH = 16  # channels of the first stage
+DIM = 256 if is_upstream() else 32  # detrex computes the positions of its queries for 256 channels
 
 
 def small(name: str) -> DictConfig:
@@ -22,8 +24,8 @@ def small(name: str) -> DictConfig:
     cfg = LazyConfig.load(str(find_config(name)))
     model = cfg.model
     _shrink_backbone(model)
-    model.embed_dim = 32
-    model.position_embedding.num_pos_feats = 16
+    model.embed_dim = DIM
+    model.position_embedding.num_pos_feats = DIM // 2
     model.neck.norm_layer.num_groups = 4
     model.num_classes = 3
     for part, layers in (("encoder", 1), ("decoder", 2)):

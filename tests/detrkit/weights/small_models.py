@@ -10,6 +10,7 @@ from detrex.layers import ShapeSpec
 from detrex.modeling.backbone.resnet import BasicStem, ResNet
 from omegaconf import DictConfig, OmegaConf
 
+from align_detr._platform import is_upstream
 from detrkit.config.load import get_config, load_config
 from detrkit.weights import all_formats, write_weights
 
@@ -27,6 +28,14 @@ SHAPE = {
     "sensex_co_deformable_detr": NO_SECOND_QUERIES,
 }
 """What the model of a format looks like, beside its tiny config."""
+LACKING = ["model.inverse_sigmoid_eps", "model.transformer.decoder.inverse_sigmoid_eps"] if is_upstream() else []
+"""Settings of other code bases that detrex's detectors have no option for: 1e-3 is written into their code."""
+
+
+def accepting(*settings: str) -> list[str]:
+    """Overrides by which a user accepts other results than those of these settings, and of those that are lacking."""
+    ignored = [*settings, *LACKING]
+    return [f"+train.ignore_checkpoint_settings=[{','.join(ignored)}]"] if ignored else []
 
 
 def backbone(state: dict) -> tuple[DictConfig, list[int]]:

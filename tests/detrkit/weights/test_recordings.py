@@ -19,6 +19,13 @@ RECORDINGS = [
     "foreign_mmdet_dino",
     "foreign_original_dino",
 ]
+NARROW = pytest.mark.engine("detrex computes the positions of its queries for 256 channels, whatever the config says")
+AS_RECORDED = [
+    pytest.param("foreign_hf_conditional_detr", marks=NARROW),
+    pytest.param("foreign_hf_dab_detr", marks=NARROW),
+    pytest.param("foreign_hf_deformable_detr", marks=NARROW),
+    *RECORDINGS[3:],
+]
 TOLERANCE = 1e-4
 PIXELS = 1e-3  # of detections: images are up to a few hundred pixels wide, so this is 1e-4 of their size at most
 
@@ -70,7 +77,7 @@ def close(found, expected, tolerance):
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", RECORDINGS)
+@pytest.mark.parametrize("name", AS_RECORDED)
 def test_a_converted_detector_gives_the_recorded_outputs(golden, name):
     """Logits, boxes, and detections in their order. A wrong name, order of norms, or position would show here."""
     case = golden(name)
@@ -111,6 +118,7 @@ def test_a_converted_detector_gives_the_recorded_detections_through_onnx(golden,
         close(clipped(boxes * scale, *size), clipped(detections["boxes"], *size), PIXELS)
 
 
+@pytest.mark.engine("detrex attends to the padding of batched images at inference")
 @pytest.mark.parametrize("name", RECORDINGS)
 def test_neighbours_in_a_batch_change_nothing(golden, name):
     """Images of odd sizes together, padded, give what was recorded of each alone."""

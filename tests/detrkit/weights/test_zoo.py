@@ -59,8 +59,8 @@ def own(tmp_path, monkeypatch):
 
 @pytest.fixture
 def tiny(own, server, tmp_path):
-    """`zoo:tiny_dino`: an mmdetection file of a small DINO with 80 classes, on the server; and its weights."""
-    state = random_file("mmdet_dino", tmp_path / "theirs.pth", num_classes=80)
+    """`zoo:tiny_dino`: an IDEA-Research file of a small DINO with 80 classes, on the server; and its weights."""
+    state = random_file("original_dino", tmp_path / "theirs.pth", num_classes=80)
     server.files["/weights/tiny-dino.pth"] = (tmp_path / "theirs.pth").read_bytes()
     facts = {"url": f"{server.url}/weights/tiny-dino.pth", "config": "dino_tiny", "detector": "DINO", "ap": 1.5}
     own({"tiny_dino": facts})
@@ -257,7 +257,7 @@ def test_a_malicious_download_runs_nothing(own, server, tmp_path):
 def test_path_manager_reads_names(tiny):
     """detectron2's checkpointer, and detrex's, ask it for the file."""
     path = PathManager.get_local_path("zoo:tiny_dino")
-    assert path == local_path("zoo:tiny_dino") and look_at(path).format.name == "mmdet_dino"
+    assert path == local_path("zoo:tiny_dino") and look_at(path).format.name == "original_dino"
     with PathManager.open("zoo:tiny_dino", "rb") as file:
         assert file.read(4) == b"PK\x03\x04"
     assert is_name("hf://a/b/c") and not is_name("https://a.b/c")
@@ -304,11 +304,11 @@ def test_export_and_inspect_take_a_name(tiny, tmp_path, capsys):
     export.main(["--checkpoint", "zoo:tiny_dino", "--output", str(tmp_path / "b.safetensors")])
     one, two = (look_at(tmp_path / name, data=True).file.state for name in ("a.safetensors", "b.safetensors"))
     assert one.keys() == two.keys() and all(torch.equal(tensor, two[name]) for name, tensor in one.items())
-    export_weights.main(["--checkpoint", "zoo:tiny_dino", "--output", str(tmp_path / "c.pth"), "--format", "original"])
-    assert recognise(look_at(tmp_path / "c.pth").file.state).name == "original_dino"
+    export_weights.main(["--checkpoint", "zoo:tiny_dino", "--output", str(tmp_path / "c.pth"), "--format", "mmdet"])
+    assert recognise(look_at(tmp_path / "c.pth").file.state).name == "mmdet_dino"
     capsys.readouterr()
     weights.main(["inspect", "zoo:tiny_dino"])
-    assert "mmdetection's DINO" in capsys.readouterr().out
+    assert "IDEA-Research's DINO" in capsys.readouterr().out
 
 
 SMALL = ("train.device=cpu", "dataloader.test.num_workers=0", "train.output_dir=out")
@@ -339,7 +339,7 @@ def test_training_on_a_folder_begins_with_a_name(tiny, folder, tmp_path, capsys)
     train.main(["--data", "mine", "train.init_checkpoint=zoo:tiny_dino", "train.report.enabled=False", *small, *SMALL])
     out = capsys.readouterr().out
     assert "Config: dino_tiny" in out and "initial weights for helmet" in out
-    assert "Converted tiny-dino.pth (mmdetection" in out and "AP" in out
+    assert "Converted tiny-dino.pth (IDEA-Research" in out and "AP" in out
     trained = look_at(tmp_path / "out" / "model_final.pth", data=True)
     rows = dict(zip(trained.classes, trained.file.state["class_embed.0.weight"], strict=True))
     theirs = tiny["class_embed.0.weight"]
