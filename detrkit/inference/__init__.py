@@ -1,6 +1,6 @@
-"""From a checkpoint to use: `Detector` on pictures, from Python."""
+"""Use a trained detector: `Detector`, exported files, ONNX."""
 
+from .detections import Detections
 from .detector import Detector
-from .found import Found
 
-__all__ = ["Detector", "Found"]
+__all__ = ["Detector", "Detections"]

@@ -20,13 +20,13 @@ LISTED = 10
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of one picture.
+    """Comparison of two networks on one image.
 
     Attributes:
         counts: detections above THRESHOLD, of the reference and of the other.
         unmatched: detections without a partner, but for those that are within SCORE_TOLERANCE of the threshold,
             or of the last detection if all are above it.
-        box, score: the largest differences of partners, boxes in pixels of the picture.
+        box, score: the largest differences of partners, boxes in pixels of the image.
         seconds: that the reference and the other took.
     """
 
@@ -43,7 +43,7 @@ class Comparison:
 
 
 def compare(reference: Network, other: Network, pictures: Iterable[tuple[str, np.ndarray]]) -> list[Comparison]:
-    """Each picture through both, prepared as `other` has it.
+    """Each image through both, prepared as `other` has it.
 
     Args:
         pictures: names and pixels, (H, W, 3) RGB uint8.
@@ -107,7 +107,7 @@ def _compared(name: str, a: Predictions, b: Predictions, seconds: tuple[float, f
 
 
 def agreement_table(results: list[Comparison], names: tuple[str, str]) -> str:
-    """All pictures in a line, and below it the first of those that do not agree."""
+    """All images in a line, and below it the first of those that do not agree."""
     wrong = [result for result in results if not result.agrees]
     rows = [_row("all", results)]
     rows += [_row(result.name, [result]) for result in wrong[:LISTED]]

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from detrkit.datasets.classes import Classes
 from detrkit.runtime.soft_nms import checked_threshold, soft_nms
 
-from .found import Found
+from .detections import Detections
 from .network import Network, Predictions
 from .pictures import CHANNEL_ORDERS, Picture, all_of, name_of, read_picture
 from .pytorch import PyTorchNetwork
@@ -26,11 +26,11 @@ from .sources import find_source, stored_threshold
 logger = logging.getLogger(__name__)
 
 SCORE_THRESHOLD = 0.3  # for weights without a chosen threshold
-WINDOW = 4  # batches whose pictures are read before the first is run, so that those of one size come together
+WINDOW = 4  # batches whose images are read before the first is run, so that those of one size come together
 
 
 class Detector:
-    """Finds objects in pictures.
+    """Detect objects in images.
 
         detector = Detector("output/align_detr_tiny")
         for found in detector(["street.jpg", array, pil_image]):
@@ -158,22 +158,22 @@ class Detector:
         batch_size: int = 4,
         channel_order: str = "RGB",
         skip_unreadable: bool = False,
-    ) -> Iterator[Found]:
-        """Detections in one picture or in any number of them, in the order in which they are given.
+    ) -> Iterator[Detections]:
+        """Detect objects in one or several images; return the detections in their order.
 
-        Pictures are read as the iterator advances, at most 4 times `batch_size` at once; those among them that have one
+        Images are read as the iterator advances, at most 4 times `batch_size` at once; those among them that have one
         size go through the network together, so neighbours do not change what is found. With `batch_size=1` each is
         done as it comes, as a camera's are to be.
 
         Args:
             pictures: files, PIL images and uint8 arrays (H, W, 3), (H, W, 4) or (H, W). Files and PIL images are turned
-                as their EXIF data say; boxes are those of the upright picture.
+                as their EXIF data say; boxes are those of the upright image.
             score_threshold: leave out what scores less; None for the attribute `score_threshold`.
             channel_order: of arrays: "RGB", or "BGR" as OpenCV reads them.
-            skip_unreadable: leave out pictures that cannot be read, with a warning in the log, instead of ending.
+            skip_unreadable: leave out images that cannot be read, with a warning in the log, instead of ending.
 
         Raises:
-            ValueError: a picture cannot be read, or is none; the message names it. Those before it have been returned.
+            ValueError: an image cannot be read; the message names it. Detections of earlier images have been returned.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: at least 1, please")
@@ -189,7 +189,7 @@ class Detector:
         batch_size: int,
         channel_order: str,
         skip_unreadable: bool,
-    ) -> Iterator[Found]:
+    ) -> Iterator[Detections]:
         batch_size = min(batch_size, self._network.most_at_once or batch_size)
         numbered = enumerate(pictures)
         while window := list(islice(numbered, WINDOW * batch_size if batch_size > 1 else 1)):
@@ -208,7 +208,7 @@ class Detector:
                     logger.warning("left out: %s", problem)
             for (name, pixels), found in zip(read, self._predict([p for _, p in read], batch_size), strict=True):
                 keep = (found.scores >= score_threshold) & np.array(self._network.classes.used)[found.classes]
-                yield Found(name, pixels, *(values[keep] for values in found), self._network.classes)
+                yield Detections(name, pixels, *(values[keep] for values in found), self._network.classes)
             if problem and not skip_unreadable:
                 raise problem
 

@@ -11,7 +11,7 @@ from detrkit.datasets.classes import Classes
 
 
 class Predictions(NamedTuple):
-    """Of one picture, best first: boxes (N, 4) float32, xyxy in its pixels, scores (N,) float32, classes (N,) int64."""
+    """Of one image, best first: boxes (N, 4) float32, xyxy in its pixels, scores (N,) float32, classes (N,) int64."""
 
     boxes: np.ndarray
     scores: np.ndarray
@@ -19,7 +19,7 @@ class Predictions(NamedTuple):
 
 
 class Network(Protocol):
-    """A detector without its ways with pictures.
+    """Inference backend: prepare images, run the network.
 
     Attributes:
         classes: of its outputs.
@@ -32,7 +32,7 @@ class Network(Protocol):
     soft_nms: float
 
     def prepare(self, pixels: np.ndarray) -> np.ndarray:
-        """A picture, (H, W, 3) RGB uint8, as the network takes it: (3, h, w)."""
+        """Prepare an image (H, W, 3) uint8 RGB for the network: (3, h, w)."""
 
     def detect(self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[Predictions]:
-        """What is found in images of one size, in pixels of pictures of these sizes (height, width)."""
+        """Detect objects in prepared images of one size; boxes are in pixels of images of `sizes` (height, width)."""

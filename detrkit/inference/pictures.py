@@ -1,4 +1,4 @@
-"""Pictures of all kinds as arrays of pixels, and detections drawn on them."""
+"""Images of all kinds as arrays of pixels, and detections drawn on them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from detrkit.datasets.images import read_image, to_rgb
 
 from .fonts import label_font
 
-MIN_SIDE = 480  # pixels of the longer side of a picture; smaller images are enlarged, or labels would hide them
+MIN_SIDE = 480  # pixels of the longer side of an image; smaller images are enlarged, or labels would hide them
 Picture = str | os.PathLike | np.ndarray | Image.Image
 CHANNEL_ORDERS = ("RGB", "BGR")
 
 
 def is_picture(value: object) -> bool:
-    """Whether it is one picture, rather than several."""
+    """Whether a value is one image, not several."""
     return isinstance(value, Picture)
 
 
@@ -70,7 +70,7 @@ def name_of(picture: Picture, index: int) -> str:
 
 
 def all_of(pictures: Picture | Iterable[Picture]) -> Iterable[Picture]:
-    """The pictures, of one or several."""
+    """Return an iterable of one or several images."""
     return [pictures] if is_picture(pictures) else pictures
 
 

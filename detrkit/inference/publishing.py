@@ -18,7 +18,7 @@ from detrkit.config.exported import write_exported
 from detrkit.runtime.files import atomic_write
 from detrkit.weights import hub
 
-from .found import Found
+from .detections import Detections
 from .network import Network
 from .pytorch import PyTorchNetwork
 
@@ -64,7 +64,7 @@ class Publishable(Protocol):
     class_names: list[str]
     score_threshold: float
 
-    def __call__(self, pictures: Sequence[Any]) -> Iterable[Found]: ...
+    def __call__(self, pictures: Sequence[Any]) -> Iterable[Detections]: ...
 
 
 def save_pretrained(
@@ -87,7 +87,7 @@ def save_pretrained(
         The folder, with model.safetensors, config.json and README.md.
 
     Raises:
-        ValueError: the detector is an ONNX file, which has no weights to write; or a picture cannot be read.
+        ValueError: the detector is an ONNX file, which has no weights to write; or an image cannot be read.
         OSError: a file cannot be written.
     """
     network, cfg = detector.network, detector.cfg

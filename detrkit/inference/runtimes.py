@@ -130,7 +130,7 @@ class ProgramNetwork(GraphNetwork):
 
 
 def _in_picture(found: Predictions, seen: tuple[int, int], size: tuple[int, int]) -> Predictions:
-    """Detections in pixels of the picture, without what is outside of it, as detectron2's postprocessing has them."""
+    """Detections in pixels of the image, without what is outside of it, as detectron2's postprocessing has them."""
     height, width = size
     boxes = found.boxes * np.array([width / seen[1], height / seen[0]] * 2, np.float32)
     boxes = boxes.clip(0, np.array([width, height] * 2, np.float32))

@@ -1,4 +1,4 @@
-"""`Detector` and `Found`: the same detections as evaluation's, for any kind and number of pictures."""
+"""`Detector` and `Detections`: the same detections as evaluation's, for any kind and number of pictures."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What a detector found in a picture."""
+"""The detections in an image."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
-    """Detections in one picture, best first.
+class Detections:
+    """Detections in one image, best first.
 
     Attributes:
-        name: the picture's file, or its place among the pictures that were given, such as "picture 3".
-        pixels: (H, W, 3) uint8, the picture in RGB and upright; it is what `boxes` are in.
-        boxes: (N, 4) float32, left, top, right, bottom in pixels, within the picture.
+        name: the image's file, or its number among the given images, such as "picture 3".
+        pixels: (H, W, 3) uint8 RGB, the upright image, whose pixels `boxes` refer to.
+        boxes: (N, 4) float32, left, top, right, bottom in pixels, within the image.
         scores: (N,) float32, in [0, 1].
         classes: (N,) int64, the model's outputs.
         known: all classes of the detector.
@@ -57,7 +57,7 @@ class Found:
         return [self.known.names[index] for index in self.classes]
 
     def draw(self, font: str | os.PathLike | None = None) -> Image.Image:
-        """The picture with boxes, labels and scores on it; a small one is enlarged, so that they can be read.
+        """Draw boxes, labels and scores on the image; a small image is enlarged to keep labels readable.
 
         Args:
             font: a font file for the labels, if no font of this computer has their letters.
