@@ -74,15 +74,7 @@ def export(
         ImportError: a package that this kind of file needs is missing.
     """
     path = Path(output)
-    if path.suffix not in (WEIGHTS, *GRAPHS):
-        raise ValueError(f"--output {path}: a name that ends in {WEIGHTS}, {' or '.join(GRAPHS)}, please")
-    given = {"batch": batch is not None, "size": size is not None, "dynamic": dynamic}
-    if path.suffix == WEIGHTS and (graph_only := [name for name, is_given in given.items() if is_given]):
-        raise ValueError(f"--{graph_only[0]} is for {' and '.join(GRAPHS)}: a {WEIGHTS} file has no graph")
-    if float64 and path.suffix != ".onnx":
-        raise ValueError("--float64 is for .onnx")
-    if any(number is not None and number < 1 for number in (batch, *(size or []))):
-        raise ValueError("--batch and --size are at least 1")
+    _check_options(path, batch, size, dynamic, float64)
     cfg, weights, classes = find_source(source, config, checkpoint, overrides, which)
     if path.resolve() == Path(weights).resolve():
         raise ValueError(f"--output {path} is where the weights come from: give another name")
@@ -100,6 +92,21 @@ def export(
     write = write_onnx if path.suffix == ".onnx" else write_program
     write(network.model, path, metadata, shape, example)
     return ExportedFile(path, network, shape, weights)
+
+
+def _check_options(
+    path: Path, batch: int | None, size: Sequence[int] | None, dynamic: bool, float64: bool
+) -> None:
+    """Raise ValueError if options do not fit the kind of file."""
+    if path.suffix not in (WEIGHTS, *GRAPHS):
+        raise ValueError(f"--output {path}: a name that ends in {WEIGHTS}, {' or '.join(GRAPHS)}, please")
+    given = {"batch": batch is not None, "size": size is not None, "dynamic": dynamic}
+    if path.suffix == WEIGHTS and (graph_only := [name for name, is_given in given.items() if is_given]):
+        raise ValueError(f"--{graph_only[0]} is for {' and '.join(GRAPHS)}: a {WEIGHTS} file has no graph")
+    if float64 and path.suffix != ".onnx":
+        raise ValueError("--float64 is for .onnx")
+    if any(number is not None and number < 1 for number in (batch, *(size or []))):
+        raise ValueError("--batch and --size are at least 1")
 
 
 def open_graph(path: Path) -> Network:

@@ -48,6 +48,18 @@ def join_torchrun() -> None:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 
+def _check_config(cfg: DictConfig, config_file: str) -> None:
+    """Raise ValueError if the config lacks a section, or a value cannot be used."""
+    for key in SECTIONS:
+        if key not in cfg:
+            raise ValueError(f"{config_file or 'the config'} has no {key}, so it is not the config of a training")
+    if cfg.train.amp.enabled and amp_name(cfg) not in AMP_TYPES:
+        raise ValueError(f"train.amp.dtype={cfg.train.amp.dtype} is not one of {', '.join(AMP_TYPES)}")
+    accumulate = cfg.train.get("accumulate", 1)
+    if type(accumulate) is not int or accumulate < 1:
+        raise ValueError(f"train.accumulate={accumulate} is not a number of batches: give an integer from 1 up")
+
+
 def prepare(
     cfg: DictConfig,
     checkpoint: str = "",
@@ -70,17 +82,10 @@ def prepare(
     Raises:
         ValueError: the config lacks a section, or a value cannot be used here.
     """
-    for key in SECTIONS:
-        if key not in cfg:
-            raise ValueError(f"{config_file or 'the config'} has no {key}, so it is not the config of a training")
+    _check_config(cfg, config_file)
     cfg.train.device = resolve_device(cfg.train.device)
     if "device" in call_parameters(cfg.model.get("_target_")):
         cfg.model.device = cfg.train.device
-    if cfg.train.amp.enabled and amp_name(cfg) not in AMP_TYPES:
-        raise ValueError(f"train.amp.dtype={cfg.train.amp.dtype} is not one of {', '.join(AMP_TYPES)}")
-    accumulate = cfg.train.get("accumulate", 1)
-    if type(accumulate) is not int or accumulate < 1:
-        raise ValueError(f"train.accumulate={accumulate} is not a number of batches: give an integer from 1 up")
     if cfg.train.fast_dev_run.enabled:
         cfg.train.update(FAST_DEV_RUN)
     evaluator = cfg.dataloader.get("evaluator", {})
