@@ -64,7 +64,8 @@ def test_images_are_normalised_as_the_weights_want(name):
     assert normalised(load(name), 0) == [-1] * 3 and normalised(load(name), 255) == [1] * 3
     other = load(name, "model.backbone.backbone.model_name=efficientnet_b0")
     assert instantiate(other.model.pixel_mean) == pytest.approx([123.675, 116.28, 103.53])
-    given = load(name, "model.pixel_mean=[1,2,3]", "model.pixel_std=[4,5,6]")
+    given = load(name)
+    given.model.pixel_mean, given.model.pixel_std = [1, 2, 3], [4, 5, 6]
     assert normalised(given, 255) == pytest.approx([254 / 4, 253 / 5, 252 / 6])
 
 

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 import detrkit
+from align_detr._platform import is_upstream
 from detrkit import Detector, cfg_for_folder, evaluate, export, load_config, train
 
 TOY = str(Path(__file__).parent / "commands" / "toy_config.py")
+DIM = 256 if is_upstream() else 16  # detrex computes the positions of its queries for 256 channels
 SMALL = (
-    "model.embed_dim=16",
-    "model.position_embedding.num_pos_feats=8",
+    f"model.embed_dim={DIM}",
+    f"model.position_embedding.num_pos_feats={DIM // 2}",
     "model.neck.norm_layer.num_groups=4",
     "model.num_queries=8",
     "model.select_box_nums_for_evaluation=8",

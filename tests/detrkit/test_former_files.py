@@ -37,6 +37,7 @@ def weights(path):
     return torch.load(path, weights_only=True)["model"]
 
 
+@pytest.mark.engine("the files name classes by the modules of the engine that wrote them")
 def test_a_checkpoint_is_resumed_to_the_same_end(place):
     """Protects trainings under way: the config is taken for the same, and the last weights are those of the former
     version."""
@@ -52,6 +53,7 @@ def test_a_checkpoint_is_resumed_to_the_same_end(place):
         assert torch.allclose(tensor, theirs[name], atol=1e-5), name
 
 
+@pytest.mark.engine("the files name classes by the modules of the engine that wrote them")
 def test_a_run_is_evaluated_by_its_saved_config(place):
     """Protects results: YAML configs name classes by their former modules."""
     checkpoint = FORMER / "run/model_final.pth"
@@ -73,6 +75,7 @@ def test_a_config_of_a_folder_trains_on(place):
     assert (place / "output/folder/model_final.pth").is_file()
 
 
+@pytest.mark.engine("the files name classes by the modules of the engine that wrote them")
 def test_an_exported_file_detects(place):
     """Protects deployed detectors: a `.safetensors` file of the former version opens and runs."""
     from align_detr import Detector
