@@ -12,6 +12,7 @@ from detectron2.utils.visualizer import ColorMode, Visualizer
 from PIL import Image
 
 from detrkit.datasets.images import read_image, to_rgb
+from detrkit.runtime.colors import class_colors
 
 from .fonts import label_font
 
@@ -77,12 +78,17 @@ def all_of(pictures: Picture | Iterable[Picture]) -> Iterable[Picture]:
 def draw(
     pixels: np.ndarray, instances: Instances, metadata: object, font: str | os.PathLike | None = None
 ) -> Image.Image:
-    """Detections on their image, (H, W, 3) RGB; `metadata` has the names of classes as `thing_classes`.
+    """Draw detections on an image, with one colour for each class.
 
     Args:
+        pixels: (H, W, 3) uint8 RGB.
+        metadata: `thing_classes` are the names of classes; `thing_colors` are set if they are missing.
         font: a font file for the labels; None: see `label_font`.
     """
+    names = getattr(metadata, "thing_classes", None) or ()
+    if not hasattr(metadata, "thing_colors"):
+        metadata.thing_colors = class_colors(len(names))
     scale = max(1.0, MIN_SIDE / max(pixels.shape[:2]))
-    with label_font(getattr(metadata, "thing_classes", None) or (), font):
-        visualizer = Visualizer(pixels, metadata, scale=scale, instance_mode=ColorMode.IMAGE)
-        return Image.fromarray(visualizer.draw_instance_predictions(instances).get_image())
+    with label_font(names, font):
+        visualizer = Visualizer(pixels, metadata, scale=scale, instance_mode=ColorMode.SEGMENTATION)
+        return Image.fromarray(visualizer.draw_instance_predictions(instances, jittering=False).get_image())

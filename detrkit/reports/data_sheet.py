@@ -17,7 +17,8 @@ from PIL import Image, ImageDraw
 
 from detrkit.datasets.classes import dataset_names
 from detrkit.inference.fonts import label_font
-from detrkit.reports.sheet import CELL, FAINT, GAP, INK, MARGIN, PAPER, cell, class_colors, legend, plural, shorten
+from detrkit.reports.sheet import CELL, FAINT, GAP, INK, MARGIN, PAPER, cell, legend, plural, shorten
+from detrkit.runtime.colors import class_colors
 from detrkit.training.builders import build_loader
 from detrkit.training.randomness import random_states_kept, seed_cpu
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -18,13 +17,13 @@ from PIL import Image, ImageDraw, ImageFont
 from detrkit.datasets.images import read_image
 from detrkit.datasets.results import with_ids_of_copy
 from detrkit.inference.fonts import label_font
+from detrkit.runtime.colors import RGB, class_colors
 
 CELL = 320  # side of the square that an image is fitted into, pixels
 GAP = 8
 MARGIN = 20
 PAIRS_PER_ROW = 2
 PAPER, CELL_BACKGROUND, INK, FAINT = "white", "#eeeeee", "#1a1a1a", "#666666"
-RGB = tuple[int, int, int]
 
 
 def read_results(path: Path) -> dict[int, list[dict]]:
@@ -57,14 +56,6 @@ def select(images: list[dict], count: int) -> list[dict]:
     others = [image for image in ranked if image["annotations"] and image["image_id"] not in taken]
     chosen += evenly(others, count - len(chosen))
     return sorted(chosen, key=lambda image: image["image_id"])
-
-
-def class_colors(count: int) -> list[RGB]:
-    """A colour in 0-255 for each class, with hues far apart."""
-    hues = [(0.02 + index * 0.618034) % 1 for index in range(count)]
-    levels = [(0.5, 0.66, 0.4)[index // 3 % 3] for index in range(count)]
-    colors = [colorsys.hls_to_rgb(hue, level, 0.9) for hue, level in zip(hues, levels, strict=True)]
-    return [tuple(round(255 * channel) for channel in color) for color in colors]
 
 
 def to_instances(detections: list[dict], classes: dict[int, int], image_size: tuple[int, int]) -> Instances:

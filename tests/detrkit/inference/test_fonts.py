@@ -1,6 +1,7 @@
 """Class names in any script, on the pictures that people look at."""
 
 import logging
+from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
@@ -97,3 +98,13 @@ def test_a_font_of_ones_own(font_file, system_fonts, tmp_path):
     (tmp_path / "no.ttf").write_text("hello")
     with pytest.raises(ValueError, match="no.ttf is not a font file: give a .ttf, .otf or .ttc file"):
         drawn(CAT, tmp_path / "no.ttf")
+
+
+def test_a_class_has_one_colour():
+    """Protects who reads classes from colours, as on the sheets of `visualize-results`."""
+    boxes = torch.tensor([[10.0, 10, 100, 200], [300, 10, 400, 200], [500, 10, 600, 200]])
+    instances = Instances((480, 640), pred_boxes=Boxes(boxes), pred_classes=torch.tensor([0, 0, 1]))
+    metadata = SimpleNamespace(thing_classes=["cat", "dog"])
+    image = np.asarray(draw(np.full((480, 640, 3), 255, np.uint8), instances, metadata))
+    first, second, third = (tuple(image[195, x]) for x in (10, 300, 500))
+    assert first == second != third
