@@ -64,6 +64,7 @@ def test_a_run_is_evaluated_by_its_saved_config(place):
     assert json.loads((place / "output/run/coco_instances_results.json").read_text())
 
 
+@pytest.mark.engine("its detector is 16 channels wide; detrex computes the positions of its queries for 256")
 def test_a_config_of_a_folder_trains_on(place):
     """Protects `config.py` that `train --data` wrote: it imports from modules that have moved."""
     folder = place / "folder"
