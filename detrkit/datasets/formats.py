@@ -62,6 +62,8 @@ def recognise(source: Path, problems: Problems, name: str | None = None) -> tupl
                 f"{source} has {images} images and no annotations: put files of annotations beside them, in one of the "
                 f"layouts {', '.join(layout.title for layout in layouts)}"
             )
+        if source.is_dir() and not any(source.iterdir()):
+            raise ValueError(f"{source} is empty: give a folder of images and annotations")
         known = "; ".join(f"{layout.title}: {layout.content}" for layout in layouts)
         raise ValueError(f"{source} is in no known layout. {known}")
     layout, place = found[0]

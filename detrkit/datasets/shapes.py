@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
+from tqdm import tqdm
 
 
 def signed_area(points: np.ndarray) -> float:
@@ -256,7 +257,7 @@ def write_synthetic(root: Path, counts: dict[str, int], size: int, seed: int) ->
     for split_index, (split, count) in enumerate(counts.items()):
         first_id = split_index * 1_000_000 + 1
         images, annotations = [], []
-        for index in range(count):
+        for index in tqdm(range(count), f"drawing {split}", unit="image", leave=False, disable=None):
             rng = np.random.default_rng([seed, split_index, index])
             # From the second and the third image on, so that the smallest sets have them too.
             empty = index % EMPTY_EVERY == 2

@@ -69,6 +69,8 @@ class Outcome:
 
     def line(self, options: Options) -> str:
         """Return a summary; where nothing was detected, with the highest score."""
+        if not self.entries:
+            return f"no image could be read of {len(self.failed)} inputs: nothing was drawn"
         count = sum(map(len, self.entries.values()))
         places = [f"drawn in {options.output}"] if options.output else []
         places += [f"results in {options.results}"] if options.results else []
@@ -110,6 +112,8 @@ def detect(
         ValueError, OSError: the detector or an option cannot be used.
     """
     files, missing = find_images(inputs)
+    if not files:
+        raise FileNotFoundError(f"no image among the inputs: {'; '.join(missing)}")
     targets = output_paths(files, options.output) if options.output else {}
     outcome = Outcome(failed=list(missing))
     with progress_of(files, missing) as progress:

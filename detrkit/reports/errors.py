@@ -105,16 +105,25 @@ def write_errors(summary: dict[str, Any], path: Path) -> None:
         file.write(json.dumps(summary, ensure_ascii=False).encode())
 
 
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
 def errors_table(summary: dict[str, Any]) -> str:
-    """Tables of a summary as text: thresholds by class, and errors by kind."""
-    heads = ["class", "objects", "AP", "threshold", "precision", "recall", "F1"]
+    """Tables of a summary as text: thresholds by class, and errors by kind. AP is in %."""
+    ap = f"AP{100 * summary['iou_threshold']:.0f}, %"
+    heads = ["class", "objects", ap, "threshold", "precision", "recall", "F1"]
     parts = [*summary["classes"], {**summary, "name": "all"}]
-    keys = ("name", "objects", "AP", "score_threshold", "precision", "recall", "f1")
-    rows = [[part[key] for key in keys] for part in parts if part["objects"]]
+    keys = ("score_threshold", "precision", "recall", "f1")
+    rows = [
+        [part["name"], part["objects"], _percent(part["AP"]), *(part[key] for key in keys)]
+        for part in parts
+        if part["objects"]
+    ]
     style = {"tablefmt": "github", "missingval": "–"}
     classes = tabulate(rows, heads, floatfmt=".2f", disable_numparse=[0], **style)
-    errors = [[name, entry["count"], entry["AP_cost"]] for name, entry in summary["errors"].items()]
-    kinds = tabulate(errors, ["error", "count", "AP cost"], floatfmt=".3f", **style)
+    errors = [[name, entry["count"], _percent(entry["AP_cost"])] for name, entry in summary["errors"].items()]
+    kinds = tabulate(errors, ["error", "count", f"cost in {ap}"], floatfmt=".2f", **style)
     threshold = summary["score_threshold"]
     where = "no detection is correct" if threshold is None else f"detections that score {threshold:.3g} or more"
     return f"{classes}\n\nErrors at IoU {summary['iou_threshold']:g} ({where}):\n\n{kinds}"

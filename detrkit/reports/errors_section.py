@@ -54,19 +54,23 @@ def _lead(errors: Mapping) -> str:
 
 
 def _classes(errors: Mapping) -> str:
-    keys = ("AP", "score_threshold", "precision", "recall", "f1")
+    keys = ("score_threshold", "precision", "recall", "f1")
     rows = [
-        (part["name"], [str(part["objects"]), *(_number(part[key]) for key in keys)])
+        (part["name"], [str(part["objects"]), _percent(part["AP"]), *(_number(part[key]) for key in keys)])
         for part in (*errors["classes"], {**errors, "name": "all"})
         if part["objects"]
     ]
-    heads = ("class", "objects", "AP50", "threshold", "precision", "recall", "F1")
+    heads = ("class", "objects", "AP50, %", "threshold", "precision", "recall", "F1")
     return f"<h3>Best threshold by class</h3>{_table(heads, rows)}"
+
+
+def _percent(share: float | None) -> str:
+    return DASH if share is None else f"{100 * share:.1f}"
 
 
 def _kinds(errors: Mapping) -> str:
     rows = [
-        (name, [str(entry["count"]), DASH if entry["AP_cost"] is None else f"{100 * entry['AP_cost']:.1f}"])
+        (name, [str(entry["count"]), _percent(entry["AP_cost"])])
         for name, entry in errors["errors"].items()
     ]
     note = (

@@ -42,7 +42,7 @@ class Report:
         recognised, trace = self.recognised, self.trace
         yield f"file       {recognised.file.path}"
         known = recognised.format
-        yield f"format     {known.title if known else 'not one of another code base'}"
+        yield f"format     {known.title if known else 'this project, detrex or detectron2'}"
         if known:
             yield f"detector   {known.detector}" if known.detector else f"backbone   {known.backbone}"
         yield f"tensors    {len(recognised.file.state)}"
