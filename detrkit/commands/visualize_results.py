@@ -11,7 +11,7 @@ from detrkit.commands import command_line
 DESCRIPTION = """\
 Draw predictions beside ground truth, for a handful of images on one sheet.
 
-Give the folder of a training after an evaluation; or --input, --dataset and, for own data, the config of the dataset."""
+Give the folder of a training after an evaluation; or --input, --dataset and, for own data, the config of the data."""
 EXAMPLES = (
     "align-detr visualize-results output/mine --output sheet.png",
     "align-detr visualize-results --input output/demo/coco_instances_results.json --output sheet.png",
@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
         help="lowest score to draw; the best predictions are drawn in any case (default: %(default)s)",
     )
     parser.add_argument("--font", metavar="FILE", help="font file for all text (default: one with the letters)")
+    command_line.add_overrides(parser)
     return parser
 
 
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
         register_own_datasets()
         dataset = args.dataset or "tiny_coco_val"
         if args.config:  # loading it registers its datasets
-            cfg = load_config(str(folder / "config.yaml") if folder else args.config, [])
+            cfg = load_config(str(folder / "config.yaml") if folder else args.config, args.overrides)
             dataset = args.dataset or dataset_names(cfg, "test")[0]
         count = draw_sheet(results, dataset, args.output, args.num, args.score_threshold, args.font)
         print(f"Wrote {plural(count, 'image')} of {dataset} to {args.output}")

@@ -41,13 +41,20 @@ def weights_problem(path: str | os.PathLike) -> str | None:
                 "that it was exported from"
             )
         if head.startswith(ZIP):
-            return None if zipfile.is_zipfile(path) else f"{path} is incomplete: {INCOMPLETE}"
+            return None if _is_archive(path) else f"{path} is incomplete: {INCOMPLETE}"
         length = int.from_bytes(head[:8], "little")
         if head[8:9] == b"{" and length <= MAX_HEADER:
             file.seek(8)
             expected = 8 + length + _data_bytes(file.read(length))
             return f"{path} is incomplete, {size} of {expected} bytes: {INCOMPLETE}" if size < expected else None
     return None
+
+
+def _is_archive(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # its directory claims to be on several disks
+        return False
 
 
 def _data_bytes(header: bytes) -> int:

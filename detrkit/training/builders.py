@@ -125,13 +125,13 @@ def build_loader(cfg: DictConfig, split: str) -> Iterable[Any]:
 
 def mixing_mapper(cfg: DictConfig, mapper: Callable, dataset: Any) -> Callable:
     """The mapper with mosaic and pasted objects as `train.mix` says."""
-    options = cfg.train.get("mix") or {}
+    options = cfg.get("train", {}).get("mix") or {}
     return MixingMapper(mapper, dataset, **options) if options.get("mosaic") or options.get("copy_paste") else mapper
 
 
 def rare_class_factors(cfg: DictConfig, dataset: Any) -> list[float] | None:
     """How often each training image comes in an epoch by `train.repeat_threshold`; None if it is 0."""
-    threshold = cfg.train.get("repeat_threshold", 0.0)
+    threshold = cfg.get("train", {}).get("repeat_threshold", 0.0)
     if not threshold:
         return None
     if not 0 < threshold <= 1:

@@ -179,7 +179,7 @@ def test_the_list_of_configs_tells_what_they_are(name):
     """Schedule, parameters and whose supervision it is."""
     entry, cfg = ENTRIES[name], LazyConfig.load(str(config_files()[name]))
     batch, iterations = cfg.dataloader.train.total_batch_size, cfg.train.max_iter
-    if "coco_2017" in cfg.dataloader.train.dataset.names:
+    if cfg.dataloader.train.dataset.names.startswith(("coco_2017", "lvis_v1")):
         assert entry.schedule == f"{iterations * batch // (16 * ITERATIONS_PER_EPOCH)} epochs"
         assert batch == 16 or entry.backbone == "Lite0"
     else:

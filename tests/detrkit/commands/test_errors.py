@@ -58,7 +58,7 @@ def test_training_report_command_and_python_agree(run, capsys):
     capsys.readouterr()
     errors.main([str(run), "--config-file", CONFIG, "--output", str(run / "other.json")])
     text = capsys.readouterr().out
-    assert re.search(r"\| all +\| +12 \| 1\.00 \| +0\.90 \| +1\.00 \| +1\.00 \| 1\.00 \|", text)
+    assert re.search(r"\| all +\| +12 \| +100\.00 \| +0\.90 \| +1\.00 \| +1\.00 \| 1\.00 \|", text)
     assert json.loads((run / "other.json").read_text()) == written
 
 
