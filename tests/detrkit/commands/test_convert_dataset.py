@@ -238,12 +238,16 @@ def test_background_images(tmp_path, monkeypatch):
 
 def test_options_for_folders_that_do_not_fit(tmp_path, capsys):
     """Protects from an option that goes by unheeded."""
+    for folder in ("empty", "notes"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "notes/readme.txt").touch()
     mistakes = {
         ("--classes", "cat", "--config-file", "align_detr_tiny"): "--classes is for a folder of images: give it by",
         ("--data", "mine", "--eval-only"): "--data is for training; to evaluate",
         ("--data", "mine", "--epochs", "0"): "--epochs 0: at least 1",
         ("--data", str(tmp_path / "gone")): "no such folder: ",
-        ("--data", str(tmp_path)): "is in no known layout. COCO: JSON files with images",
+        ("--data", str(tmp_path / "empty")): "empty is empty: give a folder of images and annotations",
+        ("--data", str(tmp_path / "notes")): "is in no known layout. COCO: JSON files with images",
     }
     for words, message in mistakes.items():
         with pytest.raises(SystemExit) as stop:
