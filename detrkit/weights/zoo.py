@@ -182,7 +182,7 @@ def get(name: str) -> Path:
             download(f"{entry.url.rpartition('/')[0]}/{companion}", entry.folder / companion)
         return download(entry.url, path, entry.sha256, entry.name)
     except DownloadError as error:
-        raise DownloadError(f"{error}; fetch that address on another machine, and put the file at {path}") from error
+        raise DownloadError(f"{error}; fetch that address elsewhere, and put the file at {path}") from error
 
 
 @cache

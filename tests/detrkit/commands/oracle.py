@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from PIL import Image, ImageDraw
 from torch import nn
@@ -81,5 +82,9 @@ def annotate(root, file, categories, image_id=int):
 
 def register():
     root = Path(os.environ["ORACLE"])
-    for split in ("train", "val"):
-        register_coco(f"oracle_{split}", root / f"{split}.json", root)
+    names = {split: f"oracle_{split}" for split in ("train", "val")}
+    for name in set(names.values()) & set(DatasetCatalog.list()):  # of another test: its order of classes would stay
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    for split, name in names.items():
+        register_coco(name, root / f"{split}.json", root)

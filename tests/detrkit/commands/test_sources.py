@@ -204,6 +204,7 @@ def test_a_wrong_number_of_classes_is_one_line(run_folder, data, tmp_path, monke
     """Without the table of all tensors before it."""
     monkeypatch.setenv("TINY_COCO_ROOT", str(data))
     weights = f"{run_folder}/model_final.pth"
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     found = error(capsys, demo.main, "dino_tiny", "--checkpoint", weights, "--input", tmp_path, "model.num_classes=5")
     (line,) = [line for line in found.err.splitlines() if "left out" not in line]
     assert line.endswith("set model.num_classes=3") and "has 3 classes, the config's model has 5" in line

@@ -318,11 +318,14 @@ def test_yolo_files_that_are_missing_or_broken(tmp_path, convert):
 
 def test_what_is_no_dataset(tmp_path, convert):
     """Protects from a traceback, or an empty dataset, where there is nothing to convert: one line that says why."""
-    (tmp_path / "empty").mkdir()
+    for folder in ("empty", "notes"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "notes/readme.txt").touch()
     both = yolo(voc(tmp_path / "both", {"a": voc_file(voc_object())}), {"a": "0 0.5 0.5 0.5 0.4"})
     sources = {
         tmp_path / "nowhere": "no such folder",
-        tmp_path / "empty": "is in no known layout. COCO: JSON files with images, annotations and categories; VOC: XML",
+        tmp_path / "empty": "is empty: give a folder of images and annotations",
+        tmp_path / "notes": "is in no known layout. COCO: JSON files with images, annotations and categories; VOC: XML",
         both: "looks like VOC .* and YOLO .*: say --format",
         voc(tmp_path / "nothing", {"a": voc_file()}): "no objects in",
         yolo(tmp_path / "tabs", {"a": ""}, "names: [\n\tcat"): "is not YAML: line 2",
