@@ -169,6 +169,7 @@ def test_positions_reach_the_decoder():
         assert torch.equal(changed[name], value) == (name not in of_queries), name
 
 
+@pytest.mark.engine("reads attributes that detrex's H-DETR keeps under no name")
 def test_published_settings():
     """The config has the settings of the published model; the rows on Swin differ in their own."""
     cfg = load("co_deformable_detr_r50_12ep")

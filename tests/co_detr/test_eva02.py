@@ -88,6 +88,7 @@ def small_model():
     return instantiate(cfg.model)
 
 
+@pytest.mark.engine("detrex computes the positions of its queries for 256 channels, whatever the config says")
 def test_a_small_model_trains_and_detects():
     """Losses are finite and reach each parameter; a batch detects what its images do alone, padded to 32 pixels."""
     model = small_model()
@@ -104,6 +105,7 @@ def test_a_small_model_trains_and_detects():
             torch.testing.assert_close(found["instances"].scores, alone.scores)
 
 
+@pytest.mark.engine("reads attributes that detrex's EVA02_ViT keeps under other names")
 def test_published_settings():
     """Queries, denoising, heads, rates by layer, sizes of images."""
     cfg = load("co_dino_vit_large_5scale_12ep")

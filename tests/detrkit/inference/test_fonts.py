@@ -1,7 +1,6 @@
 """Class names in any script, on the pictures that people look at."""
 
 import logging
-from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
@@ -104,7 +103,7 @@ def test_a_class_has_one_colour():
     """Protects who reads classes from colours, as on the sheets of `visualize-results`."""
     boxes = torch.tensor([[10.0, 10, 100, 200], [300, 10, 400, 200], [500, 10, 600, 200]])
     instances = Instances((480, 640), pred_boxes=Boxes(boxes), pred_classes=torch.tensor([0, 0, 1]))
-    metadata = SimpleNamespace(thing_classes=["cat", "dog"])
+    metadata = Classes(("cat", "dog"), (1, 2)).metadata()
     image = np.asarray(draw(np.full((480, 640, 3), 255, np.uint8), instances, metadata))
     first, second, third = (tuple(image[195, x]) for x in (10, 300, 500))
     assert first == second != third
