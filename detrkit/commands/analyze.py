@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detrkit.commands import command_line
+from detrkit.runtime.weight_files import ZOO
 
 if TYPE_CHECKING:
     from detrkit.reports.alignment import Candidate
@@ -77,18 +78,15 @@ def split_pair(text: str, config: str) -> tuple[str, str]:
 def read_candidates(args: argparse.Namespace) -> tuple[list[Candidate], Path]:
     """Return the models that the options name, and the folder to write to."""
     from detrkit.config.load import load_configs
-    from detrkit.inference.sources import find_named
+    from detrkit.inference.sources import find_named, load_named_config
     from detrkit.reports.alignment import Candidate, default_names
-    from detrkit.runtime.weight_files import ZOO
-    from detrkit.weights.zoo import find_entry
 
     config, checkpoint, folder = command_line.find_named(args)
     given = [(config, checkpoint)]
     for text in args.compare:
         is_whole = Path(text).is_dir() or text.startswith(ZOO)
         given.append(find_named(text)[:2] if is_whole else split_pair(text, config))
-    given = [(find_entry(c).config if c.startswith(ZOO) else c, weights) for c, weights in given]
-    configs = load_configs([config for config, _ in given], args.overrides)
+    configs = load_configs([load_named_config(config) for config, _ in given], args.overrides)
     candidates = []
     for (config, checkpoint), cfg in zip(given, configs, strict=True):
         checkpoint = checkpoint or cfg.train.get("init_checkpoint") or ""

@@ -104,14 +104,16 @@ def parse(parser: argparse.ArgumentParser, words: Sequence[str] | None = None) -
         words: by default those of the command line.
 
     Returns:
-        The arguments. `config` is "" or a word, `overrides` has all `key=value`, `words` the words as given.
+        The arguments. `config` is "" or a word, `overrides` has all `key=value`, and `words`, if the parser has a
+        default for it, the words as given.
 
     Exits with status 2 and one line if the words do not fit.
     """
     words = list(sys.argv[1:] if words is None else words)
     check_options(parser, words)
     args = parser.parse_intermixed_args(words)
-    args.words = words
+    if hasattr(args, "words"):  # a command that prints how it was called
+        args.words = words
     if not hasattr(args, "overrides"):
         return args
     given = getattr(args, "config", None)

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
             raise FileNotFoundError(f"no such dataset: {args.source}")
         from detrkit.datasets import convert_dataset
 
-        options = {name: value for name, value in vars(args).items() if name != "words"}
+        options = vars(args)
         conversion = convert_dataset(decode=not options.pop("no_decode"), **options)
         for line in conversion.problems.report():
             print(line, file=sys.stderr)

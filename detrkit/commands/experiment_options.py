@@ -24,6 +24,7 @@ def add_options(parser: argparse.ArgumentParser, seeds: Sequence[int], output: s
     parser.add_argument("--output", type=Path, default=Path(output), help="folder (default: %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="only list the runs")
     command_line.add_overrides(parser, "changes to the configs")
+    parser.set_defaults(words=())  # for the table, which says by which command it was made
 
 
 def options_of(args: argparse.Namespace) -> Options:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from detrkit.commands import command_line
 from detrkit.commands.choices import WEIGHT_FAMILIES, WEIGHT_FORMATS
+from detrkit.runtime.weight_files import ZOO
 
 DESCRIPTION = """\
 Write a detector as one file.
@@ -69,7 +70,7 @@ def check_options(args: argparse.Namespace) -> None:
         ValueError: they do not.
         FileNotFoundError: config or checkpoint are not there.
     """
-    if not args.config and (args.checkpoint or "").startswith("zoo:"):
+    if not args.config and (args.checkpoint or "").startswith(ZOO):
         args.config, args.checkpoint = args.checkpoint, None
     command_line.check_exist(args.config, args.checkpoint, "folder, file or config")
     if not args.config or not (has_config(args.config) or args.checkpoint):
@@ -85,7 +86,7 @@ def check_options(args: argparse.Namespace) -> None:
 
 def has_config(source: str) -> bool:
     """Whether a source has config and weights: the folder of a training, an exported file, or `zoo:NAME`."""
-    return Path(source).is_dir() or source.endswith(".safetensors") or source.startswith("zoo:")
+    return Path(source).is_dir() or source.endswith(".safetensors") or source.startswith(ZOO)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detrkit.commands import command_line
+from detrkit.runtime.weight_files import ZOO
 
 DESCRIPTION = """\
 Upload a detector to the Hugging Face hub, with a model card: classes, metrics, how to use it, and pictures.
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
         if bool(args.repository) == bool(args.folder):
             raise ValueError("give either a repository, as USER/NAME, or --folder")
         for file in (args.source, *args.picture):
-            if not file.startswith("zoo:") and not Path(file).exists():
+            if not file.startswith(ZOO) and not Path(file).exists():
                 raise FileNotFoundError(f"no such file or folder: {file}")
         from detrkit.inference import Detector
 

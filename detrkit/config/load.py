@@ -52,13 +52,16 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
     return _overridden(load_config_file(path), list(overrides))
 
 
-def load_configs(paths: Sequence[str], overrides: list[str]) -> list[DictConfig]:
-    """Load the configs at `paths`, to compare models. Each override changes all configs that have its key.
+def load_configs(sources: Sequence[str | DictConfig], overrides: Sequence[str]) -> list[DictConfig]:
+    """Load configs of models to compare. Each override changes all configs that have its key.
+
+    Args:
+        sources: names or paths, as `load_config` takes them, or loaded configs.
 
     Raises:
         As `load_config`; for an override that fits no config, the message is about the first config.
     """
-    configs = [load_config_file(path) for path in paths]
+    configs = [source if isinstance(source, DictConfig) else load_config_file(source) for source in sources]
     fitting = [[override for override in overrides if _fits(cfg, override)] for cfg in configs]
     stray = [override for override in overrides if not any(override in fits for fits in fitting)]
     fitting[0] += stray

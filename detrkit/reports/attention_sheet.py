@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from detrkit.analysis import predict_layers
 from detrkit.analysis.attention import AttentionMaps, branches, capture_attention
-from detrkit.config.load import load_config
 from detrkit.inference.demo import classes_of_outputs, find_images, output_paths, progress_of, read_all
+from detrkit.inference.sources import load_named_config
 from detrkit.training.loading import load_detector
 
 PANEL = 2.6  # inches
@@ -40,7 +40,7 @@ def write_sheets(
     """
     files, failed = find_images(inputs)
     targets = output_paths(files, output)
-    cfg = load_config(config, overrides)
+    cfg = load_named_config(config, overrides)
     model = load_detector(cfg, checkpoint)
     branches(getattr(getattr(model, "transformer", None), "decoder", nn.Module()))
     names = classes_of_outputs(cfg, checkpoint).names

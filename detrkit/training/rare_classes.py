@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from detectron2.data.samplers import RepeatFactorTrainingSampler
 
 
 def repeat_factors(images: Sequence[Mapping[str, Any]], threshold: float) -> list[float]:
-    """How often each image comes in an epoch, on average.
-
-    A class c that a share f(c) of the images has gets the factor max(1, sqrt(threshold / f(c))). An image gets the
-    highest factor of its classes, or 1 without objects.
+    """How often each image comes in an epoch, on average, as detectron2 computes it.
 
     Args:
-        images: dataset dicts.
+        images: dataset dicts; those without `annotations` count as images without objects.
         threshold: share of images below which a class is rare.
     """
-    classes = [{a["category_id"] for a in image.get("annotations", ())} for image in images]
-    counts = Counter(label for labels in classes for label in labels)
-    factors = {label: max(1.0, math.sqrt(threshold * len(images) / count)) for label, count in counts.items()}
-    return [max((factors[label] for label in labels), default=1.0) for labels in classes]
+    annotated = [{"annotations": image.get("annotations", ())} for image in images]
+    return RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(annotated, threshold).tolist()
 
 
 def systematic_sample(factors: Sequence[float], offset: float) -> torch.Tensor:

@@ -6,14 +6,14 @@ import io
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data import MetadataCatalog
+from detectron2.data import Metadata, MetadataCatalog
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
@@ -40,15 +40,87 @@ def _stdout_to_log(level: int) -> Iterator[None]:
             logger.log(level, line)
 
 
-def _load_ground_truth(dataset_name: str, json_file: str | None) -> COCO:
+def local_annotation_file(dataset_name: str, json_file: str | None, register: str) -> str:
+    """Return the local path of a dataset's annotation file.
+
+    Args:
+        register: the function that registers datasets of this kind, for the error.
+
+    Raises:
+        ValueError: the dataset has no annotation file.
+        FileNotFoundError: it does not exist.
+    """
     if json_file is None:
         raise ValueError(
             f"dataset {dataset_name!r} has no annotation file to evaluate with: register it by "
-            "register_coco_instances(name, metadata, json_file, image_root)"
+            f"{register}(name, metadata, json_file, image_root)"
         )
     local = PathManager.get_local_path(json_file)
     if not Path(local).is_file():
         raise FileNotFoundError(f"annotation file of dataset {dataset_name!r} not found: {json_file}")
+    return local
+
+
+def dataset_ids_of(metadata: Metadata, category_ids: Iterable[int]) -> dict[int, int]:
+    """Return the category id of each class index.
+
+    Args:
+        category_ids: those of the annotation file, for a dataset that is not loaded yet. Loading gives the same order.
+    """
+    to_contiguous = metadata.get("thing_dataset_id_to_contiguous_id")
+    if to_contiguous is None:
+        return dict(enumerate(sorted(category_ids)))
+    return {index: id_ for id_, index in to_contiguous.items()}
+
+
+def gather_predictions(
+    predictions: list[tuple[int, list[dict]]], distributed: bool
+) -> dict[int, list[dict]] | None:
+    """Gather the detections of each image from all processes; an image that comes again counts once.
+
+    Returns:
+        Detections by image id on the main process, None on the others.
+    """
+    if distributed:
+        comm.synchronize()
+        gathered = comm.gather(predictions, dst=0)
+        if not comm.is_main_process():
+            return None
+        predictions = [image for process in gathered for image in process]
+    by_image: dict[int, list[dict]] = {}
+    for image_id, detections in predictions:
+        by_image.setdefault(image_id, detections)
+    if len(by_image) < len(predictions):
+        logger.info("Dropped %d repeated image(s)", len(predictions) - len(by_image))
+    return by_image
+
+
+def with_dataset_ids(by_image: Mapping[int, list[dict]], dataset_ids: Mapping[int, int]) -> list[dict]:
+    """Return all detections, with category ids of the annotation file in place of class indices.
+
+    Raises:
+        ValueError: a class was predicted that the dataset does not have.
+    """
+    detections = [detection for image in by_image.values() for detection in image]
+    if unknown := {detection["category_id"] for detection in detections} - dataset_ids.keys():
+        raise ValueError(
+            f"class {min(unknown)} was predicted, but the dataset has {len(dataset_ids)} classes (0 is the first): the "
+            "model was trained for other classes"
+        )
+    return [{**detection, "category_id": dataset_ids[detection["category_id"]]} for detection in detections]
+
+
+def write_results(detections: list[dict], folder: str, name: str) -> None:
+    """Write detections as JSON into a folder, which is created if it is missing."""
+    PathManager.mkdirs(folder)
+    path = Path(folder) / name
+    with PathManager.open(str(path), "w") as file:
+        json.dump(detections, file)
+    logger.info("Wrote %d detections to %s", len(detections), path)
+
+
+def _load_ground_truth(dataset_name: str, json_file: str | None) -> COCO:
+    local = local_annotation_file(dataset_name, json_file, "register_coco_instances")
     with open(local, encoding="utf-8") as file:
         try:
             dataset = json.load(file)
@@ -142,11 +214,8 @@ class COCOEvaluator(DatasetEvaluator):
         self._max_dets = max_dets_per_image or COCO_MAX_DETECTIONS
 
         metadata = MetadataCatalog.get(dataset_name)
-        self._coco = _load_ground_truth(dataset_name, getattr(metadata, "json_file", None))
-        to_contiguous = getattr(metadata, "thing_dataset_id_to_contiguous_id", None)
-        if to_contiguous is None:  # the dataset is not loaded yet; loading will give the same order
-            to_contiguous = {id: index for index, id in enumerate(sorted(self._coco.cats))}
-        self._dataset_ids = {index: id for id, index in to_contiguous.items()}
+        self._coco = _load_ground_truth(dataset_name, metadata.get("json_file"))
+        self._dataset_ids = dataset_ids_of(metadata, self._coco.cats)
         self._predictions: list[tuple[int, list[dict]]] = []
 
     def reset(self) -> None:
@@ -174,56 +243,26 @@ class COCOEvaluator(DatasetEvaluator):
         Raises:
             ValueError: detections belong to an image or a class that is not in the annotation file.
         """
-        predictions = self._predictions
-        if self._distributed:
-            comm.synchronize()
-            gathered = comm.gather(predictions, dst=0)
-            if not comm.is_main_process():
-                return OrderedDict()
-            predictions = [image for process in gathered for image in process]
-
-        by_image = {}
-        for image_id, detections in predictions:
-            by_image.setdefault(image_id, detections)
-        if len(by_image) < len(predictions):
-            logger.info("Dropped %d repeated image(s)", len(predictions) - len(by_image))
+        by_image = gather_predictions(self._predictions, self._distributed)
+        if by_image is None:
+            return OrderedDict()
         expected = self._coco.imgs.keys() if img_ids is None else set(img_ids)
         if missing := len(expected - by_image.keys()):
             logger.warning(
                 "%d of %d images were not evaluated; their objects count as missed", missing, len(expected)
             )
 
-        detections = self._to_dataset_ids(by_image)
+        if unknown := by_image.keys() - self._coco.imgs.keys():
+            raise ValueError(f"the annotation file has no image with id {min(unknown)}, but it was evaluated")
+        detections = with_dataset_ids(by_image, self._dataset_ids)
         if self._output_dir is not None:
-            self._write(detections)
+            write_results(detections, self._output_dir, "coco_instances_results.json")
         if "annotations" not in self._coco.dataset:
             logger.info("The dataset has no annotations, so no metrics are computed")
             return OrderedDict()
         if not detections:
             logger.warning("There are no detections: AP is 0, or nan without ground truth")
         return OrderedDict(bbox=self._average_precision(detections, img_ids))
-
-    def _to_dataset_ids(self, by_image: dict[int, list[dict]]) -> list[dict]:
-        if unknown := by_image.keys() - self._coco.imgs.keys():
-            raise ValueError(f"the annotation file has no image with id {min(unknown)}, but it was evaluated")
-        detections = []
-        for image in by_image.values():
-            for detection in image:
-                index = detection["category_id"]
-                if index not in self._dataset_ids:
-                    raise ValueError(
-                        f"class {index} was predicted, but the dataset has {len(self._dataset_ids)} classes "
-                        "(0 is the first): the model was trained for other classes"
-                    )
-                detections.append({**detection, "category_id": self._dataset_ids[index]})
-        return detections
-
-    def _write(self, detections: list[dict]) -> None:
-        PathManager.mkdirs(self._output_dir)
-        path = Path(self._output_dir) / "coco_instances_results.json"
-        with PathManager.open(str(path), "w") as file:
-            json.dump(detections, file)
-        logger.info("Wrote %d detections to %s", len(detections), path)
 
     def _average_precision(self, detections: list[dict], img_ids: Sequence[int] | None) -> OrderedDict:
         coco_type, evaluation_type, options = _implementation(self._use_fast_impl)

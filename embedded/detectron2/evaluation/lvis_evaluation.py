@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 from detectron2.data import MetadataCatalog
-from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 
-from .coco_evaluation import instances_to_coco_json
+from .coco_evaluation import (
+    dataset_ids_of,
+    gather_predictions,
+    instances_to_coco_json,
+    local_annotation_file,
+    with_dataset_ids,
+    write_results,
+)
 from .evaluator import DatasetEvaluator
 
 logger = logging.getLogger(__name__)
@@ -85,22 +88,11 @@ class LVISEvaluator(DatasetEvaluator):
             raise ValueError(f"LVISEvaluator supports only the task 'bbox', not {list(tasks)}")
         self._lvis = import_lvis()
         metadata = MetadataCatalog.get(dataset_name)
-        json_file = metadata.get("json_file")
-        if json_file is None:
-            raise ValueError(
-                f"dataset {dataset_name!r} has no annotation file to evaluate with: register it by "
-                "register_lvis_instances(name, metadata, json_file, image_root)"
-            )
-        local = PathManager.get_local_path(json_file)
-        if not Path(local).is_file():
-            raise FileNotFoundError(f"annotation file of dataset {dataset_name!r} not found: {json_file}")
+        local = local_annotation_file(dataset_name, metadata.get("json_file"), "register_lvis_instances")
         self._distributed, self._output_dir = distributed, output_dir
         self._max_dets = max_dets_per_image or LVIS_MAX_DETECTIONS
         self._truth = self._lvis.LVIS(local)
-        numbers = metadata.get("thing_dataset_id_to_contiguous_id")
-        if numbers is None:  # the dataset is not loaded yet; loading will give the same order
-            numbers = {id_: number for number, id_ in enumerate(sorted(self._truth.cats))}
-        self._dataset_ids = {number: id_ for id_, number in numbers.items()}
+        self._dataset_ids = dataset_ids_of(metadata, self._truth.cats)
         self._predictions: list[tuple[int, list[dict]]] = []
 
     def reset(self) -> None:
@@ -127,31 +119,16 @@ class LVISEvaluator(DatasetEvaluator):
         Raises:
             ValueError: a class was predicted that the dataset does not have.
         """
-        predictions = self._predictions
-        if self._distributed:
-            comm.synchronize()
-            gathered = comm.gather(predictions, dst=0)
-            if not comm.is_main_process():
-                return OrderedDict()
-            predictions = [image for process in gathered for image in process]
-        detections = self._to_dataset_ids(dict(reversed(predictions)))  # repeated images count once
+        by_image = gather_predictions(self._predictions, self._distributed)
+        if by_image is None:
+            return OrderedDict()
+        detections = with_dataset_ids(by_image, self._dataset_ids)
         if self._output_dir is not None:
-            PathManager.mkdirs(self._output_dir)
-            with PathManager.open(str(Path(self._output_dir) / "lvis_instances_results.json"), "w") as file:
-                json.dump(detections, file)
+            write_results(detections, self._output_dir, "lvis_instances_results.json")
         if not self._truth.anns:
             logger.info("The dataset has no annotations, so no metrics are computed")
             return OrderedDict()
         return OrderedDict(bbox=self._average_precision(detections))
-
-    def _to_dataset_ids(self, by_image: dict[int, list[dict]]) -> list[dict]:
-        detections = [detection for image in by_image.values() for detection in image]
-        if unknown := {d["category_id"] for d in detections} - self._dataset_ids.keys():
-            raise ValueError(
-                f"class {min(unknown)} was predicted, but the dataset has {len(self._dataset_ids)} classes (0 is the "
-                "first): the model was trained for other classes"
-            )
-        return [{**d, "category_id": self._dataset_ids[d["category_id"]]} for d in detections]
 
     def _average_precision(self, detections: list[dict]) -> OrderedDict:
         if not detections:

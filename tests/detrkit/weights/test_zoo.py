@@ -19,7 +19,7 @@ from PIL import Image
 from small_models import random_file
 
 import detrkit
-from detrkit.commands import demo, export, export_weights, make_data, train, weights
+from detrkit.commands import analyze, command_line, demo, export, export_weights, make_data, train, weights
 from detrkit.config.load import load_config
 from detrkit.weights import classes_of_weights, is_name, local_path, look_at, names, recognise, zoo
 
@@ -420,3 +420,14 @@ def test_without_the_package_the_extra_is_named(monkeypatch):
 
 def test_every_prefix_is_a_handler_of_detectron2():
     assert set(names.GETTERS) == {"zoo:", "hf://"}
+
+
+def test_models_to_compare_have_the_overrides_of_their_entry(tmp_path, monkeypatch):
+    """Protects from figures of another model: some weights need more than the config's name."""
+    entry = {"url": "http://127.0.0.1:9/small.pth", "config": "dino_tiny", "overrides": ["model.num_queries=7"]}
+    (tmp_path / "zoo.yaml").write_text(json.dumps({"small": entry}))
+    monkeypatch.setenv("ALIGN_DETR_ZOO", str(tmp_path / "zoo.yaml"))
+    args = command_line.parse(analyze.parser(), ["dino_tiny", "--compare", "zoo:small", "train.device=cpu"])
+    (plain, small), _ = analyze.read_candidates(args)
+    assert (plain.cfg.model.num_queries, small.cfg.model.num_queries) == (30, 7)
+    assert small.checkpoint == "zoo:small" and small.cfg.train.device == "cpu"
