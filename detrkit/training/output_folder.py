@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 CHECKPOINTS = ("model_*.pth", "last_checkpoint")
@@ -56,24 +55,18 @@ def check_output_folder(
 
 
 def check_writable(folder: Path) -> None:
-    """Create and delete a file in a folder, and the folder too if there is none.
+    """Write a temporary file into a folder, or into its nearest existing parent. No folder is created.
 
     Raises:
         OSError: this is not possible.
     """
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        for path in reversed(missing):
-            path.mkdir(exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise OSError(f"cannot write to train.output_dir={folder}: {reason}; choose another folder") from error
-    finally:
-        for path in missing:
-            with suppress(OSError):  # it was not created, or another process uses it
-                path.rmdir()
 
 
 def claim_output_folder(folder: str | os.PathLike, *, resume: bool | str, overwrite: bool) -> None:

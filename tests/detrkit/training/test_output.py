@@ -4,7 +4,10 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from detrkit import load_config, train
+from detrkit.training.output_folder import check_output_folder
 
 TOY = str(Path(__file__).parents[1] / "commands" / "toy_config.py")
 PERIODS = ("train.max_iter=12", "train.eval_period=2", "train.log_period=5")
@@ -31,3 +34,14 @@ def test_the_terminal_has_one_line_for_each_evaluation_and_one_table(tmp_path, c
     assert not around
     assert sum("Results of bbox," in line for line in lines) == 1
     assert "nference on" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_check_of_the_output_folder_creates_and_removes_nothing(tmp_path, monkeypatch):
+    """Protects trainings that begin together: one must not remove a parent folder that another has just created."""
+    monkeypatch.setattr(Path, "mkdir", lambda *args, **kwargs: pytest.fail("a folder was created"))
+    monkeypatch.setattr(Path, "rmdir", lambda *args: pytest.fail("a folder was removed"))
+    check_output_folder(tmp_path / "runs/seed_1", resume=False, overwrite=False)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="cannot write to train.output_dir=.*: Not a directory; choose another folder"):
+        check_output_folder(tmp_path / "file/run", resume=False, overwrite=False)
