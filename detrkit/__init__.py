@@ -32,6 +32,10 @@ _HOMES = {
 __all__ = ["Detector", "cfg_for_folder", "errors_of_run", "evaluate", "export", "load_config", "register_coco", "train"]
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)

@@ -204,6 +204,18 @@ def check_exist(config: str | None, checkpoint: str | os.PathLike | None, kinds:
         raise ValueError(problem)
 
 
+def check_output(path: Path | None) -> None:
+    """Check that the file or folder of `--output` can be written, before the work begins.
+
+    Raises:
+        OSError: it cannot; the message has the reason.
+    """
+    from detrkit.runtime.files import check_writable
+
+    if path is not None:
+        check_writable(path.parent if path.suffix and not path.is_dir() else path, "--output ")
+
+
 def find_named(args: argparse.Namespace) -> tuple[str, str, Path | None]:
     """Return the config, the weights and the folder of a training that `config`, `--checkpoint` and `--which` name.
 

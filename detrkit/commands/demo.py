@@ -64,6 +64,7 @@ def check_options(args: argparse.Namespace) -> None:
     if not (args.config or args.checkpoint):
         raise ValueError("no detector: give the folder of a training, an exported file, or a config and --checkpoint")
     command_line.check_exist(args.config, args.checkpoint, "folder, file or config")
+    command_line.check_output(None if args.no_pictures else args.output)
     if args.config and not args.checkpoint and args.config.endswith((".py", ".yaml")):
         raise ValueError(f"{args.config} has no weights: give them by --checkpoint")
 

@@ -73,6 +73,7 @@ def check_options(args: argparse.Namespace) -> None:
     if not args.config and (args.checkpoint or "").startswith(ZOO):
         args.config, args.checkpoint = args.checkpoint, None
     command_line.check_exist(args.config, args.checkpoint, "folder, file or config")
+    command_line.check_output(args.output)
     if not args.config or not (has_config(args.config) or args.checkpoint):
         raise ValueError("no detector: give the folder of a training, an exported file, or a config and --checkpoint")
     if has_config(args.config) and args.overrides:
@@ -149,14 +150,15 @@ def export_weights(args: argparse.Namespace, source: str | None, config) -> str:
 
 
 def summary(exported) -> str:
-    """Return a line such as "mine.onnx: 190.1 MB, DINO with 80 classes, 1 image(s) of 480 x 640 pixels"."""
+    """Return a line such as "mine.onnx: 190.1 MB, DINO with 80 classes, 1 image of 480 x 640 pixels"."""
     network, shape = exported.network, exported.shape
     megabytes, classes = exported.path.stat().st_size / 1e6, len(network.classes.names)
     line = f"{exported.path}: {megabytes:.1f} MB, {type(network.model).__name__} with {classes} classes"
     if shape is None:
         return line
     size = f"{shape.size[0]} x {shape.size[1]} pixels" if shape.size else "any size"
-    return f"{line}, {shape.batch or 'any number of'} image(s) of {size}"
+    images = "1 image" if shape.batch == 1 else f"{shape.batch or 'any number of'} images"
+    return f"{line}, {images} of {size}"
 
 
 def print_check(reference, other, folder: Path, runtime: str) -> None:

@@ -103,10 +103,14 @@ def inspect(args: argparse.Namespace) -> None:
 
     if not is_remote(args.file) and not Path(args.file).exists():
         raise FileNotFoundError(f"no such file: {args.file}")
+    from detrkit.inference.sources import describe_own_weights
     from detrkit.weights import Report, convert, look_at
 
-    conversion = convert(look_at(args.file))
-    print("\n".join(Report(conversion.recognised, conversion.trace).lines()))
+    recognised = look_at(args.file)
+    conversion = convert(recognised)
+    lines = Report(conversion.recognised, conversion.trace).lines()
+    own = [] if recognised.format else describe_own_weights(args.file)
+    print("\n".join([*lines, *own]))
 
 
 def run(args: argparse.Namespace) -> None:

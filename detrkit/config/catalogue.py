@@ -164,9 +164,14 @@ def find_config(config: str) -> Path:
     named = config_files()
     if config in named:
         return named[config]
-    beside = sorted(str(file) for file in path.parent.glob("*.py")) if path.parent.is_dir() else []
+    beside = sorted(map(str, _configs_and_trainings(path.parent)))
     is_path = path.suffix or len(path.parts) > 1
     near = get_close_matches(config, beside, n=3) or get_close_matches(path.stem, named, n=3)
     lists = "" if is_path else "; `align-detr configs` lists those that have a name"
     hint = f"; did you mean {' or '.join(near)}?" if near else lists
     raise FileNotFoundError(f"no such config: {config}{hint}")
+
+
+def _configs_and_trainings(folder: Path) -> list[Path]:
+    """Return the configs in a folder, and the trainings' folders in it."""
+    return [*folder.glob("*.py"), *(file.parent for file in folder.glob("*/config.yaml"))]

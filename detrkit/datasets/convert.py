@@ -34,12 +34,14 @@ class Conversion:
         contents: content of these files.
         image_root: folder to which their file names are relative.
         problems: problems of the dataset.
+        unused: number of images of each split that is in none of the files.
     """
 
     files: dict[str, Path]
     contents: dict[str, dict]
     image_root: Path
     problems: Problems
+    unused: dict[str, int]
 
     @property
     def classes(self) -> list[str]:
@@ -60,6 +62,7 @@ class Conversion:
         parts = [tabulate(table, ["", *self.contents], disable_numparse=True)]
         if counts := self.problems.counts:
             parts.append(tabulate(counts.items(), ["problem", "times"], disable_numparse=True))
+        parts += [f'The split "{split}" is not used: {count} images' for split, count in self.unused.items()]
         return "\n\n".join(parts)
 
     def summary(self) -> str:
@@ -116,8 +119,11 @@ def convert_dataset(
     options = ReadOptions(list(dict.fromkeys(classes)) if classes else None, difficult, zero_based, decode)
     dataset, names = _read_dataset(source, format, options, only, problems)
     splits = _usable_splits(dataset.splits, names, source, problems)
+    unused = {}
     if two_parts:
-        splits = train_and_val(splits)
+        found, splits = splits, train_and_val(splits)
+        used = {p.path for images in splits.values() for p in images}
+        unused = {split: len(images) for split, images in found.items() if used.isdisjoint(p.path for p in images)}
     files = {split: output / f"{split}.json" for split in splits}
     if not force and (taken := [file for file in files.values() if file.exists()]):
         raise FileExistsError(f"{taken[0]} is there already: name another output, or replace it by --force")
@@ -131,7 +137,7 @@ def convert_dataset(
     for split, content in contents.items():
         with atomic_write(files[split]) as file:
             file.write(json.dumps(content).encode())
-    return Conversion(files, contents, root, problems)
+    return Conversion(files, contents, root, problems, unused)
 
 
 def _read_dataset(

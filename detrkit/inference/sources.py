@@ -110,6 +110,20 @@ def classes_in_file(path: str | os.PathLike) -> Classes | None:
     return exported and exported.classes
 
 
+def describe_own_weights(path: str | os.PathLike) -> list[str]:
+    """Return lines with the model, the classes and the score threshold of weights that this project wrote."""
+    path = local_path(path)
+    exported = read_exported(path) if Path(path).suffix == ".safetensors" else None
+    classes, threshold = classes_in_file(path), stored_threshold(path)
+    lines = [f"model      {exported.cfg.model._target_}"] if exported else []
+    if classes:
+        first = ", ".join(classes.names[:5]) + (", ..." if len(classes.names) > 5 else "")
+        lines.append(f"classes    {len(classes.names)}: {first}")
+    if threshold is not None:
+        lines.append(f"threshold  {threshold:.3g}, the default score threshold of Detector and demo")
+    return lines
+
+
 def _run_folder(path: Path) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"no such folder or file: {path}")

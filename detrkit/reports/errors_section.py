@@ -100,6 +100,6 @@ def _table(heads: tuple[str, ...], rows: list[tuple[str, list[str]]]) -> str:
         for name, cells in rows
     )
     return (
-        f'<div class="classes scroll"><table class="dense"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>'
-        "</div>"
+        '<div class="scroll"><table class="dense" style="width: auto">'
+        f"<thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>"
     )

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,3 +42,21 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             unfinished.unlink(missing_ok=True)
         except OSError:  # the folder is gone or read-only, as the first error says
             logger.debug("Could not delete %s", unfinished)
+
+
+def check_writable(folder: Path, name: str) -> None:
+    """Write a temporary file into a folder, or into its nearest existing parent. No folder is created.
+
+    Args:
+        name: how the user gave the folder, for the message: a config key with "=", or an option with a space.
+
+    Raises:
+        OSError: this is not possible.
+    """
+    try:
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise OSError(f"cannot write to {name}{folder}: {reason}; choose another folder") from error

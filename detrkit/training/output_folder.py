@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
+
+from detrkit.runtime.files import check_writable
 
 CHECKPOINTS = ("model_*.pth", "last_checkpoint")
 WRITTEN = (
@@ -51,22 +52,7 @@ def check_output_folder(
             "train.output_dir=FOLDER trains elsewhere"
         )
     if is_main:
-        check_writable(path)
-
-
-def check_writable(folder: Path) -> None:
-    """Write a temporary file into a folder, or into its nearest existing parent. No folder is created.
-
-    Raises:
-        OSError: this is not possible.
-    """
-    try:
-        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise OSError(f"cannot write to train.output_dir={folder}: {reason}; choose another folder") from error
+        check_writable(path, "train.output_dir=")
 
 
 def claim_output_folder(folder: str | os.PathLike, *, resume: bool | str, overwrite: bool) -> None:

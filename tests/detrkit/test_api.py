@@ -37,7 +37,7 @@ def rows(folder):
 
 def test_every_name_of_the_api_is_there():
     """Protects `from detrkit import ...`, which imports lazily."""
-    assert all(callable(getattr(detrkit, name)) for name in detrkit.__all__)
+    assert all(callable(getattr(detrkit, name)) for name in detrkit.__all__) and {*detrkit.__all__} < {*dir(detrkit)}
     with pytest.raises(AttributeError, match="detrkit.*no attribute 'trian'"):
         detrkit.trian  # noqa: B018
 

@@ -100,7 +100,10 @@ MISTAKES = [
     ("eval done", 1, "done is not the folder of a training: it has no config.yaml"),
     ("eval dino_tiny --checkpoint net.onnx", 1, "net.onnx: an ONNX file cannot be evaluated"),
     ("demo --input x", 1, "no detector: give the folder of a training, an exported file, or a config and --checkpoint"),
-    ("demo outputs --input x", 1, "no such folder, file or config: outputs"),
+    ("demo output --input x", 1, "no such folder, file or config: output"),
+    ("demo outputs/mini --input x", 1, "no such folder, file or config: outputs/mini; did you mean outputs/mine?"),
+    ("demo outputs/mine --input x --output net.onnx/x", 1, "cannot write to --output net.onnx/x: Not a directory; "),
+    ("export outputs/mine --output net.onnx/x.onnx", 1, "cannot write to --output net.onnx: Not a directory; choose"),
     ("demo dino_tiny --checkpoint nowhere.pth --input x", 1, "no such checkpoint: nowhere.pth"),
     ("analyze dino_tiny --batch-size 0", 1, "--batch-size and --num-images are at least 1"),
     ("model dino_tinny", 1, "no such config: dino_tinny"),
@@ -117,6 +120,8 @@ MISTAKES = [
 def test_mistakes_do_not_wait_for_pytorch(tmp_path, line, status, message):
     """In one line that says what to do, whatever else is wrong later: data, for instance, are not there at all."""
     (tmp_path / "done").mkdir()
+    (tmp_path / "outputs/mine").mkdir(parents=True)
+    (tmp_path / "outputs/mine/config.yaml").touch()
     torch.save({"model": {"a": torch.ones(1000)}}, tmp_path / "done/model_final.pth")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "done/model_final.pth").read_bytes()[:1500])
     whole = save({"a": torch.ones(4)})

@@ -106,7 +106,7 @@ def test_onnx_that_is_checked(run_folder, tmp_path):
     done = run_tool(run_folder, "--output", output, "--dynamic", "--check", tmp_path / "pictures")
     assert done.returncode == 0, done.stderr
     first, heads, _, values = done.stdout.splitlines()
-    assert first.endswith("DINO with 3 classes, any number of image(s) of any size")
+    assert first.endswith("DINO with 3 classes, any number of images of any size")
     assert "ONNX Runtime" in heads and values.split()[:2] == ["all", "2"]
     assert len(next(Detector(output, device="cpu")(tmp_path / "pictures/0.png", 0.1))) > 3
     (tmp_path / "none").mkdir()

@@ -520,6 +520,14 @@ def test_the_two_parts_of_a_training():
         parts(train="ab", val=["empty"])
 
 
+def test_a_split_that_training_does_not_use_is_reported(tmp_path):
+    splits = {"train": ["a"], "val": ["b"], "test": ["c", "d"]}
+    files = {name: voc_file(voc_object(), filename=f"{name}.jpg") for name in "abcd"}
+    conversion = convert_dataset(voc(tmp_path / "mine", files, splits), tmp_path / "coco", two_parts=True)
+    assert conversion.unused == {"test": 2}
+    assert conversion.table().endswith('The split "test" is not used: 2 images')
+
+
 @given(st.sets(st.text("abc", min_size=1, max_size=6), min_size=2, max_size=60), st.text("abc", min_size=7, max_size=8))
 def test_validation_images_stay_what_they_are(names, more):
     """Protects figures from before a folder grew: with one image more, at most one changes its part, each way."""

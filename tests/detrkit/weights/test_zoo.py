@@ -309,6 +309,9 @@ def test_export_and_inspect_take_a_name(tiny, tmp_path, capsys):
     capsys.readouterr()
     weights.main(["inspect", "zoo:tiny_dino"])
     assert "IDEA-Research's DINO" in capsys.readouterr().out
+    weights.main(["inspect", str(tmp_path / "a.safetensors")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].startswith("model      projects.dino.modeling") and lines[-1].startswith("classes    80: person, ")
 
 
 SMALL = ("train.device=cpu", "dataloader.test.num_workers=0", "train.output_dir=out")
