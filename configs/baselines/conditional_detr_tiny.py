@@ -17,6 +17,6 @@ model.num_queries = 100
 model.select_box_nums_for_evaluation = 100
 model.device = "${train.device}"
 
-# Conditional DETR converges even slower than DAB-DETR; see docs/evidence.md for its AP over iterations.
+# Conditional DETR converges even slower than DAB-DETR; see docs/searches.csv for its AP over iterations.
 train.max_iter = 8000
 train.output_dir = "./output/conditional_detr_tiny"

@@ -22,6 +22,6 @@ model.device = "${train.device}"
 # Without pretrained weights, boxes converge much earlier than classes.
 model.criterion.weight_dict.loss_class = 3.0
 
-# The better of two rates for H-DETR's own supervision; see docs/evidence.md for the search.
+# The better of two rates for H-DETR's own supervision; see docs/searches.csv for the search.
 optimizer.lr = 4e-4
 train.output_dir = "./output/h_deformable_detr_tiny"

@@ -29,7 +29,7 @@ backbone = L(ResNet)(
     freeze_at=0,
 )
 
-# The best rate for DINO, Align-DETR and Co-DINO with 128 channels; see docs/evidence.md for the search.
+# The best rate for DINO, Align-DETR and Co-DINO with 128 channels; see docs/searches.csv for the search.
 optimizer.lr = 8e-4
 optimizer.weight_decay = 1e-4
 

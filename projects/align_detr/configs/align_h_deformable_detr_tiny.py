@@ -15,6 +15,6 @@ _criterion.weight_dict = model.criterion.weight_dict
 model.criterion = _criterion
 model._target_ = AlignHDeformableDETR
 
-# Each supervision uses its own best learning rate; see docs/evidence.md for the search.
+# Each supervision uses its own best learning rate; see docs/searches.csv for the search.
 optimizer.lr = 8e-4
 train.output_dir = "./output/align_h_deformable_detr_tiny"
