@@ -12,7 +12,7 @@ NOT_A_CROWD, A_CROWD = (0, None, "0", "false", "False"), (1, "1", "true", "True"
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a number, and not far larger than images are."""
+    """Whether a value is a number, and not far above image sizes."""
     return isinstance(value, int | float) and not isinstance(value, bool) and -MOST <= value <= MOST
 
 
@@ -39,7 +39,7 @@ def required_id(entry: Any, key: str, at: str) -> int | float | str:
 
 
 def to_number(value: Any) -> float | int | None:
-    """The number that a value or a text is; None if it is none, or far larger than images are."""
+    """A number, or a text that is one, as a number; None for other values and for values far above image sizes."""
     if isinstance(value, str):
         try:
             value = float(value) if len(value) < 40 else None

@@ -1,4 +1,4 @@
-"""Annotation files in COCO's format: correct mistakes that have one meaning, and name the first one that has several.
+"""Annotation files in COCO's format: correct mistakes that have one possible meaning, and report the first other one.
 
 pycocotools and detectron2 check little. An annotation with id 0 counts as unmatched, ids that occur twice
 share a match, and a missing area ends an evaluation. `normalise` returns content on which none of this happens.
@@ -43,10 +43,10 @@ class UnmatchedClasses(ValueError):
 
 @contextmanager
 def annotations_explained(names: str | Sequence[str]) -> Iterator[None]:
-    """Replace an error inside the block by the mistake in the annotation files of these datasets that caused it.
+    """If the block fails because of a mistake in an annotation file of these datasets, raise that mistake instead.
 
     Raises:
-        ValueError: an annotation file has a mistake; in place of an error that does not name it.
+        ValueError: an annotation file has a mistake; replaces an error that does not name it.
     """
     try:
         yield
@@ -273,7 +273,7 @@ def _annotations(
 
 
 def class_key(name: str) -> str:
-    """A class name with normal white space, in which two spellings of a class may differ."""
+    """A class name with single spaces, to compare names."""
     return " ".join(name.split())
 
 

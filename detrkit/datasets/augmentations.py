@@ -23,7 +23,7 @@ class LargeScaleJitter(T.Augmentation):
     """Resize by a random factor, then crop or pad to a square (arXiv 2012.07177).
 
     Args:
-        size: side of the square in pixels. At the factor 1 the longer side of the image becomes as long.
+        size: side of the square in pixels. With factor 1, the longer side of the image gets this length.
         min_scale, max_scale: range of the factor.
         fill: grey of the padding, 0 to 255.
     """

@@ -214,7 +214,7 @@ def _add_objects(
             continue
         image_id, category = id_key(entry.get("image_id")), id_key(entry.get("category_id"))
         if image_id not in images:
-            if image_id not in listed:  # what became of the others was reported with the image
+            if image_id not in listed:  # problems with other images were reported before
                 shown = str(entry.get("image_id"))[:50]
                 problems.add("object of no image", f"{at}: image {shown}: left out")
             continue

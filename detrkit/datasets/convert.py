@@ -99,14 +99,14 @@ def convert_dataset(
     Args:
         source: the dataset's folder, or one annotation file, such as YOLO's data.yaml or a file of COCO's annotations.
         output: the folder to write.
-        format: a name in `formats.FORMATS`; None finds out.
+        format: a name in `formats.FORMATS`; None to recognise it.
         classes: class names in the order of their ids; objects of other classes are left out. Without it, the classes
             are those that occur, of COCO by id, of other layouts by name. For YOLO, they replace those in data.yaml.
         only: of these classes, keep some, in this order; objects of the others are left out.
         difficult, zero_based: of VOC, see `read_voc`.
         two_parts: write train.json and val.json alone, see `train_and_val`.
         copy_images: copy the images to `<output>/images`; otherwise the annotations refer to them where they are.
-        decode: read every image to its end, as training will; otherwise only as far as its size.
+        decode: decode all pixels, as training does; otherwise read only the size.
         force: replace existing annotation files.
 
     Raises:

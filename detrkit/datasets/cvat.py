@@ -21,8 +21,10 @@ def find_cvat(files: DatasetFiles) -> Path | None:
 
 
 def read_cvat(files: DatasetFiles, place: Path, problems: Problems, options: ReadOptions) -> Dataset:
-    """Read the XML files of CVAT's exports. The box of a shape encloses it, a turned one too; points, lines and tags
-    enclose nothing. An image without shapes is background. Splits are the subsets, else the folders.
+    """Read the XML files of CVAT's exports. Splits are the subsets, else the folders.
+
+    The box of a shape, which may be rotated, encloses it. Points, lines and tags have no box. An image without shapes
+    is background.
 
     Raises:
         ValueError: a file is broken, or holds tracks of a video.

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from .images import UnknownRange, check_values
 
-ORIENTATION = 0x0112  # EXIF; from 5 on, width and height change places
+ORIENTATION = 0x0112  # EXIF tag; values from 5 on exchange width and height
 LINES_PER_KIND = 5
 ALL = "all"  # the split of a dataset that has none
 SAME_SHAPE = 0.01  # relative difference of aspect ratios

@@ -35,8 +35,8 @@ class DatasetFiles:
     """All files of a dataset, except hidden ones.
 
     Args:
-        source: the dataset's folder, or one annotation file; then the images are those of the folder that it is in, or
-            if there are none those of the folder above.
+        source: the dataset's folder, or one annotation file. The images are then in its folder, or if that has none, in
+            the folder above.
     """
 
     def __init__(self, source: Path):
@@ -50,7 +50,7 @@ class DatasetFiles:
             del self.images
 
     def annotation_files(self, *suffixes: str) -> list[Path]:
-        """Files with one of the suffixes, by path; of a source that is a file, that file alone."""
+        """Files with one of the suffixes, by path; only the source if that is a file."""
         paths = [self.source] if self.source.is_file() else self.paths
         return [path for path in paths if path.suffix.lower() in suffixes]
 
@@ -67,8 +67,8 @@ class DatasetFiles:
     def by_name(self, name: str, beside: Path) -> list[Path]:
         """The images that a name in an annotation file may mean, all equally likely; [] for none.
 
-        A path that exists is meant, else images of that name anywhere in the dataset, most likely those with more of
-        the path. Backslashes count as slashes.
+        An existing path has priority. Otherwise these are the images of that file name anywhere in the dataset that
+        share the longest part of the path. Backslashes count as slashes.
 
         Args:
             name: a file name, or a path from `beside` or from the root.
@@ -184,7 +184,7 @@ def split_of_folders(path: Path, root: Path) -> str:
 
 
 def split_named(name: str) -> str | None:
-    """The split that a name speaks of: "train" for "train2017" and "_train.coco", None for "trained"."""
+    """The split named in a text: "train" for "train2017" and "_train.coco", None for "trained"."""
     words = re.findall(r"[a-z]+", name.lower())
     return next((split for word, split in SPLITS.items() if word in words), None)
 
@@ -218,7 +218,7 @@ def _encoding(data: bytes) -> str:
     try:
         data.decode("utf-8")
     except UnicodeDecodeError as error:
-        if len(data) != BEGINNING or error.start < BEGINNING - 3:  # not a character that is cut off
+        if len(data) != BEGINNING or error.start < BEGINNING - 3:  # not a character that is cut off at the end
             return "cp1252"
     return "utf-8-sig"
 
@@ -244,8 +244,7 @@ def csv_header(path: Path) -> list[str]:
 
 
 def csv_rows(path: Path, where: str, problems: Problems) -> Iterator[tuple[int, Mapping[str, str]]]:
-    """The rows of a CSV file as its lines are read: the line number, and values by column in lower case, "" for those
-    that are missing.
+    """Yield the line number of each row of a CSV file, and its values by column in lower case; "" for missing values.
 
     Raises:
         ValueError: a row cannot be read; the message names the line.

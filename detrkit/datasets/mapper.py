@@ -1,4 +1,4 @@
-"""Dataset mappers that read images by the rule of `images.to_rgb`, on detectron2 as on the engine."""
+"""Dataset mappers that read images by the rule of `images.to_rgb`, on both platforms."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ def offered_name(pixels: np.ndarray) -> str:
 
 
 def with_rgb_images(mapper: Mapper | None) -> Mapper | None:
-    """The mapper, in an `RgbImageMapper` if it is a `DetrDatasetMapper`; how others read is their own choice."""
+    """Wrap a `DetrDatasetMapper` in an `RgbImageMapper`; return other mappers unchanged."""
     return RgbImageMapper(mapper) if isinstance(mapper, DetrDatasetMapper) else mapper
 
 
 def _reads_plainly(file_name: str) -> bool:
-    """Whether the mapper's own reader is to have the file: it needs no conversion, or cannot be opened here."""
+    """Whether the mapper's own reader reads the file: it needs no conversion, or cannot be opened here."""
     try:
         return is_plain(file_name)
     except Exception:  # as above; the mapper's reader says what is wrong, and opens URLs

@@ -50,7 +50,7 @@ class MixingMapper:
         self._mosaic, self._copy_paste, self._most_pasted = mosaic, copy_paste, most_pasted
 
     def __call__(self, dataset_dict: dict[str, Any]) -> Any:
-        """What the mapper makes of the image, or of the one made from it. `file_name` is that of the first image.
+        """Map the image, or the mixed image made from it. `file_name` is that of the first image.
 
         Raises:
             OSError: an image is missing or broken.
@@ -101,7 +101,7 @@ def mosaic(images: Sequence[MixedImage]) -> MixedImage:
     """Four images in the quarters of one, whose common corner is at a random place.
 
     The result is as large as the first image. Each image is scaled to cover its quarter's longer side and cut off at
-    the quarter; what is left free is grey. Boxes of which less than a fifth is left are removed.
+    the quarter; the rest is grey. Boxes of which less than a fifth is left are removed.
 
     Args:
         images: four.

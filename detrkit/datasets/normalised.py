@@ -1,7 +1,7 @@
 """Annotation files for evaluators: the file itself, or a normalised copy in a cache folder.
 
-The folder is $ALIGN_DETR_CACHE, by default `~/.cache/align_detr`. Copies are named by their content and appear whole,
-so any number of processes may share it. A note says what was found in a file: one that has not changed is read once.
+The folder is $ALIGN_DETR_CACHE, by default `~/.cache/align_detr`. Copies are named by their content and written
+atomically, so any number of processes may share it. Results are stored, so an unchanged file is read only once.
 """
 
 from __future__ import annotations

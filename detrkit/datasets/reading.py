@@ -15,9 +15,9 @@ class ReadOptions:
     """How to read a dataset.
 
     Attributes:
-        classes: class names that replace those of the dataset, where a layout has numbers for them or none at all.
+        classes: replace the class names of a dataset whose layout has only numbers, or no class names.
         difficult, zero_based: of Pascal VOC, see `read_voc`.
-        decode: read every image to its end, as training will; otherwise only as far as its size.
+        decode: decode all pixels, as training does; otherwise read only the size.
     """
 
     classes: Sequence[str] | None = None
@@ -49,10 +49,10 @@ class Format:
         name: for `--format`.
         title: in messages.
         content: what the layout consists of, in messages.
-        find: the file or folder that tells the layout, by its content; None if it is not this layout.
-        read: read the dataset that `find` returned a path of.
-        guess: as `find`, from weaker signs; used if no layout is found for certain.
-        is_derived: whether people make it from another layout, which is then the one to read.
+        find: return the file or folder whose content identifies the layout; None for another layout.
+        read: read the dataset; takes the path that `find` returned.
+        guess: like `find`, by weaker signs; used if `find` of all layouts returns None.
+        is_derived: whether it is usually derived from another layout; if both are there, the other one is read.
     """
 
     name: str

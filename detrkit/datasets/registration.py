@@ -1,4 +1,4 @@
-"""Datasets in COCO's format, registered under a name as often as a config is loaded."""
+"""Register datasets in COCO's format. A config may be loaded several times, so they may be registered again."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Registration(NamedTuple):
     Attributes:
         source: the user's annotation file; `json_file` of the metadata may be a normalised copy.
         image_root: the folder of its images.
-        metadata: what else was given.
+        metadata: further arguments of the registration.
     """
 
     source: str
@@ -52,14 +52,14 @@ def register_coco(name: str, json_file: str | Path, image_root: str | Path, **me
     `normalise` in `detrkit.datasets.annotations`. A file with a mistake that cannot be corrected is registered
     unchanged; loading it raises an error.
 
-    Datasets with the same classes get them in one order, that of the first one registered: `train.json` and `val.json`
-    may number them differently.
+    `train.json` and `val.json` may number the same classes differently: datasets with the same classes get the order of
+    the first one registered.
 
     Args:
         name: what `dataloader.….dataset.names` calls it. A dataset of that name is replaced, if it is another one.
         json_file: annotations in COCO's format.
         image_root: the folder that their file names are relative to.
-        metadata: what else to keep in `MetadataCatalog.get(name)`.
+        metadata: further entries of `MetadataCatalog.get(name)`.
     """
     source, image_root = os.fspath(json_file), os.fspath(image_root)
     if name in BUILT_IN:
@@ -78,7 +78,7 @@ def register_coco(name: str, json_file: str | Path, image_root: str | Path, **me
 
 
 def own_prefix(prefix: str) -> str:
-    """What the names of a user's datasets begin with: `prefix`, or if built-in datasets have it, `own_<prefix>`."""
+    """Prefix for the names of a user's datasets: `prefix`; `own_<prefix>` if built-in datasets use it."""
     taken = {*DETECTRON2, *(name.rpartition("_")[0] for name in BUILT_IN)}
     return f"own_{prefix}" if prefix in taken else prefix
 
@@ -232,7 +232,7 @@ def register_neu_det() -> None:
 
 
 def register_own_datasets() -> None:
-    """Register what this project's configs train on. A config that is a program does so itself; a saved one cannot."""
+    """Register the datasets of this project's configs. Python configs do so themselves; saved YAML configs cannot."""
     register_tiny_coco()
     register_bccd()
     register_neu_det()

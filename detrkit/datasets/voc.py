@@ -53,15 +53,15 @@ def guess_voc(files: DatasetFiles) -> Path | None:
 def read_voc(files: DatasetFiles, root: Path, problems: Problems, options: ReadOptions) -> Dataset:
     """Read XML files and the images of the same names, anywhere in the folder.
 
-    Splits are the lists in ImageSets/Main, else folders named train, val, test and the like; what lies in none of them
-    is of the split "all". Classes are those that occur, by name.
+    Splits are the lists in ImageSets/Main, else folders named train, val, test and the like. Other images form the
+    split "all". Classes are those that occur, by name.
 
     Args:
         root: what `find_voc` returned.
-        options: `difficult`: what becomes of objects that are marked so. "ignore" keeps them for the evaluation not to
-            count, as VOC's does, and training does not see them; "keep" makes them objects as all others; "drop" leaves
-            them out, so that to find them is an error. `zero_based`: VOC counts pixels from 1 and the last one in, so
-            that a box reaches from xmin - 1 to xmax. With this, coordinates are taken as they are.
+        options: `difficult`, for objects marked so: "ignore" does not train on them and does not count them in the
+            evaluation, as VOC does; "keep" treats them like other objects; "drop" leaves them out, so that detecting
+            them is an error. `zero_based`: take coordinates unchanged. By default pixels count from 1, as in VOC, so a
+            box reaches from xmin - 1 to xmax.
     """
     files = files if root == files.root else DatasetFiles(root)
     annotations = [path for path in files.annotation_files(".xml") if root_tag(path) in (ROOT, None)]
@@ -175,7 +175,7 @@ def _splits_of_lists(folder: Path | None, root: Path, problems: Problems) -> dic
             continue
         names: dict[str, None] = {}
         for words in lines:
-            # A name, and in lists of a class whether it is there; names with spaces do occur.
+            # A name, which may contain spaces. In lists of a class, 1, 0 or -1 follows.
             if len(words) > 1 and words[-1] in ("1", "0", "-1"):
                 words = words[:-1]
             if not words:
@@ -251,7 +251,7 @@ def _read_image(
 
 def _to_edges(corners: Corners, zero_based: bool, where: str, problems: Problems) -> Corners:
     left, top, right, bottom = corners
-    if zero_based or right <= left or bottom <= top:  # one pixel wide, if at all: a slip of the mouse
+    if zero_based or right <= left or bottom <= top:  # at most one pixel wide: an accidental click
         return corners
     if 0 in (left, top):
         problems.add("coordinate 0, though VOC counts from 1", f"{where}: --zero-based, if all count from 0")

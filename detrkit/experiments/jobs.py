@@ -108,7 +108,7 @@ def _wait(process: subprocess.Popen) -> int:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[int]:
-    """Lock the folder. The training inherits the lock, so one that outlives its worker is waited for, not run twice."""
+    """Lock the folder. The training inherits the lock; if it outlives its worker, the next worker waits for it."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:
         while not stopping():

@@ -117,7 +117,7 @@ def verdict(compared: Mapping | None) -> str:
     """A difference with its interval, and whether it is within noise."""
     if compared is None:
         return ""
-    mean = f"{round(compared['mean'], 2) + 0.0:+.2f}".replace("-", "−")  # adding zero makes 0.0 of -0.0
+    mean = f"{round(compared['mean'], 2) + 0.0:+.2f}".replace("-", "−")  # adding zero turns -0.0 into 0.0
     if compared["half_width"] is None:
         return mean
     return f"{mean} ± {compared['half_width']:.2f}{', within noise' if compared['within_noise'] else ''}"

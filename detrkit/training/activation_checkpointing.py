@@ -40,7 +40,7 @@ def checkpoint_activations(model: nn.Module) -> int:
 
 
 def _blocks(module: nn.Module | None, name: str = "") -> Iterator[nn.Module]:
-    """The blocks of a backbone, but not those inside of another block."""
+    """Blocks of a backbone, without the blocks inside other blocks."""
     for child_name, child in module.named_children() if module is not None else ():
         is_listed = isinstance(module, nn.ModuleList | nn.Sequential) and _LISTS_OF_BLOCKS.fullmatch(name)
         if is_listed or isinstance(child, CNNBlockBase):

@@ -84,7 +84,7 @@ def frozen_batch_norms(cfg: DictConfig, model: nn.Module) -> list[nn.Module]:
 
 
 class FrozenBatchNorms(HookBase):
-    """A hook that keeps batch norms in evaluation mode, which each evaluation and the start of training end."""
+    """Hook: keep batch norms in evaluation mode. The start of training and each evaluation would switch it off."""
 
     def __init__(self, norms: list[nn.Module]):
         self._norms = norms

@@ -98,7 +98,7 @@ def build_loader(cfg: DictConfig, split: str) -> Iterable[Any]:
     """The data of `cfg.dataloader.train` or `.test`.
 
     Args:
-        split: "train" or "test". The images of "test" are checked: they are there, readable and of the annotated size.
+        split: "train" or "test". "test" checks that all images exist, can be read and have the annotated size.
 
     Raises:
         ValueError: an image cannot be used, or the data have more classes than the model.
@@ -130,7 +130,7 @@ def mixing_mapper(cfg: DictConfig, mapper: Callable, dataset: Any) -> Callable:
 
 
 def rare_class_factors(cfg: DictConfig, dataset: Any) -> list[float] | None:
-    """How often each training image comes in an epoch by `train.repeat_threshold`; None if it is 0."""
+    """How often an epoch uses each training image on average, by `train.repeat_threshold`; None if that is 0."""
     threshold = cfg.get("train", {}).get("repeat_threshold", 0.0)
     if not threshold:
         return None

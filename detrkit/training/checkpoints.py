@@ -82,7 +82,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             with open(local, "rb") as file:
                 try:
                     _ArraysOnly(file, encoding="latin1").load()
-                except Exception as error:  # a damaged one may trip over anything
+                except Exception as error:  # a damaged file may raise anything
                     raise ValueError(f"{path} wants to run {error}, or is damaged: refused") from error
         return super().load(path, *args, **kwargs)
 
@@ -193,8 +193,8 @@ def _whole_content(path: Path) -> dict[str, Any] | None:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:
                 return None
-        content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)  # PyTorch 2.1 maps no Path
-    except Exception:  # a damaged file may trip over anything
+        content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)  # PyTorch 2.1 needs a str
+    except Exception:  # a damaged file may raise anything
         return None
     is_training = isinstance(content, dict) and "model" in content and isinstance(content.get("iteration"), int)
     return content if is_training else None

@@ -58,7 +58,7 @@ def protect_workers(loader: Any) -> Any:
 
 
 class _Both:
-    """Call two `worker_init_fn`, of which the second may be None. A class, as spawned workers unpickle it."""
+    """Call two `worker_init_fn`; the second may be None. It is a class, so that spawned workers can unpickle it."""
 
     def __init__(self, first: Callable[[int], Any], second: Callable[[int], Any] | None):
         self._first, self._second = first, second

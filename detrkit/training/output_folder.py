@@ -32,10 +32,10 @@ def check_output_folder(
     Args:
         resume: the training continues the one in the folder, which must have a checkpoint unless this is "auto".
         overwrite: the files of an earlier training may be deleted.
-        is_main: whether this process tries to write: several would disturb each other.
+        is_main: whether this process tests that the folder can be written to; several tests at once would collide.
 
     Raises:
-        ValueError: the folder holds a training and neither was asked for, or no training to resume.
+        ValueError: the folder holds a training, without `resume` or `overwrite`; or there is none to resume.
         OSError: the folder cannot be written to.
     """
     path = Path(folder)
@@ -65,7 +65,7 @@ def claim_output_folder(folder: str | os.PathLike, *, resume: bool | str, overwr
     Raises:
         ValueError, OSError: as `check_output_folder`.
     """
-    from detectron2.utils import comm  # imports PyTorch, which the check above need not wait for
+    from detectron2.utils import comm  # imports PyTorch, which check_output_folder does not need
 
     path = Path(folder)
     check_output_folder(path, resume=resume, overwrite=overwrite, is_main=comm.is_main_process())

@@ -32,7 +32,7 @@ from .run_state import RunState
 
 logger = logging.getLogger("detectron2.preflight")
 
-ORIENTATION = 0x0112  # EXIF; from 5 on, width and height change places
+ORIENTATION = 0x0112  # EXIF tag; values from 5 on exchange width and height
 NAMED = 3  # images named in an error
 SECONDS_WITHOUT_PROGRESS = 3
 
@@ -41,10 +41,10 @@ def check_data(cfg: DictConfig, splits: Sequence[str]) -> None:
     """Check that the annotation files of a config's datasets are there, before anything is built.
 
     Args:
-        splits: "train", "test"; the latter counts only if the config has an evaluator.
+        splits: of "train" and "test". "test" is checked only if the config has an evaluator.
 
     Raises:
-        FileNotFoundError: one is not; the message says how to get it.
+        FileNotFoundError: a file is missing; the message says how to get it.
     """
     if "dataloader" not in cfg:
         return  # `prepare` reports it

@@ -36,7 +36,7 @@ class RunState(HookBase):
             like `ResumableLoader`, or `load_state_dict(state)` for one process; else the data start over on resume.
         saves_at: whether a checkpoint may be saved after an iteration.
         facts: plain data to save as well.
-        gather: called by every process before checkpoints that follow.
+        gather: called by every process before the state is collected, such as to gather a sharded optimizer's state.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What surrounds a training or an evaluation: processes, a complete config, logs, and what the folder holds."""
+"""Set up and finish a training or an evaluation: processes, complete config, logs, list of files and results."""
 
 from __future__ import annotations
 
@@ -68,10 +68,10 @@ def prepare(
     overrides: Sequence[str] = (),
     training: bool = False,
 ) -> Prepared | None:
-    """Complete the config in place, open the logs, save config.yaml, seed the generators, and log what runs on what.
+    """Complete the config in place, open the logs, save config.yaml, seed the generators, and log the platform.
 
     Args:
-        checkpoint: the weights that the run begins with; what belongs to them is set in the config.
+        checkpoint: the initial weights; their settings are set in the config.
         config_file: where the config came from; detectron2 copies it to the log.
         overrides: `key=value` that the user gave, which are not replaced by settings of the weights.
         training: whether the run trains.
@@ -147,7 +147,7 @@ def logs_closed_on_exit() -> Iterator[None]:
                 log.removeHandler(handler)
                 if isinstance(handler, logging.FileHandler):
                     handler.close()
-        if hasattr(setup_logger, "cache_clear"):  # it would take the same folder for set up
+        if hasattr(setup_logger, "cache_clear"):  # its cache would skip the setup of the same folder
             setup_logger.cache_clear()
 
 

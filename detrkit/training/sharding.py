@@ -10,8 +10,10 @@ from detrkit.config.load import call_parameters
 
 
 def shard_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """An optimizer of the same kind, groups and settings, each process of which keeps the state of its share of the
-    parameters alone (ZeRO stage 1, arXiv 1910.02054). In a training of one process it is `optimizer` itself."""
+    """Return an equal optimizer whose state is spread over the processes (ZeRO stage 1, arXiv 1910.02054).
+
+    Each process keeps the state of its share of the parameters. With one process, return `optimizer` itself.
+    """
     if comm.get_world_size() == 1:
         return optimizer
     arguments = call_parameters(type(optimizer))  # `defaults` may hold more than the constructor takes
@@ -20,7 +22,9 @@ def shard_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 
 
 def gather_shards(optimizer: torch.optim.Optimizer) -> None:
-    """Make the main process's `state_dict()` whole until the next step. Every process calls it. The state of a sharded
-    optimizer then is that of a plain one, and is loaded by any number of processes."""
+    """Gather the complete state on the main process, for its `state_dict()` until the next step.
+
+    Every process calls it. The state has the form of a plain optimizer's, so any number of processes can load it.
+    """
     if isinstance(optimizer, ZeroRedundancyOptimizer):
         optimizer.consolidate_state_dict(to=0)

@@ -225,7 +225,7 @@ class ResumableLoader:
         """Resume from the `state_dict()` of all processes of an earlier run. Call it before the first batch.
 
         With the same number of processes each resumes exactly. Otherwise the images that no process has trained on yet
-        are distributed anew, and every image still comes once per epoch.
+        are distributed again, and every image still comes once per epoch.
 
         Returns:
             What could not be restored, for a warning; "" if nothing was lost.

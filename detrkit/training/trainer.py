@@ -46,13 +46,13 @@ class Trainer(SimpleTrainer):
     are not finite never reach the parameters. They end the training; the batch is saved, and the layer named.
 
     Args:
-        model: from a batch to a mapping of losses, of which the sum is minimised, or to that sum itself.
+        model: maps a batch to a mapping of losses, whose sum is minimised, or to that sum.
         data_loader: an endless iterable of batches.
         optimizer: over the model's parameters.
         precision: torch.float16 (with loss scaling) or torch.bfloat16 puts the forward pass under autocast on the
             device of the parameters; None uses no autocast.
-        skip_nonfinite: number of such steps in a row to skip, before they end the training.
-        folder: where their batch is saved.
+        skip_nonfinite: number of steps in a row with such values that are skipped, before the training ends.
+        folder: where the batches of such steps are saved.
         clip_grad: arguments of `torch.nn.utils.clip_grad_norm_`; None: gradients are not clipped.
         report_phase: called when a part of a step begins: "reading data", "the forward pass", …, and "" after it.
         accumulate: number of batches of a step. Their losses are weighted as if they were one batch; see
@@ -103,7 +103,7 @@ class Trainer(SimpleTrainer):
             self._finish_iteration(self.unfinished_iteration)
 
     def _finish_iteration(self, iteration: int) -> None:
-        """Run the hooks after the one that saved the checkpoint; after the last iteration that one, too."""
+        """Run the hooks that follow the checkpointer in an iteration; in the last iteration the checkpointer, too."""
         first = next(i for i, hook in enumerate(self._hooks) if isinstance(hook, BeforeCheckpoint))
         rest = self._hooks[first:]
         if iteration < self.max_iter - 1:
@@ -204,8 +204,8 @@ class Trainer(SimpleTrainer):
         """Record the losses (mean over processes), their sum, and the time for data (of the slowest process).
 
         Returns:
-            What is not finite in any process, the same text in all of them, and nothing is recorded. "" if all is
-            finite.
+            A message if a value is not finite in any process, the same in all processes; nothing is recorded then.
+            "" if all values are finite.
         """
         # The scaler of float16 skips steps with gradients that are not finite.
         norm = [self.grad_norm] if self.grad_norm is not None and not self.grad_scaler else []
