@@ -34,7 +34,7 @@ setup(
         *packages("configs/common", "align_detr.configs.common"),
         *packages("configs/baselines", "align_detr.configs.baselines"),
     ],
-    package_data={"detrkit.weights": ["zoo.yaml"]},
+    package_data={"detrkit.reports": ["*.css", "*.js"], "detrkit.weights": ["zoo.yaml"]},
     entry_points={"console_scripts": ["align-detr = detrkit.commands.main:main"]},
     install_requires=[
         "argcomplete>=3.1",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .inference import Detector
     from .inference.export import export
     from .reports.errors import errors_of_run
+    from .reports.explore import explore
 
 # Imported when they are asked for: PyTorch takes seconds.
 _HOMES = {
@@ -24,12 +25,23 @@ _HOMES = {
     "cfg_for_folder": "detrkit.api",
     "errors_of_run": "detrkit.reports.errors",
     "evaluate": "detrkit.api",
+    "explore": "detrkit.reports.explore",
     "export": "detrkit.inference.export",
     "load_config": "detrkit.config.load",
     "register_coco": "detrkit.datasets.registration",
     "train": "detrkit.api",
 }
-__all__ = ["Detector", "cfg_for_folder", "errors_of_run", "evaluate", "export", "load_config", "register_coco", "train"]
+__all__ = [
+    "Detector",
+    "cfg_for_folder",
+    "errors_of_run",
+    "evaluate",
+    "explore",
+    "export",
+    "load_config",
+    "register_coco",
+    "train",
+]
 
 
 def __dir__() -> list[str]:

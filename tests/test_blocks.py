@@ -169,9 +169,10 @@ def test_the_page_on_finetuning(folder):
     """Protects who adapts a detector: each tool of the page, one after the other."""
     shell("align-detr make-data --synthetic --train 16 --val 4 --output mine")
     kinds = run_blocks("docs/finetuning.md", names := {}, {"--epochs 2": f"{SMALL} {NARROW}"})
-    assert kinds == {"bash": 5, "python": 3}
+    assert kinds == {"bash": 7, "python": 4}
+    pages = ("output/mine/explore.html", "mistakes.html", "worst.html")
     written = ("jitter.png", "mosaic.png", "output/options/model_final.pth", "output/logged/metrics.csv")
-    for name in (*written, "published/README.md"):
+    for name in (*pages, *written, "published/README.md"):
         assert (folder / name).is_file()
     assert names["detector"].class_names == ["circle", "square", "triangle"]
     stored = json.loads((folder / "output/mine/errors.json").read_text())["score_threshold"]

@@ -100,7 +100,7 @@ def match_detections(images: Sequence[ImageBoxes], iou_threshold: float = 0.5) -
     parts, objects = [], 0
     gt_classes = [np.zeros(0, np.int64)]
     for image in images:
-        part = _match_image(_best_of_each_class(image), iou_threshold)
+        part = _match_image(best_of_each_class(image), iou_threshold)
         own = image.gt_classes[~image.is_crowd]
         shifted = [values + objects * (values >= 0) for values in (part.target, part.same_target, part.other_target)]
         parts.append(part._replace(target=shifted[0], same_target=shifted[1], other_target=shifted[2]))
@@ -113,7 +113,7 @@ def match_detections(images: Sequence[ImageBoxes], iou_threshold: float = 0.5) -
     return MatchedDetections(*joined, np.concatenate(gt_classes))
 
 
-def _best_of_each_class(image: ImageBoxes) -> ImageBoxes:
+def best_of_each_class(image: ImageBoxes) -> ImageBoxes:
     """The detections by descending score, without those beyond MOST_DETECTIONS of a class."""
     order = np.argsort(-image.scores, kind="stable")
     keep = np.ones(len(order), bool)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from detectron2.modeling import detector_postprocess
 from detectron2.structures import Boxes, Instances
+from detrex.layers import box_cxcywh_to_xyxy
 from torch import Tensor, nn
 
 # Switches off the parts that only training has: denoising, the hybrid branch, images for TensorBoard, auxiliary heads.
@@ -37,17 +38,17 @@ class _Recorder(nn.Module):
 
 
 @contextmanager
-def _recording(model: nn.Module) -> Iterator[_Recorder]:
-    recorder = _Recorder()
+def _criterion_at_inference(model: nn.Module, criterion: nn.Module) -> Iterator[None]:
+    """The model calls this criterion inside the block, with all else as at inference."""
     settings = {name: value for name, value in RECORDED_WITH.items() if hasattr(model, name)}
     before = {name: getattr(model, name) for name in ("criterion", *settings)}
     modes = [(module, module.training) for module in model.modules()]
     try:
-        for name, value in (settings | {"criterion": recorder}).items():
+        for name, value in (settings | {"criterion": criterion}).items():
             setattr(model, name, value)
         model.eval()
         model.training = True
-        yield recorder
+        yield
     finally:
         for name, value in before.items():
             setattr(model, name, value)
@@ -77,10 +78,10 @@ def predict_layers(model: nn.Module, batched_inputs: Sequence[Mapping]) -> Layer
     sizes = {tuple(x["image"].shape[-2:]) for x in batched_inputs}
     if len(sizes) != 1:
         raise ValueError(f"a batch needs images of one size, not of {len(sizes)}: see batches_of_one_size")
-    if not isinstance(getattr(model, "criterion", None), nn.Module):
-        raise ValueError(f"{type(model).__name__} has no criterion, so it is no DETR detector whose layers can be seen")
+    _check_criterion(model)
     nothing = Instances(sizes.pop(), gt_boxes=Boxes(torch.zeros(0, 4)), gt_classes=torch.zeros(0, dtype=torch.int64))
-    with _recording(model) as recorder:
+    recorder = _Recorder()
+    with _criterion_at_inference(model, recorder):
         model([{**x, "instances": nothing} for x in batched_inputs])
     if not {"pred_logits", "pred_boxes"} <= (recorder.outputs or {}).keys():
         raise ValueError(f"{type(model).__name__} does not give pred_logits and pred_boxes to its criterion")
@@ -89,6 +90,35 @@ def predict_layers(model: nn.Module, batched_inputs: Sequence[Mapping]) -> Layer
         torch.stack([layer["pred_logits"] for layer in layers]).float(),
         torch.stack([layer["pred_boxes"] for layer in layers]).float(),
     )
+
+
+@torch.no_grad()
+def criterion_loss(model: nn.Module, example: Mapping, target: Mapping[str, Tensor]) -> float:
+    """Sum of the criterion's weighted losses of one image, all decoder layers and encoder proposals, without denoising.
+
+    Batch norm, dropout and query selection are as at inference, so the loss is the same in each call. The criterion
+    divides by the number of objects.
+
+    Args:
+        model: as in `predict_layers`.
+        example: a dataset dict with `image` (3, H, W).
+        target: `labels` (G,) and `boxes` (G, 4), cxcywh in [0, 1].
+
+    Raises:
+        ValueError: the model has no criterion.
+    """
+    _check_criterion(model)
+    height, width = example["image"].shape[-2:]
+    boxes = box_cxcywh_to_xyxy(target["boxes"]) * torch.tensor([width, height, width, height])
+    instances = Instances((height, width), gt_boxes=Boxes(boxes), gt_classes=target["labels"])
+    with _criterion_at_inference(model, model.criterion):
+        losses = model([{**example, "instances": instances}])
+    return float(sum(losses.values()))
+
+
+def _check_criterion(model: nn.Module) -> None:
+    if not isinstance(getattr(model, "criterion", None), nn.Module):
+        raise ValueError(f"{type(model).__name__} has no criterion, so it is no DETR detector whose layers can be seen")
 
 
 def detections(model: nn.Module, logits: Tensor, boxes: Tensor, batched_inputs: Sequence[Mapping]) -> list[Instances]:

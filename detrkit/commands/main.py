@@ -35,6 +35,7 @@ COMMANDS = {
     "configs": Command("list the configs, which every command takes by name or by path"),
     "analyze": Command("measure how well a detector's scores agree with its boxes"),
     "errors": Command("count a detector's errors by kind, and choose its score threshold"),
+    "explore": Command("write a page to look at a detector's mistakes"),
     "model": Command("count a detector's parameters, multiply-adds and activations"),
     "benchmark": Command("time criterion, attention, training step, inference and data loading"),
     "gpu-report": Command("measure speed and memory on a GPU, and write one page"),

@@ -50,21 +50,37 @@ def errors_of_run(
         ValueError: they do not belong together.
     """
     folder = Path(folder)
+    check_iou_threshold(iou_threshold)
+    name, images, found = detections_of_run(folder, config, results)
+    summary = errors_of_images(images, found, MetadataCatalog.get(name).thing_classes, iou_threshold)
+    write_errors(summary, Path(output or folder / ERRORS))
+    return summary
+
+
+def check_iou_threshold(iou_threshold: float) -> None:
+    """Raise ValueError for a number that is no IoU threshold."""
+    if not 0 < iou_threshold <= 1:
+        raise ValueError(f"the IoU threshold is {iou_threshold}: give a number above 0, up to 1")
+
+
+def detections_of_run(
+    folder: Path, config: str | os.PathLike | None = None, results: str | os.PathLike | None = None
+) -> tuple[str, list[dict], Callable[[dict], Instances]]:
+    """Read the detections of a training's test images; arguments and errors as of `errors_of_run`.
+
+    Returns:
+        The dataset's name, its dataset dicts, and a function from one of them to its detections.
+    """
     if not config and not (folder / "config.yaml").is_file():
         raise FileNotFoundError(f"{folder} is not the folder of a training: it has no config.yaml")
     results = Path(results or folder / RESULTS)
     if not results.is_file():
         raise FileNotFoundError(f"{results} is not there: `align-detr eval {folder}` writes it")
-    if not 0 < iou_threshold <= 1:
-        raise ValueError(f"the IoU threshold is {iou_threshold}: give a number above 0, up to 1")
     config = os.fspath(config or folder / "config.yaml")
     names = dataset_names(load_config_file(config), "test")
     if len(names) != 1:
         raise ValueError(f"{config} has {len(names)} test datasets: errors are counted on one")
-    images, found = read_detections(results, names[0])
-    summary = errors_of_images(images, found, MetadataCatalog.get(names[0]).thing_classes, iou_threshold)
-    write_errors(summary, Path(output or folder / ERRORS))
-    return summary
+    return names[0], *read_detections(results, names[0])
 
 
 def errors_of_images(

@@ -23,6 +23,7 @@ from detrkit.analysis import (
     summarize,
 )
 from detrkit.analysis.figures import NONE, OTHER, SAME, bootstrap, draw_images, interval
+from detrkit.analysis.predictions import criterion_loss
 from detrkit.config.load import get_config
 from detrkit.reports import page
 from detrkit.reports.alignment import config_name
@@ -269,11 +270,35 @@ def test_layers_are_those_of_inference(name):
         assert torch.equal(found.pred_classes, image.pred_classes)
 
 
+@pytest.mark.parametrize("name", ["dino", "h_deformable_detr", "dab_detr"])
+def test_loss_of_an_image(name):
+    """The weighted losses of the criterion's own call without denoising; twice the same, and the model is restored."""
+    model = model_of(name).train()
+    modes, random = [module.training for module in model.modules()], torch.get_rng_state()
+    example = {"image": torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8), "height": 128, "width": 192}
+    target = {"labels": torch.tensor([1, 0]), "boxes": torch.tensor([[0.5, 0.5, 0.5, 0.25], [0.25, 0.25, 0.2, 0.3]])}
+    heard = []
+    hook = model.criterion.register_forward_hook(lambda module, args, losses: heard.append((args, losses)))
+    torch.set_rng_state(random)
+    first = criterion_loss(model, example, target)
+    hook.remove()
+    assert criterion_loss(model, example, target) == pytest.approx(first, rel=1e-5) and np.isfinite(first) and first > 0
+    assert [module.training for module in model.modules()] == modes
+    (args, losses) = heard[0]
+    torch.testing.assert_close(args[1][0]["boxes"], target["boxes"])
+    weights = model.criterion.weight_dict
+    assert first == pytest.approx(sum(float(losses[key]) * weights[key] for key in losses if key in weights), rel=1e-4)
+    empty = {"labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)}
+    assert np.isfinite(criterion_loss(model, example, empty))
+
+
 def test_layers_of_what_is_no_detector():
     """A model without a criterion, and images that need padding, are refused by name."""
     image = {"image": torch.zeros(3, 8, 8)}
     with pytest.raises(ValueError, match="Linear has no criterion"):
         predict_layers(torch.nn.Linear(1, 1), [image])
+    with pytest.raises(ValueError, match="Linear has no criterion"):
+        criterion_loss(torch.nn.Linear(1, 1), image, {})
     with pytest.raises(ValueError, match="images of one size"):
         predict_layers(torch.nn.Linear(1, 1), [image, {"image": torch.zeros(3, 8, 9)}])
 

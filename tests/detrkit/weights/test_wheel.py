@@ -32,7 +32,8 @@ def test_the_first_commands_work_from_a_wheel(tmp_path):
             (tmp_path / "source" / name).write_bytes((ROOT / name).read_bytes())
     pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
     subprocess.run([*pip, "--target", "site", "./source"], cwd=tmp_path, check=True, timeout=600)
-    assert (tmp_path / "site" / "detrkit" / "weights" / "zoo.yaml").is_file()
+    for name in ("weights/zoo.yaml", "reports/explore.css", "reports/explore.js", "reports/explore_filter.js"):
+        assert (tmp_path / "site" / "detrkit" / name).is_file()
 
     random_file("mmdet_dino", tmp_path / "theirs.pth", num_classes=80)
     pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
