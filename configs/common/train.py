@@ -25,6 +25,9 @@ train = dict(
     layer_decay=1.0,
     # Share of the images below which a class is rare; its images come more often. 0.0: each image once in an epoch.
     repeat_threshold=0.0,
+    # Share of the draws that each dataset of dataloader.train.dataset.names has: "size" (each image once in an epoch),
+    # "sqrt" (of the size), "equal", or a list with a number for each, such as [2, 1].
+    dataset_shares="size",
     # Training images made of several: probability of four images in one, and of objects pasted from another image.
     mix=dict(mosaic=0.0, copy_paste=0.0, most_pasted=5),
     # Number of consecutive steps with non-finite losses or gradients to skip; one more ends the training.

@@ -49,6 +49,7 @@ HARMLESS = (
 # Values of settings that configs of earlier versions do not have.
 DEFAULTS = {
     "train.accumulate": "1",
+    "train.dataset_shares": "size",
     "train.freeze.batch_norm": "False",
     "train.freeze.stages": "0",
     "train.layer_decay": "1.0",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from detrkit.runtime.precision import autocast_is_faster
 from .activation_checkpointing import checkpoint_activations
 from .backbone_stages import freeze_backbone, with_layer_decay
 from .data_workers import protect_workers
+from .dataset_shares import dataset_shares, load_datasets, mixing_factors
 from .preflight import check_images
 from .rare_classes import repeat_factors
 from .sharding import shard_optimizer
@@ -106,18 +108,31 @@ def build_loader(cfg: DictConfig, split: str) -> Iterable[Any]:
     node = cfg.dataloader[split]
     given: dict[str, Any] = {}
     source = node.get("dataset")
+    shares = cfg.get("train", {}).get("dataset_shares", "size") if split == "train" else "size"
     if isinstance(source, DictConfig) and "names" in source:
         names = [source.names] if isinstance(source.names, str) else list(source.names)
         with annotations_explained(names):
-            dataset = instantiate(source)
+            parts = [instantiate(source)] if shares == "size" else load_datasets(source, names)
+        dataset = parts[0] if len(parts) == 1 else list(chain.from_iterable(parts))
         logger.info("%s data: %s, %d images", split, " + ".join(names), len(dataset))
         check_classes(cfg, names)
         if split == "test":
             check_images(" + ".join(names), dataset)
-        elif loader := resumable_loader(node, dataset, rare_class_factors(cfg, dataset), partial(mixing_mapper, cfg)):
-            return loader
+        else:
+            factors = rare_class_factors(cfg, dataset)
+            if shares != "size":
+                factors = dataset_factors(names, list(map(len, parts)), shares, factors)
+            if loader := resumable_loader(node, dataset, factors, partial(mixing_mapper, cfg)):
+                return loader
+            if factors is not None:
+                raise ValueError(
+                    "train.repeat_threshold and train.dataset_shares choose the images: dataloader.train has to be "
+                    "detectron2's build_detection_train_loader without a sampler"
+                )
         # Not a list: instantiating would look for nodes in each of COCO's 118,000 images.
         given["dataset"] = DatasetFromList(dataset, copy=False) if isinstance(dataset, list) else dataset
+    elif shares != "size":
+        raise ValueError(f"train.dataset_shares={shares} mixes the datasets of dataloader.train.dataset.names")
     if "mapper" in node:
         given["mapper"] = with_rgb_images(instantiate(node.mapper))
     return protect_workers(instantiate({**node, **given}))
@@ -140,6 +155,16 @@ def rare_class_factors(cfg: DictConfig, dataset: Any) -> list[float] | None:
     repeated = sum(factor > 1 for factor in factors)
     logger.info("Rare classes: %d of %d images come more than once in an epoch", repeated, len(factors))
     return factors
+
+
+def dataset_factors(
+    names: Sequence[str], sizes: Sequence[int], rule: str | Sequence[float], factors: Sequence[float] | None
+) -> list[float]:
+    """How often each training image comes in an epoch by `train.dataset_shares`; see `mixing_factors`."""
+    shares = dataset_shares(names, sizes, rule)
+    for name, size, share in zip(names, sizes, shares, strict=True):
+        logger.info("%s: %d images, %.1f%% of the draws", name, size, 100 * share)
+    return mixing_factors(sizes, shares, factors)
 
 
 def check_classes(cfg: DictConfig, names: list[str]) -> None:
