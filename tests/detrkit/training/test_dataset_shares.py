@@ -44,23 +44,22 @@ def by_dataset(numbers):
     ("sqrt", [size / (5 + math.sqrt(40)) for size in (2, 3, math.sqrt(40))]),
     ([2, 1, 1.0], [0.5, 0.25, 0.25]),
 ])  # fmt: skip
-def test_frequencies(weights, shares):
-    """Each epoch has the share of each dataset to within one draw, and over many epochs each image comes as often as
-    the others of its dataset: no more than chance would leave, and in total exactly."""
+def test_frequencies(monkeypatch, weights, shares):
+    """Each epoch has the share of each dataset to within one draw, and each image floor or ceil of its own share. Over
+    all epochs no image is further from it than four standard deviations of as many independent draws."""
+    monkeypatch.setattr(stream.comm, "shared_random_seed", lambda: 7)
     assert dataset_shares(NAMES, SIZES, weights) == pytest.approx(shares)
-    epochs, size = 20, sum(SIZES)
+    epochs, size = 30, sum(SIZES)
     numbers = numbers_of(iter(loader_of(weights)), epochs * size)
+    expected = [share * size / part for part, share in zip(SIZES, shares, strict=True) for _ in range(part)]
     for start in range(0, len(numbers), size):
-        counts = by_dataset(numbers[start : start + size])
+        epoch = numbers[start : start + size]
+        counts, images = by_dataset(epoch), Counter(epoch)
         assert all(abs(counts[name] - share * size) < 1 for name, share in zip(NAMES, shares, strict=True))
-    images, first = Counter(numbers), 0
-    for part, share in zip(SIZES, shares, strict=True):
-        expected = epochs * size * share / part
-        counts = [images[n] for n in range(first, first + part)]
-        chi_square = sum((count - expected) ** 2 / expected for count in counts)
-        assert chi_square < part + 4 * math.sqrt(2 * part)  # four deviations above chance's mean
-        assert all(math.floor(expected / epochs) <= count / epochs <= math.ceil(expected / epochs) for count in counts)
-        first += part
+        assert all(abs(images[n] - mean) < 1 for n, mean in enumerate(expected))
+    images = Counter(numbers)
+    for n, mean in enumerate(expected):
+        assert abs(images[n] - epochs * mean) < 4 * math.sqrt(epochs * (mean % 1) * (1 - mean % 1)) + 1e-6
 
 
 def test_size_is_each_image_once():
