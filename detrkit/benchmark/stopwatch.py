@@ -18,10 +18,14 @@ COPIES = 20  # in a row, where one takes as long as starting it
 
 
 class Stopwatch:
-    """Seconds between marks, summed by name. Every mark waits for the device."""
+    """Seconds between marks, summed by name. Every mark waits for the device.
 
-    def __init__(self, device: torch.device):
-        self.device = device
+    Args:
+        clock: in seconds; `time.process_time` counts the processor time of this process.
+    """
+
+    def __init__(self, device: torch.device, clock: Callable[[], float] = time.perf_counter):
+        self.device, self._clock = device, clock
         self.start()
 
     def start(self) -> None:
@@ -38,7 +42,7 @@ class Stopwatch:
     def _now(self) -> float:
         if self.device.type != "cpu":
             getattr(torch, self.device.type).synchronize()
-        return time.perf_counter()
+        return self._clock()
 
 
 @dataclass
@@ -74,9 +78,14 @@ def _total(phases: dict[str, float]) -> float:
     return sum(phases.values())
 
 
-def by_turns(runs: Mapping[str, Measurement], device: torch.device, repeats: int) -> dict[str, Timing]:
+def by_turns(
+    runs: Mapping[str, Measurement],
+    device: torch.device,
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Timing]:
     """Time several measurements in turn, `repeats` times after a warm-up, so that other load hits all."""
-    watch = Stopwatch(device)
+    watch = Stopwatch(device, clock)
     timings = {name: Timing() for name in runs}
     for turn in range(1 + repeats):
         for name, run in runs.items():

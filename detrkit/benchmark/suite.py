@@ -23,9 +23,10 @@ from detrkit.runtime.device import device_name
 from detrkit.training.builders import build_loader
 from detrkit.training.loading import load_detector
 
+from .augmentation import time_augmentations
 from .memory import peak_bytes
 from .stopwatch import Measurement, Stopwatch, by_turns, copy_bandwidth
-from .tables import Record, growth_lines, growth_table, per_image, seconds, table
+from .tables import Record, augmentation_table, growth_lines, growth_table, per_image, seconds, table
 from .workloads import (
     Attention,
     Criterion,
@@ -39,7 +40,7 @@ from .workloads import (
 )
 
 USUAL_PARTS = ("criterion", "attention", "step", "inference", "data")
-PARTS = (*USUAL_PARTS, "growth")
+PARTS = (*USUAL_PARTS, "augmentation", "growth")
 MANY_BATCHES = (2, 4, 8, 16, 32)
 GPU_BATCHES = (2, 4, 8, 16)
 GROWING_BATCHES = (1, 2, 4)
@@ -270,6 +271,15 @@ class Benchmark:
         measurements = {"one_process_per_s": over_images(mapper), "decoded_per_s": decode}
         timings = by_turns(measurements, torch.device("cpu"), self.options.repeats)
         return {name: len(images) / timing.median for name, timing in timings.items()}
+
+    def augmentation(self) -> Iterator[str]:
+        data = self.cfg.dataloader.train
+        if not {"augmentation", "augmentation_with_crop"} <= set(data.get("mapper") or {}):
+            raise ValueError("--parts augmentation: dataloader.train.mapper has no augmentation to replace")
+        images = instantiate(data.dataset)[:DECODED]
+        rows = list(time_augmentations(data.mapper, images, self.options.repeats))
+        self.records += [{"part": "augmentation", "images": len(images), **row} for row in rows]
+        yield augmentation_table(rows)
 
     def growth(self) -> Iterator[str]:
         rows = []

@@ -63,6 +63,20 @@ def table(rows: Sequence[Record], keys: Sequence[str], columns: Mapping[str, Cal
     return tabulate(cells, headers="keys", floatfmt=".2f")
 
 
+def augmentation_table(rows: Sequence[Record]) -> str:
+    """A table of milliseconds per image; rows of `time_augmentations`."""
+    cells = [
+        {
+            "augmentation": row["augmentation"],
+            "ms per image": 1e3 * row["image_s"],
+            "more than none": 1e3 * row["added_s"],
+            "images/s": round(1 / row["image_s"]),
+        }
+        for row in rows
+    ]
+    return tabulate(cells, headers="keys", floatfmt=".1f")
+
+
 def growth_table(rows: Sequence[Record]) -> str:
     """A table of costs; "×" is the ratio to the smallest value of the same cause."""
     cells = []

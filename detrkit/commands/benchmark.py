@@ -22,6 +22,9 @@ Time a config's criterion, deformable attention, training step, inference and da
     step        a step of align-detr train: forward, backward, clipping, optimizer; and the share of each part
     inference   from a batch of images to detections
     data        `dataloader.train` alone; and one process, compared with decoding alone
+    augmentation
+                large-scale jitter, colour, mosaic, copy-paste and transforms of installed libraries, one at a time: the
+                processor time of one process for an image of the training data
     growth      how time and memory of a training step grow with image size, batch, objects and queries, one at a time
                 from the first value of each; and the operations of its matrix products
 
@@ -39,7 +42,13 @@ def parser() -> argparse.ArgumentParser:
     """Return the options of `align-detr benchmark`."""
     parser = command_line.CommandParser(DESCRIPTION, EXAMPLES, prog="align-detr benchmark")
     command_line.add_config(parser)
-    parser.add_argument("--parts", nargs="+", default=[], metavar="PART", help="what to time (default: all but growth)")
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        default=[],
+        metavar="PART",
+        help="what to time (default: all but augmentation and growth)",
+    )
     parser.add_argument(
         "--batch-sizes",
         nargs="+",

@@ -246,3 +246,25 @@ def test_options_that_make_no_sense(options, reason, capsys):
         run(capsys, "--config-file", CONFIGS / "align_detr_tiny.py", *options)
     error = capsys.readouterr().err
     assert reason in error and error.count("\n") == 1
+
+
+def test_augmentation(capsys, tmp_path, monkeypatch):
+    """Each augmentation takes longer than none, on the same images, and the tables have what the file has."""
+    make_data.main(["--synthetic", "--train", "3", "--val", "1", "--output", str(tmp_path)])
+    monkeypatch.setenv("TINY_COCO_ROOT", str(tmp_path))
+    options = ("--repeats", 1, "train.device=cpu", "--json", tmp_path / "times.json")
+    text = run(capsys, "align_detr_tiny", "--parts", "augmentation", *options)
+    records = json.loads((tmp_path / "times.json").read_text())["records"]
+    times = {record["augmentation"]: record for record in records}
+    assert {"none", "decoding alone", "ColorJitter", "mosaic", "copy-paste", "the config's own"} <= times.keys()
+    assert all(record["part"] == "augmentation" and record["images"] >= 2 for record in records)
+    assert times["none"]["added_s"] == 0 and times["decoding alone"]["added_s"] < 0
+    for name in ("LargeScaleJitter, 1024", "ColorJitter", "mosaic"):
+        assert times[name]["added_s"] > 0 and re.search(rf"{name} +{1e3 * times[name]['image_s']:.1f} ", text)
+    assert times["LargeScaleJitter, 1024"]["image_s"] > times["LargeScaleJitter, 640"]["image_s"]
+
+
+def test_augmentation_of_another_mapper(capsys):
+    with pytest.raises(SystemExit):
+        run(capsys, "--parts", "augmentation", "--config-file", Path(__file__).with_name("toy_config.py"))
+    assert "dataloader.train.mapper has no augmentation to replace" in capsys.readouterr().err
