@@ -75,6 +75,9 @@ setup(
         "onnx": ["onnx", "onnxruntime"],
         # For `align-detr serve`.
         "serve": ["starlette>=0.40", "uvicorn>=0.30"],
+        # For films: `align-detr demo --input film.mp4`; and for --track.
+        "video": ["opencv-python-headless"],
+        "track": ["trackers>=2.4"],
         "dev": [
             "distributed",
             "faster-coco-eval>=1.8",

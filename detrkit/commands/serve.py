@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="MS",
         help="milliseconds that an image waits for others (default: %(default)s)",
     )
+    command_line.add_tiles(parser)
     parser.add_argument(
         "--max-bytes", type=int, default=20_000_000, metavar="N", help="of an image file (default: %(default)s)"
     )
@@ -69,6 +70,7 @@ def check_options(args: argparse.Namespace) -> None:
         ValueError: a value is out of range, or a package is missing.
         FileNotFoundError: there is no such model.
     """
+    command_line.check_tiles(args)
     for name in ("batch_size", "max_bytes", "max_pixels", "top"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: at least 1")
@@ -92,7 +94,8 @@ def run(args: argparse.Namespace) -> None:
 
         with open_socket(args.host, args.port) as listening:
             try:
-                detector = Detector(args.model, which=args.which, device=args.device)
+                tiles = {"tile": args.tile, "overlap": args.overlap}
+                detector = Detector(args.model, which=args.which, device=args.device, **tiles)
             except ImportError as error:  # a package that only some files need
                 raise ValueError(str(error)) from error
             options = Options(

@@ -176,19 +176,9 @@ class Service:
 
 def answer(found: Detections, selection: Selection) -> dict[str, Any]:
     """The detections that a request asks for, as plain data."""
-    kept = np.flatnonzero(found.scores >= selection.score_threshold)[: selection.top].tolist()
-    boxes, scores, classes = found.boxes.tolist(), found.scores.tolist(), found.classes.tolist()
-    detections = [
-        {
-            "box": [round(side, 2) for side in boxes[n]],
-            "score": round(scores[n], 4),
-            "class": classes[n],
-            "label": found.known.names[classes[n]],
-        }
-        for n in kept
-    ]
+    kept = found.where(np.flatnonzero(found.scores >= selection.score_threshold)[: selection.top])
     size = {"width": found.width, "height": found.height}
-    return {**size, "score_threshold": selection.score_threshold, "detections": detections}
+    return {**size, "score_threshold": selection.score_threshold, "detections": kept.to_dicts()}
 
 
 async def _page(request: Request) -> FileResponse:

@@ -18,16 +18,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import uvicorn
 from PIL import Image
 
-from align_detr import Detector
-from detrkit.commands import serve
-from detrkit.serving import app as serving_app
-from detrkit.serving.app import Options, create_app
-from detrkit.serving.server import open_socket
+pytest.importorskip("starlette")
+uvicorn = pytest.importorskip("uvicorn")
 
-from ..inference.conftest import write_run
+from align_detr import Detector  # noqa: E402
+from detrkit.commands import serve  # noqa: E402
+from detrkit.serving import app as serving_app  # noqa: E402
+from detrkit.serving.app import Options, create_app  # noqa: E402
+from detrkit.serving.server import open_socket  # noqa: E402
+
+from ..inference.conftest import write_run  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[3]
 
