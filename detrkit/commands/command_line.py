@@ -27,6 +27,7 @@ LIBRARY_ERRORS = (
     ("hydra.errors", "HydraException"),
     ("omegaconf.errors", "OmegaConfBaseException"),
     ("PIL.Image", "DecompressionBombError"),
+    ("mlflow.exceptions", "MlflowException"),
 )
 # The messages of PyTorch and detrex do not name what the user can change.
 EXPLAINED = {

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, TracebackType
 
@@ -35,6 +37,20 @@ def import_opencv() -> ModuleType:
         raise ValueError(f"films need a package, OpenCV: {EXTRA}") from error
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     return cv2
+
+
+@contextmanager
+def _stderr_discarded() -> Iterator[None]:
+    """Discard what libraries in C print: OpenCV reports a tag of the codec that the format does not need."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
 
 
 class Film:
@@ -132,7 +148,8 @@ class FilmWriter:
             self._size = tuple(side + side % 2 for side in frame.size)  # the codec takes even sides only
             code = self._cv2.VideoWriter_fourcc(*CODEC)
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = self._cv2.VideoWriter(str(self._path), code, self._rate, self._size)
+            with _stderr_discarded():
+                self._writer = self._cv2.VideoWriter(str(self._path), code, self._rate, self._size)
             if not self._writer.isOpened():
                 raise OSError(f"cannot write {self._path}: check the folder, and that OpenCV has the codec {CODEC}")
         if frame.size != self._size:

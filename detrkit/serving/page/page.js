@@ -10,7 +10,7 @@ let shown = null; // { image, width, height, detections }
 let highlighted = null; // a detection
 let request = 0; // number of the latest one: answers to earlier ones are ignored
 
-const color = (index) => `hsl(${(index * 137.508 + 210) % 360} 85% 52%)`;
+const color = (index) => `hsl(${(index * 137.508 + 210) % 360} 75% 42%)`;
 const threshold = () => Number(element("threshold").value);
 const visible = () => shown.detections.filter((detection) => detection.score >= threshold());
 
@@ -60,6 +60,7 @@ function show() {
   canvas.hidden = element("other").hidden = !shown;
   element("drop").hidden = Boolean(shown);
   element("list").replaceChildren();
+  highlighted = null;
   if (!shown) return;
   draw();
   if (shown.seconds === undefined) return;
@@ -94,20 +95,21 @@ function draw() {
   context.fillStyle = "#8a929c";
   context.fillRect(0, 0, canvas.width, canvas.height);
   if (shown.image) context.drawImage(shown.image, 0, 0, canvas.width, canvas.height);
-  const line = Math.max(2, Math.max(canvas.width, canvas.height) / 400);
+  const pixel = canvas.width / (canvas.clientWidth || canvas.width); // of the screen, in those of the canvas
   for (const detection of visible().reverse()) {
     context.globalAlpha = highlighted && highlighted !== detection ? 0.2 : 1;
-    drawBox(context, detection, scale, line);
+    drawBox(context, detection, scale, pixel);
   }
   context.globalAlpha = 1;
 }
 
-function drawBox(context, detection, scale, line) {
+function drawBox(context, detection, scale, pixel) {
+  const line = 2.5 * pixel;
   const [left, top, right, bottom] = detection.box.map((side) => side * scale);
   context.strokeStyle = context.fillStyle = color(detection.class);
   context.lineWidth = line;
   context.strokeRect(left, top, right - left, bottom - top);
-  const size = line * 6;
+  const size = 12 * pixel;
   const text = `${detection.label} ${detection.score.toFixed(2)}`;
   context.font = `600 ${size}px system-ui, sans-serif`;
   const width = context.measureText(text).width + size * 0.6;
@@ -133,6 +135,7 @@ element("threshold").addEventListener("input", () => {
   element("value").textContent = threshold().toFixed(2);
   if (shown) show();
 });
+window.addEventListener("resize", () => shown && draw());
 document.addEventListener("paste", (event) => take(event.clipboardData.files));
 for (const name of ["dragenter", "dragover", "dragleave", "drop"]) {
   document.addEventListener(name, (event) => {

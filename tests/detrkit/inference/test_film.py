@@ -15,6 +15,7 @@ from detrkit.inference import film as film_module
 
 from .blobs import Blobs, draw
 
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # OpenCV reads it once; the tests write films before the demo
 cv2 = pytest.importorskip("cv2")
 HEIGHT, WIDTH = 120, 160
 
@@ -128,7 +129,7 @@ def test_tracks(run):
 
 def test_a_film_that_breaks_off(run):
     """Its first part is done and kept; one line says how far it went."""
-    content = write_film("film.avi", 100).read_bytes()
+    content = write_film(Path("film.avi"), 100).read_bytes()
     Path("film.avi").write_bytes(content[: len(content) // 2])
     status, lines, printed = run("--input", "film.avi", "--batch-size", "4")
     assert status == 1 and 30 < len(lines) < 60
