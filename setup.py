@@ -34,7 +34,11 @@ setup(
         *packages("configs/common", "align_detr.configs.common"),
         *packages("configs/baselines", "align_detr.configs.baselines"),
     ],
-    package_data={"detrkit.reports": ["*.css", "*.js"], "detrkit.weights": ["zoo.yaml"]},
+    package_data={
+        "detrkit.reports": ["*.css", "*.js"],
+        "detrkit.serving": ["page/*"],
+        "detrkit.weights": ["zoo.yaml"],
+    },
     entry_points={"console_scripts": ["align-detr = detrkit.commands.main:main"]},
     install_requires=[
         "argcomplete>=3.1",
@@ -73,6 +77,11 @@ setup(
         "mlflow": ["mlflow"],
         # To write ONNX files and to run them; the latter needs onnxruntime alone.
         "onnx": ["onnx", "onnxruntime"],
+        # For `align-detr serve`.
+        "serve": ["starlette>=0.40", "uvicorn>=0.30"],
+        # For films: `align-detr demo --input film.mp4`; and for --track.
+        "video": ["opencv-python-headless"],
+        "track": ["trackers>=2.4"],
         "dev": [
             "distributed",
             "faster-coco-eval>=1.8",
@@ -82,7 +91,9 @@ setup(
             "pytest",
             "pytest-xdist",
             "ruff",
+            "starlette>=0.40",
             "triton>=3.0 ; sys_platform == 'linux'",
+            "uvicorn>=0.30",
         ],
     },
 )

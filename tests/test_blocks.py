@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -122,6 +123,25 @@ def test_the_page_on_deploying(folder):
     assert kinds == {"python": 6, "bash": 3}
     assert (folder / "drawn.png").is_file() and (folder / "drawn/street.png").is_file()
     assert len(names["results"]) == len(names["detections"].to_coco(0)) * 2
+
+
+@pytest.mark.slow
+def test_the_page_on_serving(folder):
+    """Protects who serves a detector, and who has large images or films."""
+    pytest.importorskip("uvicorn")
+    cv2 = pytest.importorskip("cv2")
+    write_run(folder / "output/mine")
+    image = picture(folder / "street.jpg")
+    film = cv2.VideoWriter(str(folder / "street.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, image.size)
+    for _ in range(3):
+        film.write(np.asarray(image))
+    film.release()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    program = f"exec {sys.executable} -m align_detr serve"  # so that $! is the server, not a shell around it
+    kinds = run_blocks("docs/serving.md", names := {}, {"8001": port, "align-detr serve output": f"{program} output"})
+    assert kinds == {"bash": 3, "python": 3} and names["detections"].width == 160
+    assert (folder / "drawn/street.webm").is_file() and names["outcome"].frames == 3
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ def test_make_has_the_documented_targets():
     assert named <= set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
-PROGRAMS = ("python", "align-detr", "torchrun", "sbatch", "dask", "make", "pip")
+PROGRAMS = ("python", "align-detr", "torchrun", "sbatch", "dask", "make", "pip", "curl", "kill")
 # The shell itself reads the block, with functions in place of the programs, which print their words.
 SHELL = "".join(f"{name}() {{ printf '%s\\t' {name} \"$@\"; echo; }}\n" for name in PROGRAMS)
 

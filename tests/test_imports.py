@@ -23,7 +23,7 @@ FLOORS = (
     ("detrkit.weights",),
     ("detrkit.training", "detrkit.analysis"),
     ("detrkit.inference",),
-    ("detrkit.experiments", "detrkit.benchmark", "detrkit.reports"),
+    ("detrkit.experiments", "detrkit.benchmark", "detrkit.reports", "detrkit.serving"),
     ("detrkit.api",),
     ("detrkit.commands",),
 )

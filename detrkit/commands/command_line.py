@@ -27,6 +27,7 @@ LIBRARY_ERRORS = (
     ("hydra.errors", "HydraException"),
     ("omegaconf.errors", "OmegaConfBaseException"),
     ("PIL.Image", "DecompressionBombError"),
+    ("mlflow.exceptions", "MlflowException"),
 )
 # The messages of PyTorch and detrex do not name what the user can change.
 EXPLAINED = {
@@ -95,6 +96,31 @@ def add_overrides(parser: argparse.ArgumentParser, help: str = "changes to the c
     """Add the words `key=value`; call it after `add_config`."""
     action = parser.add_argument("overrides", nargs="*", metavar="key=value", help=help)
     action.completer = complete_override
+
+
+def add_tiles(parser: argparse.ArgumentParser) -> None:
+    """Add `--tile` and `--overlap`."""
+    parser.add_argument(
+        "--tile",
+        type=int,
+        metavar="N",
+        help="for small objects: also detect in overlapping tiles of N x N pixels of images that are larger",
+    )
+    parser.add_argument(
+        "--overlap", type=float, default=0.2, metavar="X", help="of tiles, as a share of N (default: %(default)s)"
+    )
+
+
+def check_tiles(args: argparse.Namespace) -> None:
+    """Check the options of `add_tiles`, before the library is imported.
+
+    Raises:
+        ValueError: one is out of range.
+    """
+    if args.tile is not None and args.tile < 16:
+        raise ValueError(f"--tile {args.tile}: at least 16 pixels")
+    if not 0 <= args.overlap <= 0.9:
+        raise ValueError(f"--overlap {args.overlap:g}: expected 0 to 0.9")
 
 
 def parse(parser: argparse.ArgumentParser, words: Sequence[str] | None = None) -> argparse.Namespace:

@@ -43,6 +43,7 @@ COMMANDS = {
     "compare": Command("train detectors with Align-DETR's supervision and with their own"),
     "export": Command("write a detector as one file: .safetensors, ONNX, torch.export"),
     "export-weights": Command("write a checkpoint's weights alone"),
+    "serve": Command("detect objects in images that come over HTTP; with a page for the browser"),
     "push": Command("upload a detector to the Hugging Face hub, with a model card"),
     "weights": Command("list and download published weights; show what a file of weights holds"),
     "convert": Command("convert a dataset to COCO's format, and list its mistakes"),

@@ -42,6 +42,7 @@ class Options:
         top: most detections of an image.
         layer: decoder layer, from 1; None for the last.
         batch_size: images of one size at a time.
+        tile, overlap: see `Detector`.
     """
 
     output: Path | None = Path("output/demo")
@@ -51,6 +52,8 @@ class Options:
     top: int = 100
     layer: int | None = None
     batch_size: int = 4
+    tile: int | None = None
+    overlap: float = 0.2
 
 
 @dataclass
@@ -117,8 +120,7 @@ def detect(
     targets = output_paths(files, options.output) if options.output else {}
     outcome = Outcome(failed=list(missing))
     with progress_of(files, missing) as progress:
-        is_graph = Path(config).suffix == ".onnx"
-        make = _with_graph if is_graph else _with_model
+        make = _with_model if options.tile is None and Path(config).suffix != ".onnx" else _with_detector
         examples, classes, threshold = make(config, checkpoint, files, options, overrides, outcome.failed, progress)
         if options.output:
             options.output.mkdir(parents=True, exist_ok=True)
@@ -158,7 +160,7 @@ def _with_model(
     return examples(), classes_of_outputs(cfg, checkpoint), threshold
 
 
-def _with_graph(
+def _with_detector(
     config: str,
     checkpoint: str,
     files: Sequence[Path],
@@ -167,14 +169,14 @@ def _with_graph(
     failed: list[str],
     progress: tqdm,
 ) -> tuple[Iterator[Example], Classes, float]:
-    if overrides or options.layer is not None or checkpoint != config:
-        raise ValueError(f"{config} is a fixed graph: it takes no other weights, no --layer and no key=value")
-    detector = Detector(config)
+    if options.layer is not None:
+        raise ValueError(f"--layer={options.layer} needs a model of PyTorch, and no --tile")
+    detector = open_detector(config, checkpoint, overrides, options.tile, options.overlap)
 
     def examples() -> Iterator[Example]:
         for file in files:
             try:
-                found = next(detector(file, 0.0, batch_size=1))
+                found = next(detector(file, 0.0, batch_size=1 if options.tile is None else options.batch_size))
             except ValueError as error:
                 leave_out(file, error.__cause__ or error, failed, progress)
                 continue
@@ -183,6 +185,26 @@ def _with_graph(
             yield Example(file, found.pixels, Instances(found.pixels.shape[:2], **fields))
 
     return examples(), detector.classes, _threshold_of(options, detector.score_threshold)
+
+
+def open_detector(
+    config: str, checkpoint: str, overrides: Sequence[str] = (), tile: int | None = None, overlap: float = 0.2
+) -> Detector:
+    """Return the detector that a command line names; see `detect`.
+
+    Raises:
+        ValueError, OSError: it cannot be used.
+    """
+    if Path(config).suffix != ".onnx":
+        cfg = load_named_config(config, overrides)
+        device = cfg.train.device
+        keep_freed_memory()
+        return Detector(
+            config=cfg, weights=checkpoint, device=device, overrides=overrides, tile=tile, overlap=overlap
+        )
+    if overrides or checkpoint != config:
+        raise ValueError(f"{config} is a fixed graph: it takes no other weights, no --layer and no key=value")
+    return Detector(config, tile=tile, overlap=overlap)
 
 
 def _threshold_of(options: Options, stored: float | None) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +69,18 @@ class Detections:
             pred_classes=torch.from_numpy(self.classes),
         )
         return draw(self.pixels, instances, self.known.metadata(), font)
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """Plain data for JSON: box (left, top, right, bottom in pixels), score, class and label of each detection."""
+        columns = (self.boxes.tolist(), self.scores.tolist(), self.classes.tolist(), self.labels)
+        return [
+            {"box": [round(side, 2) for side in box], "score": round(score, 4), "class": index, "label": label}
+            for box, score, index, label in zip(*columns, strict=True)
+        ]
+
+    def where(self, rows: np.ndarray) -> Detections:
+        """The detections of these rows: a mask (N,) of bool, or indices."""
+        return replace(self, boxes=self.boxes[rows], scores=self.scores[rows], classes=self.classes[rows])
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
         """Entries of a COCO results file, with the category ids of the data that the detector was trained on."""

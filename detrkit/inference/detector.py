@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from .pictures import CHANNEL_ORDERS, Picture, all_of, name_of, read_picture
 from .pytorch import PyTorchNetwork
 from .runtimes import OnnxNetwork
 from .sources import find_source, stored_threshold
+from .tiles import Tiles, detect_tiles
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,10 @@ class Detector:
         class_names: of the model's outputs, if not those that the checkpoint or the config's dataset knows.
         soft_nms: IoU above which detections that overlap a better one of their class lose score; 0: off. The default is
             the config's `train.soft_nms`, which exported files keep.
+        tile: side in pixels of the tiles that images larger than it are divided into, for small objects; they are
+            searched besides the whole image. None: whole images alone.
+        overlap: of neighbouring tiles, as a share of `tile`; see `detrkit.inference.tiles`.
+        overrides: `key=value` that `config` was changed by, which settings that belong to the weights do not replace.
 
     Attributes:
         score_threshold: the default of calls: the one stored with the weights, else SCORE_THRESHOLD. It was chosen on
@@ -73,7 +79,11 @@ class Detector:
         dtype: str | torch.dtype = "float32",
         class_names: Sequence[str] | None = None,
         soft_nms: float | None = None,
+        tile: int | None = None,
+        overlap: float = 0.2,
+        overrides: Sequence[str] = (),
     ):
+        self._tiles = None if tile is None else Tiles(tile, overlap)
         named = Classes.named(class_names) if class_names else None
         self._network: Network
         self._cfg: DictConfig | None = None
@@ -87,11 +97,11 @@ class Detector:
             if named:
                 self._network.classes = named.for_outputs(len(self._network.classes.names))
         else:
-            cfg, weights, known = find_source(source, config, weights, which=which)
+            cfg, weights, known = find_source(source, config, weights, overrides, which)
             self._weights = weights
             self._cfg = cfg
             threshold = stored_threshold(weights)
-            self._network = PyTorchNetwork(cfg, weights, named or known, device, dtype)
+            self._network = PyTorchNetwork(cfg, weights, named or known, device, dtype, overrides)
         self._soft_nms = self._network.soft_nms if soft_nms is None else checked_threshold(soft_nms, "soft_nms")
         self.score_threshold = SCORE_THRESHOLD if threshold is None else threshold
 
@@ -192,7 +202,8 @@ class Detector:
     ) -> Iterator[Detections]:
         batch_size = min(batch_size, self._network.most_at_once or batch_size)
         numbered = enumerate(pictures)
-        while window := list(islice(numbered, WINDOW * batch_size if batch_size > 1 else 1)):
+        read_ahead = WINDOW * batch_size if batch_size > 1 and self._tiles is None else 1
+        while window := list(islice(numbered, read_ahead)):
             read: list[tuple[str, np.ndarray]] = []
             problem = None
             for index, picture in window:
@@ -206,11 +217,18 @@ class Detector:
                         problem.__cause__ = error
                         break
                     logger.warning("left out: %s", problem)
-            for (name, pixels), found in zip(read, self._predict([p for _, p in read], batch_size), strict=True):
+            all_found = self._found_in([pixels for _, pixels in read], batch_size)
+            for (name, pixels), found in zip(read, all_found, strict=True):
                 keep = (found.scores >= score_threshold) & np.array(self._network.classes.used)[found.classes]
                 yield Detections(name, pixels, *(values[keep] for values in found), self._network.classes)
             if problem and not skip_unreadable:
                 raise problem
+
+    def _found_in(self, pictures: Sequence[np.ndarray], batch_size: int) -> Sequence[Predictions]:
+        if self._tiles is None:
+            return self._predict(pictures, batch_size)
+        predict = partial(self._predict, batch_size=batch_size)
+        return [detect_tiles(predict, pixels, self._tiles, batch_size) for pixels in pictures]
 
     def _predict(self, pictures: Sequence[np.ndarray], batch_size: int) -> list[Predictions]:
         images = [self._network.prepare(pixels) for pixels in pictures]

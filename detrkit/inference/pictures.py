@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from .fonts import label_font
 MIN_SIDE = 480  # pixels of the longer side of an image; smaller images are enlarged, or labels would hide them
 Picture = str | os.PathLike | np.ndarray | Image.Image
 CHANNEL_ORDERS = ("RGB", "BGR")
+COLORS = class_colors(100)
 
 
 def is_picture(value: object) -> bool:
@@ -88,7 +89,32 @@ def draw(
     names = getattr(metadata, "thing_classes", None) or ()
     if not hasattr(metadata, "thing_colors"):
         metadata.thing_colors = class_colors(len(names))
-    scale = max(1.0, MIN_SIDE / max(pixels.shape[:2]))
     with label_font(names, font):
-        visualizer = Visualizer(pixels, metadata, scale=scale, instance_mode=ColorMode.SEGMENTATION)
+        visualizer = Visualizer(pixels, metadata, scale=_scale(pixels), instance_mode=ColorMode.SEGMENTATION)
         return Image.fromarray(visualizer.draw_instance_predictions(instances, jittering=False).get_image())
+
+
+def draw_boxes(
+    pixels: np.ndarray,
+    boxes: np.ndarray,
+    labels: Sequence[str],
+    numbers: Sequence[int],
+    font: str | os.PathLike | None = None,
+) -> Image.Image:
+    """Draw N boxes with labels of their own on an image, with one colour for each number.
+
+    Args:
+        pixels: (H, W, 3) uint8 RGB.
+        boxes: (N, 4), left, top, right, bottom in pixels.
+        numbers: N, such as classes or tracks, from 0.
+        font: see `draw`.
+    """
+    rgb = [tuple(channel / 255 for channel in COLORS[number % len(COLORS)]) for number in numbers]
+    with label_font(labels, font):
+        visualizer = Visualizer(pixels, None, scale=_scale(pixels))
+        drawn = visualizer.overlay_instances(boxes=boxes, labels=labels, assigned_colors=rgb, alpha=1.0)
+        return Image.fromarray(drawn.get_image())
+
+
+def _scale(pixels: np.ndarray) -> float:
+    return max(1.0, MIN_SIDE / max(pixels.shape[:2]))

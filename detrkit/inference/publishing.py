@@ -143,12 +143,12 @@ def push_to_hub(
         save_pretrained(detector, folder, repository=repository, metrics=metrics, pictures=pictures)
         api = HfApi(token=token)
         try:
-            api.create_repo(repository, private=private, exist_ok=True)
+            address = api.create_repo(repository, private=private, exist_ok=True)
             api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload a detector")
         except Exception as error:  # of many classes, which change from release to release
             reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
             raise OSError(f"cannot upload to {repository}: {reason}; `hf auth login` stores an access token") from error
-    return f"https://huggingface.co/{repository}"
+    return str(address)
 
 
 def pretrained_file(name: str | os.PathLike, revision: str | None = None) -> Path:

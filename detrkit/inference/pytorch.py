@@ -36,6 +36,7 @@ class PyTorchNetwork:
         device: see `Detector`.
         dtype: one of DTYPES or of PyTorch's types of these names; float32 instead, with a warning, where a CPU is
             faster so.
+        overrides: see `load_detector`.
 
     Raises:
         FileNotFoundError: there are no such weights.
@@ -45,7 +46,13 @@ class PyTorchNetwork:
     most_at_once = None
 
     def __init__(
-        self, cfg: DictConfig, weights: str, classes: Classes | None, device: str, dtype: str | torch.dtype
+        self,
+        cfg: DictConfig,
+        weights: str,
+        classes: Classes | None,
+        device: str,
+        dtype: str | torch.dtype,
+        overrides: Sequence[str] = (),
     ):
         name = str(dtype).removeprefix("torch.")
         if name not in DTYPES:
@@ -60,7 +67,7 @@ class PyTorchNetwork:
         self._augmentations = T.AugmentationList(instantiate(mapper.augmentation))
         self._is_rgb = mapper.get("img_format", "RGB") == "RGB"
         self.soft_nms = checked_threshold(cfg.train.get("soft_nms"), "train.soft_nms")
-        self.model = load_detector(cfg, weights)
+        self.model = load_detector(cfg, weights, overrides=overrides)
         self._device = torch.device(cfg.train.device)
         if self._dtype != torch.float32 and not autocast_is_faster(self._dtype, self._device):
             logger.warning("This CPU has no units for %s: float32 is faster, and used instead", name)

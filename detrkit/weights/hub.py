@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -35,7 +36,8 @@ def get(address: str) -> Path:
         return Path(hf_hub_download(repository, name, revision=revision))
     except Exception as error:  # of many classes, which change from release to release
         reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-        url = f"https://huggingface.co/{repository}/resolve/{revision or 'main'}/{name}"
+        host = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+        url = f"{host}/{repository}/resolve/{revision or 'main'}/{name}"
         raise OSError(
             f"cannot download {address}: {reason}; fetch {url} elsewhere, and give the file's path instead"
         ) from error

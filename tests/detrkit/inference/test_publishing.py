@@ -30,6 +30,7 @@ def hub(tmp_path, monkeypatch):
             if repository.startswith("other/"):
                 raise PermissionError("403 Forbidden\nRequest ID: 1")
             (tmp_path / "hub" / repository).mkdir(parents=True, exist_ok=exist_ok)
+            return f"https://huggingface.co/{repository}"
 
         def upload_folder(self, repo_id, folder_path, commit_message):
             shutil.copytree(folder_path, tmp_path / "hub" / repo_id, dirs_exist_ok=True)

@@ -54,9 +54,11 @@ def test_no_metrics_no_table(tmp_path):
     assert not (tmp_path / "metrics.csv").exists()
 
 
-def test_mlflow_store_on_this_disk(train, tmp_path):
-    """A local store has the metrics and the config; a resumed training goes on in its run."""
+def test_mlflow_store_on_this_disk(train, tmp_path, monkeypatch, capsys):
+    """A local store has the metrics and the config; a resumed training goes on in its run. A store that mlflow refuses
+    ends in one line."""
     mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # newer versions refuse it otherwise
     words = ["train.loggers=[mlflow]", f"train.mlflow.tracking_uri=sqlite:///{tmp_path}/store.db"]
     if importlib.util.find_spec("sqlalchemy") is None:  # the small package has a store of files alone
         words[1] = f"train.mlflow.tracking_uri={(tmp_path / 'store').as_uri()}"
@@ -67,6 +69,11 @@ def test_mlflow_store_on_this_disk(train, tmp_path):
     found = {metric.step: metric.value for metric in history}
     assert {row["iteration"] for row in rows_of(folder) if "total_loss" in row} <= set(found)
     assert run.data.params["optimizer.lr"] == "0.1" and "bbox/AP" in run.data.metrics
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        train("train.loggers=[mlflow]", "train.mlflow.tracking_uri=nothing://here", options=["--overwrite"])
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "nothing://here" in line
 
 
 def test_mlflow_is_called(train, monkeypatch):

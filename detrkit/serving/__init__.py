@@ -1,0 +1,3 @@
+"""Detection over HTTP: `align-detr serve`."""
+
+EXTRA = "pip install 'align-detr[serve]'"
