@@ -46,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--batch-size", type=int, default=4, metavar="N", help="images of one size at a time (default: %(default)s)"
     )
+    command_line.add_tta(parser)
     command_line.add_overrides(parser)
     return parser
 
@@ -59,6 +60,8 @@ def check_options(args: argparse.Namespace) -> None:
     """
     if args.batch_size < 1 or args.top < 1:
         raise ValueError("--batch-size and --top are at least 1")
+    if args.tta and args.layer is not None:
+        raise ValueError(f"--layer {args.layer} shows one decoder layer of one pass: leave out --tta")
     if args.no_pictures and not args.json:
         raise ValueError("--no-pictures leaves nothing to do without --json")
     if not (args.config or args.checkpoint):
@@ -86,7 +89,7 @@ def detect(args: argparse.Namespace) -> bool:
         args.layer,
         args.batch_size,
     )
-    outcome = demo.detect(config, checkpoint, args.input, options, args.overrides)
+    outcome = demo.detect(config, checkpoint, args.input, options, command_line.with_tta(args))
     print(outcome.line(options))
     return not outcome.failed
 

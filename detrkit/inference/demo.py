@@ -21,6 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from detrkit.analysis import batches_of_one_size, detections, predict_layers
+from detrkit.config.exported import test_options
 from detrkit.datasets.classes import Classes, classes_of_dataset, dataset_names
 from detrkit.datasets.images import image_suffixes, read_image
 from detrkit.inference.detector import SCORE_THRESHOLD, Detector
@@ -28,6 +29,7 @@ from detrkit.inference.pictures import draw
 from detrkit.inference.sources import classes_in_file, load_named_config, stored_threshold
 from detrkit.runtime.allocation import keep_freed_memory
 from detrkit.training.loading import load_detector
+from detrkit.weights import prepare_config
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,14 @@ def _with_model(
 ) -> tuple[Iterator[Example], Classes, float]:
     cfg = load_named_config(config, overrides)
     keep_freed_memory()
+    threshold = _threshold_of(options, stored_threshold(checkpoint))
+    if test_options(cfg):
+        if options.layer is not None:
+            names = ", ".join(f"train.{name}" for name in test_options(cfg))
+            raise ValueError(f"--layer {options.layer} shows plain detections of a decoder layer: switch off {names}")
+        prepare_config(cfg, checkpoint, overrides=overrides)
+        detector = Detector(config=cfg, weights=checkpoint, device=cfg.train.device)
+        return _of_detector(detector, files, failed, progress), classes_of_outputs(cfg, checkpoint), threshold
     model = load_detector(cfg, checkpoint, overrides=overrides)
 
     def examples() -> Iterator[Example]:
@@ -154,7 +164,6 @@ def _with_model(
             for example, instances in zip(batch, run(model, batch, options.layer), strict=True):
                 yield Example(example["file"], example["pixels"], instances)
 
-    threshold = _threshold_of(options, stored_threshold(checkpoint))
     return examples(), classes_of_outputs(cfg, checkpoint), threshold
 
 
@@ -168,21 +177,22 @@ def _with_graph(
     progress: tqdm,
 ) -> tuple[Iterator[Example], Classes, float]:
     if overrides or options.layer is not None or checkpoint != config:
-        raise ValueError(f"{config} is a fixed graph: it takes no other weights, no --layer and no key=value")
+        raise ValueError(f"{config} is a fixed graph: it takes no other weights, no --layer, no --tta and no key=value")
     detector = Detector(config)
+    examples = _of_detector(detector, files, failed, progress)
+    return examples, detector.classes, _threshold_of(options, detector.score_threshold)
 
-    def examples() -> Iterator[Example]:
-        for file in files:
-            try:
-                found = next(detector(file, 0.0, batch_size=1))
-            except ValueError as error:
-                leave_out(file, error.__cause__ or error, failed, progress)
-                continue
-            boxes, scores, labels = map(torch.from_numpy, (found.boxes, found.scores, found.classes))
-            fields = {"pred_boxes": Boxes(boxes), "scores": scores, "pred_classes": labels}
-            yield Example(file, found.pixels, Instances(found.pixels.shape[:2], **fields))
 
-    return examples(), detector.classes, _threshold_of(options, detector.score_threshold)
+def _of_detector(detector: Detector, files: Sequence[Path], failed: list[str], progress: tqdm) -> Iterator[Example]:
+    for file in files:
+        try:
+            found = next(detector(file, 0.0, batch_size=1))
+        except ValueError as error:
+            leave_out(file, error.__cause__ or error, failed, progress)
+            continue
+        boxes, scores, labels = map(torch.from_numpy, (found.boxes, found.scores, found.classes))
+        fields = {"pred_boxes": Boxes(boxes), "scores": scores, "pred_classes": labels}
+        yield Example(file, found.pixels, Instances(found.pixels.shape[:2], **fields))
 
 
 def _threshold_of(options: Options, stored: float | None) -> float:
