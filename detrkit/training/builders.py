@@ -119,7 +119,8 @@ def build_loader(cfg: DictConfig, split: str) -> Iterable[Any]:
         # Not a list: instantiating would look for nodes in each of COCO's 118,000 images.
         given["dataset"] = DatasetFromList(dataset, copy=False) if isinstance(dataset, list) else dataset
     if "mapper" in node:
-        given["mapper"] = with_rgb_images(instantiate(node.mapper))
+        mapper = with_rgb_images(instantiate(node.mapper))
+        given["mapper"] = mixing_mapper(cfg, mapper, given["dataset"]) if split == "train" and given else mapper
     return protect_workers(instantiate({**node, **given}))
 
 

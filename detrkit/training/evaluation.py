@@ -24,6 +24,7 @@ from detrkit.datasets.classes import dataset_names
 from detrkit.datasets.registration import annotation_file_of
 from detrkit.datasets.results import restore_original_ids
 from detrkit.runtime.logs import terminal_quiet
+from detrkit.runtime.numpy_float import numpy_float
 from detrkit.runtime.soft_nms import checked_threshold, soft_nms
 from detrkit.runtime.threads import ThreadChooser
 
@@ -284,7 +285,8 @@ class _Evaluators(DatasetEvaluators):
     def evaluate(self) -> Mapping[str, Any]:
         if any(comm.all_gather(bool(self._errors))):
             return {}
-        return self._keep_error(super().evaluate) or {}
+        with numpy_float():
+            return self._keep_error(super().evaluate) or {}
 
     def _keep_error(self, call: Callable[[], Any]) -> Any:
         try:
