@@ -144,8 +144,8 @@ def test_settings_of_the_rows(name):
     rcnn = model.collaboration.heads["faster_rcnn"]
     assert rcnn.box_pred.weight.shape == (4 * 1203, 1024) and len(rcnn.convs) == 0
     if "vit" in name:
-        everywhere = model.backbone.map_rope
-        assert [n for n, block in enumerate(model.backbone.blocks) if block.attn.rope is everywhere] == [*range(2, 24, 3)]
+        blocks, everywhere = model.backbone.blocks, model.backbone.map_rope
+        assert [n for n, block in enumerate(blocks) if block.attn.rope is everywhere] == [*range(2, 24, 3)]
         assert model.backbone.rope_win.freqs_cos.shape[0] == 16 * 16
         assert cfg.optimizer.weight_decay == 0.05
 
