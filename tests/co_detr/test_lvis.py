@@ -69,11 +69,9 @@ def write_dataset(folder):
         )
         for kind in sorted(kinds):
             x, y = random.integers(0, 60, 2).tolist()
-            box = [x, y, 30, 30]
-            number = len(content["annotations"]) + 1
-            content["annotations"].append(
-                {"id": number, "image_id": image, "category_id": kind, "bbox": box, "area": 900, "segmentation": []}
-            )
+            entry = {"id": len(content["annotations"]) + 1, "image_id": image, "category_id": kind, "area": 900}
+            polygon = [x, y, x + 30, y, x + 30, y + 30, x, y + 30]
+            content["annotations"].append({**entry, "bbox": [x, y, 30, 30], "segmentation": [polygon]})
     (folder / "lvis.json").write_text(json.dumps(content))
 
 
