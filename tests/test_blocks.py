@@ -120,7 +120,7 @@ def test_the_page_on_deploying(folder):
     for number, name in enumerate(("street.jpg", "cells.png", "pictures/1.png")):
         picture(folder / name, number)
     kinds = run_blocks("docs/deploying.md", names := {}, {})
-    assert kinds == {"python": 6, "bash": 3}
+    assert kinds == {"python": 7, "bash": 4}
     assert (folder / "drawn.png").is_file() and (folder / "drawn/street.png").is_file()
     assert len(names["results"]) == len(names["detections"].to_coco(0)) * 2
 

@@ -57,6 +57,10 @@ train = dict(
     # At evaluation and in `Detector`: lower the scores of detections whose IoU with a better one of their class is
     # above this number (linear soft-NMS). 0: off.
     soft_nms=0.0,
+    # Test-time augmentation, at evaluation and in `Detector`: detect at several sizes and in the mirrored images, and
+    # merge. min_sizes: shorter sides in pixels; []: that of the test mapper. max_size: limit of the longer side; 0: the
+    # test mapper's, in proportion. merge: "wbf" (weighted box fusion) or "soft_nms", with the threshold iou.
+    test_aug=dict(enabled=False, min_sizes=[], max_size=0, flip=True, merge="wbf", iou=0.55),
     # Write output_dir/report.html at each evaluation.
     report=dict(enabled=True),
     # Further loggers besides TensorBoard and metrics.json: "csv" (metrics.csv), "mlflow".

@@ -20,7 +20,7 @@ class LayerPredictions(NamedTuple):
     """Predictions of L decoder layers, in order, for B images, N queries and C classes."""
 
     logits: Tensor  # (L, B, N, C) float32
-    boxes: Tensor  # (L, B, N, 4) float32, cxcywh in [0, 1]
+    boxes: Tensor  # (L, B, N, 4) float32, cxcywh in [0, 1]; of a model with a canvas they may lie outside the image
 
 
 class _Recorder(nn.Module):
@@ -86,10 +86,11 @@ def predict_layers(model: nn.Module, batched_inputs: Sequence[Mapping]) -> Layer
     if not {"pred_logits", "pred_boxes"} <= (recorder.outputs or {}).keys():
         raise ValueError(f"{type(model).__name__} does not give pred_logits and pred_boxes to its criterion")
     layers = [*recorder.outputs.get("aux_outputs", []), recorder.outputs]
-    return LayerPredictions(
-        torch.stack([layer["pred_logits"] for layer in layers]).float(),
-        torch.stack([layer["pred_boxes"] for layer in layers]).float(),
-    )
+    logits, boxes = (torch.stack([layer[key] for layer in layers]).float() for key in ("pred_logits", "pred_boxes"))
+    if canvas := getattr(model, "canvas_size", 0):  # boxes in the square that the images were pasted into
+        height, width = batched_inputs[0]["image"].shape[-2:]
+        boxes = boxes * boxes.new_tensor([canvas / width, canvas / height] * 2)
+    return LayerPredictions(logits, boxes)
 
 
 @torch.no_grad()

@@ -47,9 +47,10 @@ class Stopwatch:
 
 @dataclass
 class Timing:
-    """Seconds of each repeat, by phase."""
+    """Seconds of each repeat, by phase, and seconds of processor time of each repeat."""
 
     repeats: list[dict[str, float]] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
 
     @property
     def median(self) -> float:
@@ -70,8 +71,9 @@ class Timing:
         return {name: statistics.median(times[name] for times in self.repeats) for name in self.repeats[0]}
 
     def summary(self) -> dict[str, Any]:
-        """Median, interquartile range and phases, in seconds."""
-        return {"median_s": self.median, "iqr_s": self.spread, "phases_s": self.phases}
+        """Median, interquartile range, phases and median processor time, in seconds."""
+        processor = statistics.median(self.processor)
+        return {"median_s": self.median, "iqr_s": self.spread, "phases_s": self.phases, "processor_s": processor}
 
 
 def _total(phases: dict[str, float]) -> float:
@@ -91,9 +93,11 @@ def by_turns(
         for name, run in runs.items():
             gc.collect()
             watch.start()
+            start = time.process_time()
             run(watch)
             if turn:
                 timings[name].repeats.append(dict(watch.seconds))
+                timings[name].processor.append(time.process_time() - start)
     return timings
 
 

@@ -92,6 +92,20 @@ def add_checkpoint(parser: argparse.ArgumentParser, help: str) -> None:
     )
 
 
+def add_tta(parser: argparse.ArgumentParser) -> None:
+    """Add --tta, for `with_tta`."""
+    parser.add_argument(
+        "--tta",
+        action="store_true",
+        help="test-time augmentation: also detect in the mirrored image, at each size of train.test_aug.min_sizes",
+    )
+
+
+def with_tta(args: argparse.Namespace) -> list[str]:
+    """Return the overrides, with that of --tta. Its `+` is for configs of earlier versions."""
+    return [*args.overrides, *(["+train.test_aug.enabled=True"] if args.tta else [])]
+
+
 def add_overrides(parser: argparse.ArgumentParser, help: str = "changes to the config") -> None:
     """Add the words `key=value`; call it after `add_config`."""
     action = parser.add_argument("overrides", nargs="*", metavar="key=value", help=help)

@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--frame-rate", type=float, metavar="X", help="take folders as films of X frames (images) per second"
     )
+    command_line.add_tta(parser)
     command_line.add_overrides(parser)
     return parser
 
@@ -92,6 +93,8 @@ def check_options(args: argparse.Namespace) -> None:
     """
     if args.batch_size < 1 or args.top < 1:
         raise ValueError("--batch-size and --top are at least 1")
+    if args.tta and args.layer is not None:
+        raise ValueError(f"--layer {args.layer} shows one decoder layer of one pass: leave out --tta")
     command_line.check_tiles(args)
     if not films_among(args) and args.no_pictures and not args.json:
         raise ValueError("--no-pictures leaves nothing to do without --json")
@@ -124,7 +127,7 @@ def detect(args: argparse.Namespace) -> bool:
         args.tile,
         args.overlap,
     )
-    outcome = demo.detect(config, checkpoint, args.input, options, args.overrides)
+    outcome = demo.detect(config, checkpoint, args.input, options, command_line.with_tta(args))
     print(outcome.line(options))
     return not outcome.failed
 

@@ -16,6 +16,7 @@ Give the folder of a training or zoo:NAME; or a CONFIG with --checkpoint, a chec
 EXAMPLES = (
     "align-detr eval output/align_detr_tiny --which best",
     "align-detr eval align_detr_tiny --checkpoint output/align_detr_tiny/model_final.pth",
+    "align-detr eval output/align_detr_tiny --tta train.test_aug.min_sizes=[112,128,144]",
 )
 
 
@@ -24,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
     parser = command_line.CommandParser(DESCRIPTION, EXAMPLES, prog="align-detr eval")
     command_line.add_config(parser, "name or path of a config, or the folder of a training", metavar="CONFIG|FOLDER")
     command_line.add_checkpoint(parser, "weights (default: train.init_checkpoint of the config)")
+    command_line.add_tta(parser)
     # Former spellings, of the time when `align-detr eval` was `align-detr train --eval-only`.
     parser.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--eval-only", action="store_true", help=argparse.SUPPRESS)
@@ -49,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
         # The results of a training's folder belong there, also after it was moved.
         is_first = folder is not None and folder.samefile(args.config or args.checkpoint)
         args.folder = folder if is_first else None
-        args.config = config
+        args.config, args.overrides = config, command_line.with_tta(args)
     launch_processes(work, args)
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from detrkit.config.projects import PROJECT_NAMES
 from detrkit.config.safe_yaml import parse_yaml
+from detrkit.config.test_augmentation import tta_options
 from detrkit.datasets.classes import Classes
 from detrkit.runtime.files import atomic_write
 from detrkit.runtime.soft_nms import checked_threshold
@@ -76,10 +77,10 @@ def input_size(cfg: DictConfig) -> InputSize:
     return InputSize(int(short), int(steps[0].get("max_size", 1 << 30)))
 
 
-def test_options(cfg: DictConfig) -> dict[str, float]:
+def test_options(cfg: DictConfig) -> dict[str, Any]:
     """Return the options of `train` that change detections, where they are on."""
-    threshold = checked_threshold(cfg.train.get("soft_nms"), "train.soft_nms")
-    return {"soft_nms": threshold} if threshold else {}
+    threshold, options = checked_threshold(cfg.train.get("soft_nms"), "train.soft_nms"), tta_options(cfg)
+    return ({"soft_nms": threshold} if threshold else {}) | ({"test_aug": options.plain()} if options else {})
 
 
 def threshold_metadata(score_threshold: float | None) -> dict[str, str]:

@@ -21,6 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from detrkit.analysis import batches_of_one_size, detections, predict_layers
+from detrkit.config.exported import test_options
 from detrkit.datasets.classes import Classes, classes_of_dataset, dataset_names
 from detrkit.datasets.images import image_suffixes, read_image
 from detrkit.inference.detector import SCORE_THRESHOLD, Detector
@@ -149,6 +150,13 @@ def _with_model(
 ) -> tuple[Iterator[Example], Classes, float]:
     cfg = load_named_config(config, overrides)
     keep_freed_memory()
+    threshold = _threshold_of(options, stored_threshold(checkpoint))
+    if test_options(cfg):
+        if options.layer is not None:
+            names = ", ".join(f"train.{name}" for name in test_options(cfg))
+            raise ValueError(f"--layer {options.layer} shows plain detections of a decoder layer: switch off {names}")
+        detector = open_detector(config, checkpoint, overrides)
+        return _of_detector(detector, files, 1, failed, progress), classes_of_outputs(cfg, checkpoint), threshold
     model = load_detector(cfg, checkpoint, overrides=overrides)
 
     def examples() -> Iterator[Example]:
@@ -156,7 +164,6 @@ def _with_model(
             for example, instances in zip(batch, run(model, batch, options.layer), strict=True):
                 yield Example(example["file"], example["pixels"], instances)
 
-    threshold = _threshold_of(options, stored_threshold(checkpoint))
     return examples(), classes_of_outputs(cfg, checkpoint), threshold
 
 
@@ -172,19 +179,23 @@ def _with_detector(
     if options.layer is not None:
         raise ValueError(f"--layer={options.layer} needs a model of PyTorch, and no --tile")
     detector = open_detector(config, checkpoint, overrides, options.tile, options.overlap)
+    batch_size = 1 if options.tile is None else options.batch_size
+    examples = _of_detector(detector, files, batch_size, failed, progress)
+    return examples, detector.classes, _threshold_of(options, detector.score_threshold)
 
-    def examples() -> Iterator[Example]:
-        for file in files:
-            try:
-                found = next(detector(file, 0.0, batch_size=1 if options.tile is None else options.batch_size))
-            except ValueError as error:
-                leave_out(file, error.__cause__ or error, failed, progress)
-                continue
-            boxes, scores, labels = map(torch.from_numpy, (found.boxes, found.scores, found.classes))
-            fields = {"pred_boxes": Boxes(boxes), "scores": scores, "pred_classes": labels}
-            yield Example(file, found.pixels, Instances(found.pixels.shape[:2], **fields))
 
-    return examples(), detector.classes, _threshold_of(options, detector.score_threshold)
+def _of_detector(
+    detector: Detector, files: Sequence[Path], batch_size: int, failed: list[str], progress: tqdm
+) -> Iterator[Example]:
+    for file in files:
+        try:
+            found = next(detector(file, 0.0, batch_size=batch_size))
+        except ValueError as error:
+            leave_out(file, error.__cause__ or error, failed, progress)
+            continue
+        boxes, scores, labels = map(torch.from_numpy, (found.boxes, found.scores, found.classes))
+        fields = {"pred_boxes": Boxes(boxes), "scores": scores, "pred_classes": labels}
+        yield Example(file, found.pixels, Instances(found.pixels.shape[:2], **fields))
 
 
 def open_detector(
@@ -203,7 +214,7 @@ def open_detector(
             config=cfg, weights=checkpoint, device=device, overrides=overrides, tile=tile, overlap=overlap
         )
     if overrides or checkpoint != config:
-        raise ValueError(f"{config} is a fixed graph: it takes no other weights, no --layer and no key=value")
+        raise ValueError(f"{config} is a fixed graph: it takes no other weights, no --layer, no --tta and no key=value")
     return Detector(config, tile=tile, overlap=overlap)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
+from detrkit.config.test_augmentation import set_tta
 from detrkit.datasets.classes import Classes
 from detrkit.runtime.soft_nms import checked_threshold, soft_nms
 
@@ -53,6 +54,9 @@ class Detector:
         class_names: of the model's outputs, if not those that the checkpoint or the config's dataset knows.
         soft_nms: IoU above which detections that overlap a better one of their class lose score; 0: off. The default is
             the config's `train.soft_nms`, which exported files keep.
+        test_aug: test-time augmentation: True, False, or options such as `{"min_sizes": [640, 800]}`; see
+            `detrkit.config.test_augmentation.TTAOptions`. The default is the config's `train.test_aug`, which exported
+            files keep.
         tile: side in pixels of the tiles that images larger than it are divided into, for small objects; they are
             searched besides the whole image. None: whole images alone.
         overlap: of neighbouring tiles, as a share of `tile`; see `detrkit.inference.tiles`.
@@ -79,6 +83,7 @@ class Detector:
         dtype: str | torch.dtype = "float32",
         class_names: Sequence[str] | None = None,
         soft_nms: float | None = None,
+        test_aug: bool | Mapping[str, Any] | None = None,
         tile: int | None = None,
         overlap: float = 0.2,
         overrides: Sequence[str] = (),
@@ -91,6 +96,8 @@ class Detector:
             is_float32 = str(dtype).removeprefix("torch.") == "float32"
             if any(value is not None for value in (config, weights, which)) or not is_float32:
                 raise ValueError(f"{source} has config, weights and types of numbers in it: give none of them")
+            if test_aug:
+                raise ValueError(f"{source} is a graph of one pass: test_aug needs the detector in PyTorch")
             self._network = OnnxNetwork(source, device)
             threshold = self._network.score_threshold
             self._weights = os.fspath(source)
@@ -98,6 +105,8 @@ class Detector:
                 self._network.classes = named.for_outputs(len(self._network.classes.names))
         else:
             cfg, weights, known = find_source(source, config, weights, overrides, which)
+            if test_aug is not None:
+                set_tta(cfg, test_aug)
             self._weights = weights
             self._cfg = cfg
             threshold = stored_threshold(weights)

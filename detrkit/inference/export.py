@@ -83,6 +83,8 @@ def export(
     if path.suffix == WEIGHTS:
         write_exported(path, network.model.state_dict(), cfg, network.classes, stored_threshold(weights))
         return ExportedFile(path, network, None, weights)
+    if network.tta:
+        raise ValueError(f"train.test_aug.enabled=True: a graph has one pass; set it to False to write {path}")
     resized = input_size(cfg)
     example = resized.shape(*LANDSCAPE)
     shape = Shape(batch or (None if dynamic else 1), tuple(size) if size else None if dynamic else example)

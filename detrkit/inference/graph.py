@@ -164,7 +164,7 @@ def _without_padding(module: nn.Module, arguments: tuple, options: dict[str, Any
 
 
 def metadata_of(
-    classes: Classes, size: InputSize, shape: Shape, channel_order: str, options: Mapping[str, float] | None = None
+    classes: Classes, size: InputSize, shape: Shape, channel_order: str, options: Mapping[str, Any] | None = None
 ) -> dict[str, str]:
     """Metadata of a file: names of classes, size of its images, and `test_options` that are not part of the graph."""
     given = {"height": shape.size[0], "width": shape.size[1]} if shape.size else size._asdict()

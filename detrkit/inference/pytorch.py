@@ -13,11 +13,13 @@ from detectron2.config import instantiate
 from detectron2.data import transforms as T
 from omegaconf import DictConfig
 
+from detrkit.config.test_augmentation import tta_options
 from detrkit.datasets.classes import Classes
 from detrkit.runtime.device import resolve_device
 from detrkit.runtime.precision import autocast_is_faster
 from detrkit.runtime.soft_nms import checked_threshold
 from detrkit.training.loading import load_detector
+from detrkit.training.test_augmentation import with_original_images, with_tta
 
 from .float64 import Float64
 from .network import Predictions
@@ -27,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class PyTorchNetwork:
-    """A config's model with its weights; see `Network`.
+    """A config's model with its weights, and its test-time augmentation; see `Network`.
 
     Args:
         cfg: as for `align-detr train`; left as it is.
@@ -63,7 +65,9 @@ class PyTorchNetwork:
             raise ValueError("the config needs model, train and dataloader.test.mapper, as a training's has them")
         cfg = copy.deepcopy(cfg)
         cfg.train.device = resolve_device(device, "device")
-        mapper = cfg.dataloader.test.mapper
+        self.tta = tta_options(cfg)
+        self._cfg = cfg
+        mapper = (with_original_images(cfg) if self.tta else cfg).dataloader.test.mapper
         self._augmentations = T.AugmentationList(instantiate(mapper.augmentation))
         self._is_rgb = mapper.get("img_format", "RGB") == "RGB"
         self.soft_nms = checked_threshold(cfg.train.get("soft_nms"), "train.soft_nms")
@@ -98,7 +102,7 @@ class PyTorchNetwork:
             for image, (height, width) in zip(images, sizes, strict=True)
         ]
         with self._precision():
-            results = self.model(batch)
+            results = with_tta(self._cfg, self.model, self.tta)(batch)
         return [
             Predictions(
                 found.pred_boxes.tensor.float().numpy(), found.scores.float().numpy(), found.pred_classes.numpy()

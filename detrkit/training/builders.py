@@ -134,7 +134,8 @@ def build_loader(cfg: DictConfig, split: str) -> Iterable[Any]:
     elif shares != "size":
         raise ValueError(f"train.dataset_shares={shares} mixes the datasets of dataloader.train.dataset.names")
     if "mapper" in node:
-        given["mapper"] = with_rgb_images(instantiate(node.mapper))
+        mapper = with_rgb_images(instantiate(node.mapper))
+        given["mapper"] = mixing_mapper(cfg, mapper, given["dataset"]) if split == "train" and given else mapper
     return protect_workers(instantiate({**node, **given}))
 
 

@@ -18,17 +18,20 @@ from detrex.modeling import ema
 from omegaconf import DictConfig
 from torch import nn
 
+from detrkit.config.test_augmentation import tta_options
 from detrkit.datasets.annotations import annotations_explained
 from detrkit.datasets.classes import dataset_names
 from detrkit.datasets.registration import annotation_file_of
 from detrkit.datasets.results import restore_original_ids
 from detrkit.runtime.logs import terminal_quiet
+from detrkit.runtime.numpy_float import numpy_float
 from detrkit.runtime.soft_nms import checked_threshold, soft_nms
 from detrkit.runtime.threads import ThreadChooser
 
 from .builders import autocast_of, build_loader, build_model
 from .loading import WholeModelCheckpointer
 from .preflight import match_evaluation
+from .test_augmentation import with_original_images, with_tta
 
 logger = logging.getLogger("detectron2.evaluation")
 
@@ -52,7 +55,8 @@ def build_evaluation(
     """
     if "evaluator" not in cfg.dataloader:
         return dict
-    loader = build_loader(cfg, "test")
+    options = tta_options(cfg)
+    loader = build_loader(with_original_images(cfg) if options else cfg, "test")
     names = dataset_names(cfg, "test")
     threshold = checked_threshold(cfg.train.get("soft_nms"), "train.soft_nms")
     with annotations_explained(names):
@@ -61,10 +65,11 @@ def build_evaluation(
     def run(weights: str) -> tuple[dict[str, Any], Exception | None]:
         logger.debug("Evaluating the %s weights", weights)
         share_buffers(model)
+        detector = with_tta(cfg, model, options)
         if threads and threads.chosen is None and len(loader) >= WORTH_MEASURING:
-            choose_threads(cfg, model, loader, threads)
+            choose_threads(cfg, detector, loader, threads)
         with autocast_of(cfg), terminal_quiet():
-            return evaluate_together(model, loader, evaluators, threshold)
+            return evaluate_together(detector, loader, evaluators, threshold)
 
     def evaluate() -> dict[str, Any]:
         averages = cfg.train.model_ema.enabled and ema.get_model_ema_state(model).has_inited()
@@ -280,7 +285,8 @@ class _Evaluators(DatasetEvaluators):
     def evaluate(self) -> Mapping[str, Any]:
         if any(comm.all_gather(bool(self._errors))):
             return {}
-        return self._keep_error(super().evaluate) or {}
+        with numpy_float():
+            return self._keep_error(super().evaluate) or {}
 
     def _keep_error(self, call: Callable[[], Any]) -> Any:
         try:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .parts import LINEAR, Pairs
-from .tables import Each, NumberedScalars, State, Step, Trace
+from .tables import Each, NumberedScalars, Pattern, State, Step, Trace
 
 QUERY_HEAD = "query_head."
 DOWNSAMPLE: Pairs = [(f"{QUERY_HEAD}downsample.#.*", "collaboration.coarser.#.*")]
@@ -104,3 +104,24 @@ class _EmaBuffers(Step):
 
 
 EMA_BUFFERS = _EmaBuffers()
+
+
+class _GlobalPositions(Step):
+    """Files of a ViT for squares of one size have tables of rotary positions for the blocks with global attention.
+    Here they are computed for each map, and are the same for such a square."""
+
+    TABLE = Pattern("backbone.rope_glb.*")
+    BLOCK = Pattern("backbone.blocks.#.attn.rope.*")
+
+    def forward(self, state: State, trace: Trace) -> State:
+        shapes = {texts[0]: state[name].shape for name, texts in self.TABLE.names_in(state)}
+        tables = [name for name, _ in self.TABLE.names_in(state)]
+        tables += [name for name, texts in self.BLOCK.names_in(state) if state[name].shape == shapes.get(texts[1])]
+        trace.dropped.update(dict.fromkeys(tables, "positions, which are computed here"))
+        return {name: tensor for name, tensor in state.items() if name not in set(tables)}
+
+    def backward(self, state: State) -> State:
+        return state
+
+
+GLOBAL_POSITIONS = _GlobalPositions()

@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from detectron2.config import instantiate
 from detectron2.structures import Boxes, Instances
 
+from detrkit.analysis import detections, predict_layers
+
 from .test_co_dino import images, load, losses_of, tiny
 
 
@@ -39,6 +41,19 @@ def test_training_and_detections_are_those_of_a_square_image():
         inside = boxes.nonempty()
         torch.testing.assert_close(ours["instances"].pred_boxes.tensor, boxes.tensor[inside])
         torch.testing.assert_close(ours["instances"].scores, theirs["instances"].scores[inside])
+
+
+def test_reports_and_the_demo_see_boxes_of_the_image():
+    """Predictions of the last layer, as reports and `align-detr demo` read them, are the model's detections."""
+    model = tiny("model.canvas_size=96").eval()
+    batch = [{**x, "height": 96, "width": 128} for x in images((48, 64))]
+    logits, boxes = predict_layers(model, batch)
+    (found,) = detections(model, logits[-1], boxes[-1], batch)
+    with torch.no_grad():
+        expected = model(batch)[0]["instances"]
+    assert len(found) == len(expected) > 3
+    torch.testing.assert_close(found.pred_boxes.tensor, expected.pred_boxes.tensor, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(found.scores, expected.scores)
 
 
 def test_an_image_larger_than_the_canvas_is_reported():

@@ -71,8 +71,8 @@ def requirements(file: WeightsFile) -> Requirements:
         must_be={"model.transformer.num_feature_levels": rows(file, f"{HEAD}transformer.level_embeds")},
         notes=(
             "the published figures include soft-NMS at an IoU of 0.8: train.soft_nms=0.8",
-            "files trained with large-scale jitter are for images on a square canvas: model.canvas_size=1024 (R50) or "
-            "1280 (Swin-L)",
+            "files trained with large-scale jitter are for images on a square canvas: model.canvas_size=1024 (R50), "
+            "1280 (Swin-L) or 1536 (Swin-L and ViT-L from Objects365 on LVIS), as their configs have it",
         ),
     )
 

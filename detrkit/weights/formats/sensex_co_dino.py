@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from ..co_detr import AUXILIARY_STEPS, BOX_ORDER, EMA_BUFFERS
+from ..co_detr import AUXILIARY_STEPS, BOX_ORDER, EMA_BUFFERS, GLOBAL_POSITIONS
 from ..format import Format
 from ..mmdet import layout
 from ..parts import counters, eva02, official_swin
@@ -24,6 +24,7 @@ FORMAT = Format(
     requirements=requirements,
     steps=(
         EMA_BUFFERS,
+        GLOBAL_POSITIONS,
         counters(written=lambda state: True),
         *AUXILIARY_STEPS,
         BOX_ORDER,

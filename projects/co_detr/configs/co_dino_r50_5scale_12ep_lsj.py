@@ -1,16 +1,16 @@
-"""Large-scale jitter: images that fit a square of 1024 pixels, in training at 0.1 to 2 times that size.
-
-The published training also pasted objects from other images, and padded to the whole square.
-"""
+"""Large-scale jitter on a square canvas of 1024 pixels, and objects pasted as boxes from other images."""
 
 from .co_dino_r50_5scale_12ep import dataloader, lr_multiplier, model, optimizer, train
-from .models.large_scale_jitter import test_augmentation as _test_augmentation
-from .models.large_scale_jitter import train_augmentation as _train_augmentation
+from .models.large_scale_jitter import test_resize as _test_resize
+from .models.large_scale_jitter import train_jitter as _train_jitter
 
-dataloader.train.mapper.augmentation = _train_augmentation
+dataloader.train.mapper.augmentation = _train_jitter(1024)
 dataloader.train.mapper.augmentation_with_crop = None
-dataloader.test.mapper.augmentation = _test_augmentation
+dataloader.test.mapper.augmentation = _test_resize(1024)
+
+model.canvas_size = 1024
 
 optimizer.lr = 2e-4
 
+train.mix.copy_paste = 0.5
 train.output_dir = "./output/co_dino_r50_5scale_12ep_lsj"

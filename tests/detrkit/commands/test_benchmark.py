@@ -47,7 +47,9 @@ def test_repeats_are_taken_by_turns_behind_a_warm_up():
         {"ours": runner("ours", [90.0, 1.0, 2.0, 4.0]), "reference": runner("reference", [0.0] * 4)}, CPU, repeats=3
     )
     assert calls == ["ours", "reference"] * 4
-    assert timings["ours"].summary() == {"median_s": 3.0, "iqr_s": 1.5, "phases_s": {"a": 1.0, "b": 2.0}}
+    summary = timings["ours"].summary()
+    assert 0 <= summary.pop("processor_s") < 1
+    assert summary == {"median_s": 3.0, "iqr_s": 1.5, "phases_s": {"a": 1.0, "b": 2.0}}
 
 
 @pytest.mark.parametrize("config", ["align_detr_tiny.py", "align_dab_detr_tiny.py"])

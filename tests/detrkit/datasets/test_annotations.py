@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
+from detectron2.data.datasets import register_coco_instances, register_lvis_instances
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 from hypothesis import HealthCheck, given, settings
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from detrkit.datasets import normalised, register_coco
-from detrkit.datasets.annotations import annotation_problem, normalise, original_ids
+from detrkit.datasets.annotations import annotation_problem, annotations_explained, normalise, original_ids
 from detrkit.datasets.registration import number_classes
 
 SIDE = 256  # pixels, of all images here
@@ -482,3 +482,12 @@ def test_an_optional_package_changes_nothing(tmp_path, monkeypatch):
     without = perfect("either", some, list(NAMES[:3]), True)
     assert without.keys() == results.keys() and 0 < without["AP"] < 100
     assert all(math.isclose(without[key], results[key]) or math.isnan(results[key]) for key in results)
+
+
+def test_files_of_lvis_are_not_judged_as_cocos(tmp_path):
+    """They have coco_url in place of file_name: an error in the block stays what it is."""
+    path = tmp_path / "lvis.json"
+    path.write_text(json.dumps({"images": [{"id": 1, "coco_url": "a/b/1.jpg"}], "annotations": [], "categories": []}))
+    register_lvis_instances(f"lvis_{tmp_path.name}", {}, str(path), str(tmp_path))
+    with pytest.raises(KeyError, match="the cause"), annotations_explained(f"lvis_{tmp_path.name}"):
+        raise KeyError("the cause")

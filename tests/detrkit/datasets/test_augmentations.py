@@ -4,12 +4,16 @@ import importlib.util
 
 import numpy as np
 import pytest
+from detectron2.config import LazyCall as L
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
+from detectron2.data.samplers import TrainingSampler
 from detectron2.structures import BoxMode
 from detrex.data import DetrDatasetMapper
 from fvcore.transforms.transform import TransformList
 from PIL import Image
 
+from detrkit.config.load import load_config
 from detrkit.datasets.augmentations import (
     AlbumentationsTransforms,
     ColorJitter,
@@ -18,6 +22,7 @@ from detrkit.datasets.augmentations import (
 )
 from detrkit.datasets.mapper import with_rgb_images
 from detrkit.datasets.mixing import MixingMapper, mosaic, paste_objects
+from detrkit.training import builders
 
 COLORS = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0)]
 GEOMETRY = [dict(name="RandomHorizontalFlip", p=0.5), dict(name="RandomAffine", degrees=0, translate=[0.3, 0.3])]
@@ -201,3 +206,21 @@ def test_the_mapper_mixes_and_the_file_keeps_its_name(tmp_path):
     assert max(counts) > 4
     with pytest.raises(ValueError, match="train.mix: mosaic=2"):
         MixingMapper(mapper, dataset, mosaic=2)
+
+
+def test_objects_are_pasted_with_a_sampler_too(tmp_path, monkeypatch):
+    """Configs with a sampler of their own, such as LVIS's, have another loader: `train.mix` applies to it as well."""
+    pixels, annotations = mixed(0)
+    Image.fromarray(pixels).save(tmp_path / "0.png")
+    image = {"file_name": str(tmp_path / "0.png"), "image_id": 0, "height": 80, "width": 100}
+    name = f"sampled_{tmp_path.name}"
+    DatasetCatalog.register(name, lambda: [{**image, "annotations": annotations}])
+    MetadataCatalog.get(name).thing_classes = list("abcd")
+    cfg = load_config("dino_tiny", ["train.device=cpu", "train.mix.copy_paste=1.0", "model.num_classes=4"])
+    cfg.dataloader.train.update(num_workers=0, total_batch_size=1, sampler=L(TrainingSampler)(size=1, seed=0))
+    cfg.dataloader.train.dataset.names = name
+    used = []
+    monkeypatch.setattr(builders, "MixingMapper", lambda mapper, *rest, **options: used.append(options) or mapper)
+    (example,) = next(iter(builders.build_loader(cfg, "train")))
+    assert used == [{"mosaic": 0.0, "copy_paste": 1.0, "most_pasted": 5}] and len(example["instances"]) == 4
+    DatasetCatalog.remove(name)

@@ -3,8 +3,9 @@
 import torch
 from detrex.layers import get_sine_pos_embed
 
+from co_detr.modeling.eva02 import MapRotaryEmbedding
 from detrkit.weights import all_formats
-from detrkit.weights.co_detr import BOX_ORDER, HeadRows
+from detrkit.weights.co_detr import BOX_ORDER, GLOBAL_POSITIONS, HeadRows
 from detrkit.weights.tables import Trace
 
 
@@ -36,3 +37,22 @@ def test_rows_of_heads_become_vectors():
     back = step.backward(ours)
     assert back.keys() == state.keys() and torch.equal(back["whole"], state["whole"])
     assert step.forward({"x": torch.ones(1)}, Trace()).keys() == {"x"} == step.backward({"x": torch.ones(1)}).keys()
+
+
+def test_tables_of_a_vit_for_one_size_are_computed_here():
+    """Files of squares of 1536 pixels have positions of 96 x 96 patches for the global blocks: those used here."""
+    cells, window = 96 * 96, 16 * 16
+    state = {f"backbone.rope_{n}.freqs_cos": torch.ones(c, 64) for n, c in (("win", window), ("glb", cells))}
+    state |= {f"backbone.blocks.{n}.attn.rope.freqs_cos": torch.ones(c, 64) for n, c in ((1, window), (2, cells))}
+    trace = Trace()
+    ours = GLOBAL_POSITIONS.forward(state, trace)
+    assert ours.keys() == {"backbone.rope_win.freqs_cos", "backbone.blocks.1.attn.rope.freqs_cos"}
+    assert trace.dropped.keys() == state.keys() - ours.keys()
+
+    rope = MapRotaryEmbedding(32, 16)
+    x = torch.randn(1, 1, cells, 64)
+    place = torch.stack(torch.meshgrid(torch.arange(96) / 6, torch.arange(96) / 6, indexing="ij"), dim=-1).flatten(0, 1)
+    frequency = 10000 ** (-torch.arange(0, 32, 2) / 32)
+    angle = (place[..., None] * frequency).flatten(1).repeat_interleave(2, dim=1)  # a table as in the file
+    turned = torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)
+    torch.testing.assert_close(rope(x, (96, 96)), x * angle.cos() + turned * angle.sin(), rtol=1e-4, atol=1e-4)
