@@ -161,7 +161,7 @@ def run_tool(tmp_path):
     The dataset is 8 + 2 drawn images.
     """
     environment = {**os.environ, "TINY_COCO_ROOT": str(tmp_path / "data"), "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = str(ROOT / "projects")
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT / "projects"), os.environ.get("PYTHONPATH")]))
 
     def run(tool: str, *arguments: object) -> str:
         program = [str(ROOT / "tools" / tool)] if tool.endswith(".py") else ["-m", "align_detr", tool]
