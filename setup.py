@@ -73,12 +73,15 @@ setup(
         "mlflow": ["mlflow"],
         # To write ONNX files and to run them; the latter needs onnxruntime alone.
         "onnx": ["onnx", "onnxruntime"],
+        # To run ONNX files by OpenVINO, and to write and run its own.
+        "openvino": ["onnx", "openvino>=2024.6"],
         "dev": [
             "distributed",
             "faster-coco-eval>=1.8",
             "hypothesis",
             "onnx",
             "onnxruntime",
+            "openvino>=2024.6",
             "pytest",
             "pytest-xdist",
             "ruff",

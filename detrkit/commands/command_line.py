@@ -20,6 +20,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
+from detrkit.commands.choices import RUNTIME_TYPES, RUNTIMES
+
 INPUT_ERRORS = (ValueError, OSError, FloatingPointError)
 # Errors of libraries that the user can mend. A library that is not imported has raised none.
 LIBRARY_ERRORS = (
@@ -88,6 +90,20 @@ def add_checkpoint(parser: argparse.ArgumentParser, help: str) -> None:
         "--which",
         choices=("best", "final"),
         help="checkpoint of a training's folder: the one that evaluated best, or the last (default: the last)",
+    )
+
+
+def add_runtime(parser: argparse.ArgumentParser) -> None:
+    """Add `--runtime` and `--dtype`, for graphs."""
+    group = parser.add_argument_group("graphs (.onnx, .xml)")
+    group.add_argument(
+        "--runtime", choices=RUNTIMES, help="default: ONNX Runtime for .onnx, OpenVINO, which takes both, for .xml"
+    )
+    group.add_argument(
+        "--dtype",
+        choices=RUNTIME_TYPES,
+        default="float32",
+        help="type that OpenVINO computes in (default: %(default)s)",
     )
 
 

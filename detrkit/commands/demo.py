@@ -12,7 +12,7 @@ DESCRIPTION = """\
 Detect objects in images, and draw them.
 
 Give published weights by name (`align-detr weights list`), the folder of a training, a file of `align-detr export`
-(.safetensors, .onnx), or a CONFIG with --checkpoint.
+(.safetensors, .onnx, .xml), or a CONFIG with --checkpoint.
 A file that cannot be read is named and left out, and the exit status is 1."""
 EXAMPLES = (
     "align-detr demo --weights zoo:align_detr_r50_4scale_12ep --input street.jpg",
@@ -46,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--batch-size", type=int, default=4, metavar="N", help="images of one size at a time (default: %(default)s)"
     )
+    command_line.add_runtime(parser)
     command_line.add_overrides(parser)
     return parser
 
@@ -85,6 +86,8 @@ def detect(args: argparse.Namespace) -> bool:
         args.top,
         args.layer,
         args.batch_size,
+        args.runtime,
+        args.dtype,
     )
     outcome = demo.detect(config, checkpoint, args.input, options, args.overrides)
     print(outcome.line(options))

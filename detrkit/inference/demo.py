@@ -25,6 +25,7 @@ from detrkit.datasets.classes import Classes, classes_of_dataset, dataset_names
 from detrkit.datasets.images import image_suffixes, read_image
 from detrkit.inference.detector import SCORE_THRESHOLD, Detector
 from detrkit.inference.pictures import draw
+from detrkit.inference.runtimes import is_graph
 from detrkit.inference.sources import classes_in_file, load_named_config, stored_threshold
 from detrkit.runtime.allocation import keep_freed_memory
 from detrkit.training.loading import load_detector
@@ -42,6 +43,7 @@ class Options:
         top: most detections of an image.
         layer: decoder layer, from 1; None for the last.
         batch_size: images of one size at a time.
+        runtime, dtype: of a graph, see `open_graph`.
     """
 
     output: Path | None = Path("output/demo")
@@ -51,6 +53,8 @@ class Options:
     top: int = 100
     layer: int | None = None
     batch_size: int = 4
+    runtime: str | None = None
+    dtype: str = "float32"
 
 
 @dataclass
@@ -103,7 +107,7 @@ def detect(
     Files that cannot be read are reported on stderr and left out.
 
     Args:
-        config: name or path of a config, or an exported .safetensors or .onnx file.
+        config: name or path of a config, or an exported .safetensors, .onnx or .xml file.
         checkpoint: weights, or the exported file again.
         inputs: image files, folders and globs.
         overrides: `key=value`.
@@ -117,8 +121,7 @@ def detect(
     targets = output_paths(files, options.output) if options.output else {}
     outcome = Outcome(failed=list(missing))
     with progress_of(files, missing) as progress:
-        is_graph = Path(config).suffix == ".onnx"
-        make = _with_graph if is_graph else _with_model
+        make = _with_graph if is_graph(config) else _with_model
         examples, classes, threshold = make(config, checkpoint, files, options, overrides, outcome.failed, progress)
         if options.output:
             options.output.mkdir(parents=True, exist_ok=True)
@@ -145,6 +148,8 @@ def _with_model(
     failed: list[str],
     progress: tqdm,
 ) -> tuple[Iterator[Example], Classes, float]:
+    if options.runtime is not None or options.dtype != "float32":
+        raise ValueError(f"--runtime and --dtype are for graphs (.onnx, .xml), and PyTorch runs {config}")
     cfg = load_named_config(config, overrides)
     keep_freed_memory()
     model = load_detector(cfg, checkpoint, overrides=overrides)
@@ -169,7 +174,7 @@ def _with_graph(
 ) -> tuple[Iterator[Example], Classes, float]:
     if overrides or options.layer is not None or checkpoint != config:
         raise ValueError(f"{config} is a fixed graph: it takes no other weights, no --layer and no key=value")
-    detector = Detector(config)
+    detector = Detector(config, runtime=options.runtime, dtype=options.dtype)
 
     def examples() -> Iterator[Example]:
         for file in files:

@@ -1,0 +1,153 @@
+"""Other runtimes and smaller types of numbers for exported graphs: OpenVINO, float16 and int8."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from align_detr import Detector
+from detrkit.config.load import get_config
+from detrkit.inference.agreement import agreement_table, compare
+from detrkit.inference.export import calibration_files, export
+from detrkit.inference.pytorch import PyTorchNetwork
+from detrkit.inference.runtimes import GRAPHS, RUNTIMES, open_graph
+
+from .conftest import KINDS, random_weights, small_config
+
+pytestmark = pytest.mark.engine("detrex's own modules keep numbers of one image's size: the engine's are exported")
+CO_DETR = Path(__file__).resolve().parents[3] / "projects/co_detr/configs"
+FAMILIES = {
+    **{kind: None for kind in KINDS},
+    "conditional_detr": "baselines/conditional_detr_tiny.py",
+    "co_dino": str(CO_DETR / "co_dino_tiny.py"),
+    "co_deformable_detr": str(CO_DETR / "co_deformable_detr_tiny.py"),
+}
+
+
+def config_of(family):
+    """A small config of a family of detectors, on images of 64 pixels."""
+    if family in KINDS:
+        return small_config(family)
+    from detectron2.config import LazyConfig
+
+    file = FAMILIES[family]
+    cfg = LazyConfig.load(file) if file.startswith("/") else get_config(file)
+    cfg.train.device = "cpu"
+    cfg.dataloader.test.mapper.augmentation[0].short_edge_length = 64
+    cfg.model.select_box_nums_for_evaluation = 20
+    cfg.model["num_queries_one2one" if family == "co_deformable_detr" else "num_queries"] = 20
+    return cfg
+
+
+def network_of(family, folder):
+    cfg = config_of(family)
+    torch.save({"model": random_weights(cfg)}, folder / "model.pth")
+    return cfg, PyTorchNetwork(cfg, str(folder / "model.pth"), None, "cpu", "float32")
+
+
+def agreement(reference, other, pictures):
+    return compare(reference, other, [(str(n), pixels) for n, pixels in enumerate(pictures)])
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A small DINO: its PyTorch network, and its file for images of any size."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    folder = tmp_path_factory.mktemp("exported")
+    cfg, network = network_of("dino", folder)
+    export(None, folder / "model.onnx", config=cfg, checkpoint=str(folder / "model.pth"), dynamic=True)
+    return cfg, network, folder
+
+
+@pytest.mark.parametrize(
+    "family", ["dino", *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES if name != "dino")]
+)
+def test_openvino_agrees(family, pictures, tmp_path):
+    """Protects who deploys with OpenVINO: PyTorch's detections for every family of detectors, images of any size, alone
+    and in batches, from ONNX's file and from OpenVINO's own."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("openvino")
+    cfg, network = network_of(family, tmp_path)
+    for name in ("model.onnx", "model.xml"):
+        export(None, tmp_path / name, config=cfg, checkpoint=str(tmp_path / "model.pth"), dynamic=True)
+        other = open_graph(tmp_path / name, "openvino", threads=1)
+        results = agreement(network, other, pictures[:2])
+        assert all(result.agrees for result in results), agreement_table(results, ("PyTorch", "OpenVINO"))
+        assert sum(result.counts[0] for result in results) > 10
+        images, sizes = [other.prepare(pixels) for pixels in pictures[::2][:2]], [pictures[0].shape[:2]] * 2
+        for found, image, size in zip(other.detect(images, sizes), images, sizes, strict=True):
+            (alone,) = network.detect([image], [size])
+            assert np.allclose(np.sort(found.scores), np.sort(alone.scores), atol=1e-4)
+
+
+def test_detector_chooses_the_runtime(exported, pictures, tmp_path):
+    """One file, two runtimes, the same detections and class names; the end of a name chooses the default."""
+    pytest.importorskip("openvino")
+    _, network, folder = exported
+    detectors = [Detector(folder / "model.onnx", device="cpu", runtime=runtime) for runtime in (None, *RUNTIMES)]
+    assert [type(d.network).__name__ for d in detectors] == ["OnnxNetwork", "OnnxNetwork", "OpenVinoNetwork"]
+    first, *others = [next(detector(pictures[0], 0.1)) for detector in detectors]
+    assert len(first) > 3
+    for other in others:
+        assert other.labels == first.labels and np.allclose(other.boxes, first.boxes, atol=0.01)
+
+
+def test_openvino_computes_in_float32_unless_asked(exported):
+    """On a CPU with units for bfloat16 OpenVINO would choose it by itself."""
+    openvino = pytest.importorskip("openvino")
+    _, _, folder = exported
+    network = open_graph(folder / "model.onnx", "openvino")
+    compiled = network._request.get_compiled_model()
+    assert compiled.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f32
+    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        network = open_graph(folder / "model.onnx", "openvino", dtype="bfloat16")
+        compiled = network._request.get_compiled_model()
+        assert compiled.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.bf16
+
+
+def test_mistakes_of_runtimes(exported, tmp_path, monkeypatch):
+    """One line names the runtime, type, file or package."""
+    pytest.importorskip("openvino")
+    _, _, folder = exported
+    file = folder / "model.onnx"
+
+    def refused(said, path=file, kind=ValueError, **options):
+        with pytest.raises(kind, match=said) as error:
+            Detector(path, **options)
+        assert "\n" not in str(error.value)
+
+    refused("runtime='tensorrt' is none of onnxruntime, openvino", runtime="tensorrt")
+    refused("dtype=bfloat16: ONNX Runtime computes in the types", dtype="bfloat16")
+    refused("dtype=int4 is none of", runtime="openvino", dtype="int4")
+    refused("device=cuda is not there for OpenVINO, which has cpu", runtime="openvino", device="cuda")
+    refused("runtime='openvino' is for graphs", folder, runtime="openvino")
+    (tmp_path / "other.xml").write_text("<net/>")
+    refused("other.xml is no file that OpenVINO can run", tmp_path / "other.xml")
+    refused("onnxruntime takes a file that ends in .onnx", tmp_path / "other.xml", runtime="onnxruntime")
+    refused("no such file", tmp_path / "nowhere.xml", FileNotFoundError)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    refused("needs a package, openvino: pip install 'align-detr\\[openvino\\]'", kind=ImportError, runtime="openvino")
+    with pytest.raises(ImportError, match="needs a package, openvino"):
+        export(None, tmp_path / "x.xml", config=exported[0], checkpoint=str(folder / "model.pth"))
+    assert not (tmp_path / "x.xml").exists()
+
+
+def test_choices_of_the_commands():
+    """The commands list them without importing the library."""
+    from detrkit.commands import choices
+    from detrkit.inference import export as library
+    from detrkit.inference.runtimes import OPENVINO_TYPES
+
+    assert (choices.RUNTIMES, choices.RUNTIME_FILES) == (tuple(RUNTIMES), GRAPHS)
+    assert choices.RUNTIME_TYPES == tuple(OPENVINO_TYPES) and choices.PRECISIONS == tuple(library.PRECISIONS)
+
+
+def write_images(folder, pictures):
+    folder.mkdir()
+    for number, pixels in enumerate(pictures):
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
