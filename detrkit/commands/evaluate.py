@@ -45,10 +45,7 @@ def run(args: argparse.Namespace) -> None:
         check_graph_options(args, is_graph)
         command_line.check_exist(args.config, None if is_graph else args.checkpoint, "folder or config")
         config, args.checkpoint, folder = command_line.find_named(args)
-        if config.endswith((".safetensors", *RUNTIME_FILES)):
-            raise ValueError(
-                f"{config} has no test data: give a config that has, as `align-detr eval CONFIG --checkpoint {config}`"
-            )
+        check_has_data(config, ".safetensors")
         # The results of a training's folder belong there, also after it was moved.
         is_first = folder is not None and folder.samefile(args.config or args.checkpoint)
         args.folder = folder if is_first else None
@@ -58,6 +55,7 @@ def run(args: argparse.Namespace) -> None:
 
 def check_graph_options(args: argparse.Namespace, is_graph: bool) -> None:
     """Raise ValueError if the options for graphs do not fit, FileNotFoundError if the graph is not there."""
+    check_has_data(args.config, *RUNTIME_FILES)
     if not is_graph:
         if args.runtime is not None or args.dtype != "float32":
             raise ValueError("--runtime and --dtype are for graphs (.onnx, .xml): give one by --checkpoint")
@@ -65,6 +63,14 @@ def check_graph_options(args: argparse.Namespace, is_graph: bool) -> None:
         raise FileNotFoundError(f"no such file: {args.checkpoint}")
     elif args.num_gpus > 1 or args.num_machines > 1:
         raise ValueError(f"{args.checkpoint}: a graph is evaluated in one process")
+
+
+def check_has_data(config: str, *suffixes: str) -> None:
+    """Raise ValueError if the config is a file with one of these suffixes, which hold a detector alone."""
+    if config.endswith(suffixes):
+        raise ValueError(
+            f"{config} has no test data: give a config that has, as `align-detr eval CONFIG --checkpoint {config}`"
+        )
 
 
 def work(args: argparse.Namespace) -> None:

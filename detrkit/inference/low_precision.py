@@ -37,8 +37,32 @@ def to_float16(graph: ModelProto) -> ModelProto:
     in_float32 = [node.name for node in graph.graph.node if not HALF_MODULES.search(node.name)]
     with _quiet():
         converted = convert_float_to_float16(graph, keep_io_types=True, node_block_list=in_float32)
-    converted.metadata_props.extend(graph.metadata_props[len(converted.metadata_props) :])
-    return converted
+    return _without_detours(converted)
+
+
+def _without_detours(graph: ModelProto) -> ModelProto:
+    """Connect nodes in float32 directly, in place: the converter rounds every value between them to float16."""
+    from onnx import TensorProto
+
+    def casts(kind: int) -> dict[str, str]:
+        """Input of each cast to a type, by output."""
+        return {
+            node.output[0]: node.input[0]
+            for node in graph.graph.node
+            if node.op_type == "Cast" and node.attribute[0].i == kind
+        }
+
+    rounded = casts(TensorProto.FLOAT16)
+    originals = {back: rounded[half] for back, half in casts(TensorProto.FLOAT).items() if half in rounded}
+    for node in graph.graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = originals.get(name, name)
+    for unneeded in (originals, rounded):
+        used = {name for node in graph.graph.node for name in node.input} | {out.name for out in graph.graph.output}
+        kept = [node for node in graph.graph.node if node.output[0] not in unneeded or node.output[0] in used]
+        del graph.graph.node[:]
+        graph.graph.node.extend(kept)
+    return graph
 
 
 def to_int8(graph: ModelProto, images: Iterable[np.ndarray]) -> ModelProto:

@@ -11,9 +11,9 @@ from PIL import Image
 from align_detr import Detector
 from detrkit.config.load import get_config
 from detrkit.inference.agreement import agreement_table, compare
-from detrkit.inference.export import calibration_files, export
+from detrkit.inference.export import export
 from detrkit.inference.pytorch import PyTorchNetwork
-from detrkit.inference.runtimes import GRAPHS, RUNTIMES, open_graph
+from detrkit.inference.runtimes import RUNTIMES, open_graph
 
 from .conftest import KINDS, random_weights, small_config
 
@@ -136,18 +136,96 @@ def test_mistakes_of_runtimes(exported, tmp_path, monkeypatch):
     assert not (tmp_path / "x.xml").exists()
 
 
-def test_choices_of_the_commands():
-    """The commands list them without importing the library."""
-    from detrkit.commands import choices
-    from detrkit.inference import export as library
-    from detrkit.inference.runtimes import OPENVINO_TYPES
-
-    assert (choices.RUNTIMES, choices.RUNTIME_FILES) == (tuple(RUNTIMES), GRAPHS)
-    assert choices.RUNTIME_TYPES == tuple(OPENVINO_TYPES) and choices.PRECISIONS == tuple(library.PRECISIONS)
-
-
 def write_images(folder, pictures):
     folder.mkdir()
     for number, pixels in enumerate(pictures):
         Image.fromarray(pixels).save(folder / f"{number}.png")
     return folder
+
+
+def one_content(state):
+    """Queries of one content, so that rounding cannot exchange it between proposals of nearly the same score."""
+    content = state["transformer.tgt_embed.weight"]
+    content[:] = content[0].clone()
+    return state
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A small DINO whose detections do not depend on the order of its proposals: network, config and folder."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    folder = tmp_path_factory.mktemp("plain")
+    cfg = small_config("dino")
+    torch.save({"model": one_content(random_weights(cfg))}, folder / "model.pth")
+    return PyTorchNetwork(cfg, str(folder / "model.pth"), None, "cpu", "float32"), cfg, folder
+
+
+def test_float16(plain, pictures):
+    """Protects boxes and the choice of queries from float16: detections stay within two pixels, the file is smaller,
+    and values between nodes in float32 are not rounded on their way."""
+    onnx = pytest.importorskip("onnx")
+    network, cfg, folder = plain
+    sizes = {}
+    for precision in ("float32", "float16"):
+        path = folder / f"{precision}.onnx"
+        export(None, path, config=cfg, checkpoint=str(folder / "model.pth"), dynamic=True, precision=precision)
+        sizes[precision] = path.stat().st_size
+    assert sizes["float16"] < 0.7 * sizes["float32"]
+    other = open_graph(folder / "float16.onnx", threads=1)
+    for pixels in pictures[:2]:
+        image, size = other.prepare(pixels), pixels.shape[:2]
+        (expected,), (found,) = network.detect([image], [size]), other.detect([image], [size])
+        assert np.abs(np.sort(found.scores) - np.sort(expected.scores)).max() < 0.02
+        best = expected.scores > 0.3
+        distances = np.abs(expected.boxes[best][:, None] - found.boxes).max(-1).min(1)
+        assert best.sum() > 3 and distances.max() < 2
+    nodes = onnx.load(folder / "float16.onnx").graph.node
+    halved = {n.output[0] for n in nodes if n.op_type == "Cast" and n.attribute[0].i == onnx.TensorProto.FLOAT16}
+    widened = [n for n in nodes if n.op_type == "Cast" and n.attribute[0].i == onnx.TensorProto.FLOAT]
+    assert halved and widened and not [n.name for n in widened if n.input[0] in halved]
+
+
+def test_int8(plain, pictures, tmp_path):
+    """Backbone and feed-forward blocks compute in int8 in a smaller file, with classes and input size kept."""
+    onnx = pytest.importorskip("onnx")
+    network, cfg, folder = plain
+    images = write_images(tmp_path / "images", pictures)
+    source = {"config": cfg, "checkpoint": str(folder / "model.pth"), "dynamic": True}
+    export(None, tmp_path / "int8.onnx", precision="int8", calibration=images, **source)
+    quantised = {n.name for n in onnx.load(tmp_path / "int8.onnx").graph.node if n.op_type == "QuantizeLinear"}
+    assert any("backbone" in name for name in quantised) and any("ffns" in name for name in quantised)
+    other = open_graph(tmp_path / "int8.onnx", threads=1)
+    assert other.classes == network.classes
+    (expected,), (found,) = (
+        n.detect([other.prepare(pictures[0])], [pictures[0].shape[:2]]) for n in (network, other)
+    )
+    difference = np.abs(np.sort(found.scores) - np.sort(expected.scores))
+    assert 0 < difference.mean() < 0.05
+
+
+def test_mistakes_of_precisions(plain, tmp_path):
+    """One line each, before anything is written."""
+    _, cfg, folder = plain
+    (tmp_path / "none").mkdir()
+
+    def refused(said, name, **options):
+        with pytest.raises(ValueError, match=said) as error:
+            export(None, tmp_path / name, config=cfg, checkpoint=str(folder / "model.pth"), **options)
+        assert "\n" not in str(error.value) and not (tmp_path / name).exists()
+
+    refused("int8 needs images to calibrate with", "x.onnx", precision="int8")
+    refused("none: no images there", "x.onnx", precision="int8", calibration=tmp_path / "none")
+    refused("neither a folder of images nor the name of a dataset", "x.onnx", precision="int8", calibration="nowhere")
+    refused("--calibration .* is for --precision int8", "x.onnx", calibration=tmp_path)
+    refused("--precision int8 is for .onnx, not for", "x.xml", precision="int8", calibration=tmp_path)
+    refused("--precision float16 is for .onnx and .xml, not for", "x.safetensors", precision="float16")
+    refused("--precision int4 is none of float32", "x.onnx", precision="int4")
+
+
+def test_calibration_images_are_spread_over_a_folder(tmp_path, pictures, monkeypatch):
+    from detrkit.inference import export as library
+
+    monkeypatch.setattr(library, "MOST_CALIBRATION_IMAGES", 3)
+    images = write_images(tmp_path / "images", pictures)
+    assert [file.stem for file in library.calibration_files(images)] == ["0", "2", "4"]
