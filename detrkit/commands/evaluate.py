@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
         check_graph_options(args, is_graph)
         command_line.check_exist(args.config, None if is_graph else args.checkpoint, "folder or config")
         config, args.checkpoint, folder = command_line.find_named(args)
-        check_has_data(config, ".safetensors")
+        check_has_data(config, ".safetensors", *RUNTIME_FILES)
         # The results of a training's folder belong there, also after it was moved.
         is_first = folder is not None and folder.samefile(args.config or args.checkpoint)
         args.folder = folder if is_first else None

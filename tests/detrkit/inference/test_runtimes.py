@@ -1,5 +1,6 @@
 """Other runtimes and smaller types of numbers for exported graphs: OpenVINO, float16 and int8."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -9,9 +10,12 @@ import torch
 from PIL import Image
 
 from align_detr import Detector
-from detrkit.config.load import get_config
+from detrkit.config.load import get_config, load_config
+from detrkit.datasets.classes import Classes
 from detrkit.inference.agreement import agreement_table, compare
 from detrkit.inference.export import export
+from detrkit.inference.graph_evaluation import evaluate_network
+from detrkit.inference.network import Predictions
 from detrkit.inference.pytorch import PyTorchNetwork
 from detrkit.inference.runtimes import RUNTIMES, open_graph
 
@@ -229,3 +233,59 @@ def test_calibration_images_are_spread_over_a_folder(tmp_path, pictures, monkeyp
     monkeypatch.setattr(library, "MOST_CALIBRATION_IMAGES", 3)
     images = write_images(tmp_path / "images", pictures)
     assert [file.stem for file in library.calibration_files(images)] == ["0", "2", "4"]
+
+
+class Oracle:
+    """A network that detects what is annotated, image by image."""
+
+    soft_nms = 0.0
+
+    def __init__(self, file):
+        content = json.loads(file.read_text())
+        self.classes = Classes.from_plain([[c["id"], c["name"]] for c in content["categories"]], str(file))
+        by_image = {image["id"]: [] for image in content["images"]}
+        for entry in content["annotations"]:
+            x, y, width, height = entry["bbox"]
+            by_image[entry["image_id"]].append(([x, y, x + width, y + height], entry["category_id"]))
+        self._found = iter(by_image.values())
+
+    def prepare(self, pixels):
+        assert pixels.dtype == np.uint8 and pixels.shape[2] == 3
+        return pixels
+
+    def detect(self, images, sizes):
+        boxes, ids = zip(*next(self._found), strict=True)
+        labels = np.array([self.classes.ids.index(number) for number in ids])
+        return [Predictions(np.array(boxes, np.float32), np.ones(len(ids), np.float32), labels)]
+
+
+def test_graphs_are_evaluated_on_the_images_of_the_config(tmp_path, monkeypatch):
+    """Protects the figures: a network that detects what is annotated has an AP of 100; one with another class, none."""
+    from detrkit.commands import make_data
+
+    monkeypatch.setenv("TINY_COCO_ROOT", str(tmp_path / "data"))
+    make_data.main(["--synthetic", "--train", "1", "--val", "3", "--output", str(tmp_path / "data")])
+    cfg = load_config("align_detr_tiny", ["train.device=cpu"])
+    cfg.dataloader.evaluator.output_dir = str(tmp_path)
+    network = Oracle(tmp_path / "data/annotations/instances_val2017.json")
+    assert evaluate_network(cfg, network, "oracle")["bbox"]["AP"] == pytest.approx(100)
+    network.classes = Classes(("apple", "pear", "plum"), (1, 2, 3))
+    with pytest.raises(ValueError, match="those of oracle"):
+        evaluate_network(cfg, network, "oracle")
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_runtimes(tmp_path, capsys):
+    """Every runtime and precision is timed, and the smaller types have smaller files."""
+    for package in ("onnx", "onnxruntime", "openvino"):
+        pytest.importorskip(package)
+    from detrkit.commands import benchmark
+
+    options = ["--parts", "runtimes", "--image-sizes", "96x96", "--repeats", "1", "--json", str(tmp_path / "all.json")]
+    benchmark.main(["align_detr_tiny", *options, "train.device=cpu"])
+    records = {entry["runtime"]: entry for entry in json.loads((tmp_path / "all.json").read_text())["records"]}
+    assert {"PyTorch float32", "ONNX Runtime int8", "OpenVINO bfloat16"} <= records.keys()
+    assert all(entry["processor_s"] > 0 and entry["AP"] is None for entry in records.values())
+    sizes = {name: entry["bytes"] for name, entry in records.items()}
+    assert max(sizes["ONNX Runtime float16"], sizes["ONNX Runtime int8"]) < 0.8 * sizes["ONNX Runtime float32"]
+    assert "OpenVINO float32" in capsys.readouterr().out
