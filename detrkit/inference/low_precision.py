@@ -56,7 +56,11 @@ def _without_detours(graph: ModelProto) -> ModelProto:
     originals = {back: rounded[half] for back, half in casts(TensorProto.FLOAT).items() if half in rounded}
     for node in graph.graph.node:
         for index, name in enumerate(node.input):
-            node.input[index] = originals.get(name, name)
+            # A cast to float32 that is an output of the graph stays, and reads the original too.
+            name = node.output[0] if node.output[0] in originals else name
+            while name in originals:
+                name = originals[name]
+            node.input[index] = name
     for unneeded in (originals, rounded):
         used = {name for node in graph.graph.node for name in node.input} | {out.name for out in graph.graph.output}
         kept = [node for node in graph.graph.node if node.output[0] not in unneeded or node.output[0] in used]
