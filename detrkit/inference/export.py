@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from detectron2.data import DatasetCatalog
@@ -22,6 +22,9 @@ from .network import Network
 from .pytorch import PyTorchNetwork
 from .runtimes import GraphNetwork, ProgramNetwork, open_graph
 from .sources import find_source, stored_threshold
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 WEIGHTS, GRAPHS = ".safetensors", (".onnx", ".xml", ".pt2")
 # Files that can have each precision.
@@ -106,18 +109,23 @@ def export(
     metadata |= threshold_metadata(stored_threshold(weights))
     if path.suffix == ".pt2":
         write_program(network.model, path, metadata, shape, example)
-        return ExportedFile(path, network, shape, weights)
-    files = calibration_files(calibration) if precision == "int8" else []
-    graph = trace_onnx(network.model, metadata, shape, example)
+    else:
+        images = map(read_image, calibration_files(calibration)) if calibration else iter(())
+        graph = trace_onnx(network.model, metadata, shape, example)
+        _write_graph(graph, path, precision, calibration_inputs(path, metadata, shape, images))
+    return ExportedFile(path, network, shape, weights)
+
+
+def _write_graph(graph: ModelProto, path: Path, precision: str, inputs: Iterator[np.ndarray]) -> None:
+    """Write an ONNX graph as `.onnx` or `.xml` in a precision; `inputs` calibrate int8."""
     if path.suffix == ".xml":
         write_openvino(graph, path, half=precision == "float16")
-        return ExportedFile(path, network, shape, weights)
+        return
     if precision == "float16":
         graph = to_float16(graph)
     elif precision == "int8":
-        graph = to_int8(graph, calibration_inputs(path, metadata, shape, map(read_image, files)))
+        graph = to_int8(graph, inputs)
     write_bytes(path, graph.SerializeToString())
-    return ExportedFile(path, network, shape, weights)
 
 
 def calibration_files(source: str | os.PathLike) -> list[Path]:
