@@ -98,15 +98,13 @@ def export(
         raise ValueError(f"--output {path} is where the weights come from: give another name")
     network = PyTorchNetwork(cfg, weights, classes, "cpu", "float32")
     network = network.in_float64() if precision == "float64" else network
+    threshold = stored_threshold(weights)
     if path.suffix == WEIGHTS:
-        write_exported(path, network.model.state_dict(), cfg, network.classes, stored_threshold(weights))
+        write_exported(path, network.model.state_dict(), cfg, network.classes, threshold)
         return ExportedFile(path, network, None, weights)
-    resized = input_size(cfg)
-    example = resized.shape(*LANDSCAPE)
+    example = input_size(cfg).shape(*LANDSCAPE)
     shape = Shape(batch or (None if dynamic else 1), tuple(size) if size else None if dynamic else example)
-    channel_order = cfg.dataloader.test.mapper.get("img_format", "RGB")
-    metadata = metadata_of(network.classes, resized, shape, channel_order, test_options(cfg))
-    metadata |= threshold_metadata(stored_threshold(weights))
+    metadata = _metadata(cfg, network, shape) | threshold_metadata(threshold)
     if path.suffix == ".pt2":
         write_program(network.model, path, metadata, shape, example)
     else:
@@ -114,6 +112,11 @@ def export(
         graph = trace_onnx(network.model, metadata, shape, example)
         _write_graph(graph, path, precision, calibration_inputs(path, metadata, shape, images))
     return ExportedFile(path, network, shape, weights)
+
+
+def _metadata(cfg: DictConfig, network: PyTorchNetwork, shape: Shape) -> dict[str, str]:
+    channel_order = cfg.dataloader.test.mapper.get("img_format", "RGB")
+    return metadata_of(network.classes, input_size(cfg), shape, channel_order, test_options(cfg))
 
 
 def _write_graph(graph: ModelProto, path: Path, precision: str, inputs: Iterator[np.ndarray]) -> None:

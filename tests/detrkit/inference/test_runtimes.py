@@ -254,9 +254,10 @@ class Oracle:
         return pixels
 
     def detect(self, images, sizes):
-        boxes, ids = zip(*next(self._found), strict=True)
-        labels = np.array([self.classes.ids.index(number) for number in ids])
-        return [Predictions(np.array(boxes, np.float32), np.ones(len(ids), np.float32), labels)]
+        found = next(self._found)
+        boxes = np.array([box for box, _ in found], np.float32).reshape(-1, 4)
+        labels = np.array([self.classes.ids.index(number) for _, number in found], np.int64)
+        return [Predictions(boxes, np.ones(len(found), np.float32), labels)]
 
 
 def test_graphs_are_evaluated_on_the_images_of_the_config(tmp_path, monkeypatch):
