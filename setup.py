@@ -82,12 +82,15 @@ setup(
         # For films: `align-detr demo --input film.mp4`; and for --track.
         "video": ["opencv-python-headless"],
         "track": ["trackers>=2.4"],
+        # To run ONNX files by OpenVINO, and to write and run its own.
+        "openvino": ["onnx", "openvino>=2024.6"],
         "dev": [
             "distributed",
             "faster-coco-eval>=1.8",
             "hypothesis",
             "onnx",
             "onnxruntime",
+            "openvino>=2024.6",
             "pytest",
             "pytest-xdist",
             "ruff",

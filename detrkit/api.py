@@ -11,6 +11,8 @@ from detectron2.utils import comm
 from omegaconf import DictConfig
 
 from detrkit.config.load import load_config
+from detrkit.inference.graph_evaluation import evaluate_network
+from detrkit.inference.runtimes import is_graph, open_graph
 from detrkit.reports.training_report import build_report
 from detrkit.runtime.program import subnormals_flushed
 from detrkit.runtime.threads import number_of_threads_kept
@@ -45,14 +47,22 @@ def train(
 
 
 def evaluate(
-    cfg: DictConfig, checkpoint: str | os.PathLike = "", *, config_file: str = "", overrides: Sequence[str] = ()
+    cfg: DictConfig,
+    checkpoint: str | os.PathLike = "",
+    *,
+    config_file: str = "",
+    overrides: Sequence[str] = (),
+    runtime: str | None = None,
+    dtype: str = "float32",
 ) -> dict[str, Any]:
     """Evaluate a checkpoint on the test data of a config, and log the results in its output folder.
 
     Args:
-        checkpoint: a .pth or .safetensors file, a URL, or `zoo:NAME`; "" for `cfg.train.init_checkpoint`.
+        checkpoint: a .pth or .safetensors file, a URL, or `zoo:NAME`; "" for `cfg.train.init_checkpoint`. Or a graph
+            (.onnx, .xml), which brings its own model and preprocessing, and is evaluated image by image.
         config_file: where the config came from, for the log.
         overrides: `key=value` that the user gave; settings that belong to the weights do not replace them.
+        runtime, dtype: of a graph, see `detrkit.inference.runtimes.open_graph`.
 
     Returns:
         `{task: metrics}`, such as `{"bbox": {"AP": 50.2, ...}}`; {} on other processes than the main one.
@@ -66,11 +76,16 @@ def evaluate(
         raise ValueError("nothing to evaluate: give train.init_checkpoint=FILE, or the folder of a training")
     with subnormals_flushed(), logs_closed_on_exit():
         join_torchrun()
-        check_exists(checkpoint)
+        network = open_graph(checkpoint, runtime, dtype=dtype) if is_graph(checkpoint) else None
+        if not network:
+            check_exists(checkpoint)
         check_data(cfg, ("test",))
-        prepare(cfg, checkpoint, config_file=config_file, overrides=overrides)
+        prepare(cfg, "" if network else checkpoint, config_file=config_file, overrides=overrides)
         with number_of_threads_kept():
-            results = evaluation.evaluate(cfg, checkpoint)
+            if network:
+                results = evaluate_network(cfg, network, checkpoint)
+            else:
+                results = evaluation.evaluate(cfg, checkpoint)
         if comm.is_main_process():
             log_results(cfg, results)
         return results

@@ -145,6 +145,20 @@ def test_the_page_on_serving(folder):
 
 
 @pytest.mark.slow
+def test_the_page_on_runtimes(folder):
+    """Protects who deploys with OpenVINO, or with int8."""
+    for package in ("onnx", "onnxruntime", "openvino"):
+        pytest.importorskip(package)
+    write_run(folder / "output/align_detr_tiny")
+    shell("align-detr make-data --synthetic --train 2 --val 2")
+    for number, name in enumerate(("street.jpg", "pictures/1.png", "pictures/2.png")):
+        picture(folder / name, number)
+    kinds = run_blocks("docs/runtimes.md", names := {}, {"--repeats 7": "--repeats 1"})
+    assert kinds == {"bash": 5, "python": 1} and (folder / "drawn/street.png").is_file()
+    assert names["by_openvino"].class_names == names["by_onnx_runtime"].class_names
+
+
+@pytest.mark.slow
 def test_the_page_on_python(folder):
     """Protects who trains and exports from a notebook or a script."""
     pytest.importorskip("onnx")

@@ -1,4 +1,4 @@
-"""Measure a config part by part: criterion, attention, training step, inference, data loading, growth."""
+"""Measure a config part by part: criterion, attention, training step, inference, data loading, growth, runtimes."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from detrkit.training.loading import load_detector
 
 from .augmentation import time_augmentations
 from .memory import peak_bytes
+from .runtimes import measure_runtimes, runtimes_table
 from .stopwatch import Measurement, Stopwatch, by_turns, copy_bandwidth
 from .tables import Record, augmentation_table, growth_lines, growth_table, per_image, seconds, table
 from .workloads import (
@@ -40,7 +41,7 @@ from .workloads import (
 )
 
 USUAL_PARTS = ("criterion", "attention", "step", "inference", "data")
-PARTS = (*USUAL_PARTS, "augmentation", "growth")
+PARTS = (*USUAL_PARTS, "augmentation", "growth", "runtimes")
 MANY_BATCHES = (2, 4, 8, 16, 32)
 GPU_BATCHES = (2, 4, 8, 16)
 GROWING_BATCHES = (1, 2, 4)
@@ -82,8 +83,10 @@ class BenchmarkOptions:
     def __post_init__(self) -> None:
         if unknown := [part for part in self.parts if part not in PARTS]:
             raise ValueError(f"--parts: there is no {unknown[0]}; choose from {', '.join(PARTS)}")
-        if self.beside and "growth" in self.parts:
-            raise ValueError("--parts growth has no --beside: give it the option as its own, and compare the tables")
+        if self.beside and (alone := [part for part in ("growth", "runtimes") if part in self.parts]):
+            raise ValueError(
+                f"--parts {alone[0]} has no --beside: give it the option as its own, and compare the tables"
+            )
 
 
 class Benchmark:
@@ -170,6 +173,19 @@ class Benchmark:
         yield from growth_lines(rows, "batch", "objects", "objects per image", seconds, "time")
         if self.options.reference and not with_reference:
             yield f"no reference of {type(self.model.criterion).__name__} with these options"
+
+    def runtimes(self) -> Iterator[str]:
+        for size in self.image_sizes:
+            found: dict[str, Record] = {}
+            measured = measure_runtimes(
+                self.cfg, self.model, self.cfg.train.init_checkpoint, size, self.options.repeats
+            )
+            for name, record in progress(measured, "runtimes"):
+                found[name] = record
+                labels = {"part": "runtimes", "runtime": name, "batch": 1, "image_size": "x".join(map(str, size))}
+                self.records.append({**labels, **record})
+            yield f"one image of {size[0]} x {size[1]} pixels, {torch.get_num_threads()} thread(s)"
+            yield runtimes_table(found)
 
     def criterion_calls(self, size: Size, objects: int) -> list[tuple[tuple, dict]]:
         """The arguments of the criterion in a training step with one image."""
@@ -320,7 +336,7 @@ def count_products(workload: Workload) -> int:
     return counter.get_total_flops()
 
 
-def progress(workloads: Sequence[Any], part: str) -> Iterable[Any]:
+def progress(workloads: Iterable[Any], part: str) -> Iterable[Any]:
     """`workloads` with a progress bar on a terminal."""
     return tqdm(workloads, desc=part, unit="workload", leave=False, disable=None)
 

@@ -27,6 +27,8 @@ Time a config's criterion, deformable attention, training step, inference and da
                 processor time of one process for an image of the training data
     growth      how time and memory of a training step grow with image size, batch, objects and queries, one at a time
                 from the first value of each; and the operations of its matrix products
+    runtimes    one image by PyTorch, ONNX Runtime and OpenVINO in several precisions, on the CPU: time, size of the
+                files, and with train.init_checkpoint=FILE the average precision on the test data
 
 Images are noise with random objects, except for `data`. Times are medians after a warm-up, ± the interquartile range.
 Memory is the peak of a run: on a GPU by PyTorch's allocator, on Linux by a separate process; for step and inference it
@@ -35,6 +37,8 @@ same with other options, such as train.amp.enabled=False; "of reference" and "of
 EXAMPLES = (
     "align-detr benchmark align_detr_tiny --parts criterion step --batch-sizes 2 4",
     "align-detr benchmark align_detr_r50_4scale_12ep --parts inference --image-sizes 480x640 train.device=cpu",
+    "align-detr benchmark output/align_detr_tiny/config.yaml --parts runtimes "
+    "train.init_checkpoint=output/align_detr_tiny/model_final.pth",
 )
 
 
@@ -47,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="PART",
-        help="what to time (default: all but augmentation and growth)",
+        help="what to time (default: all but augmentation, growth and runtimes)",
     )
     parser.add_argument(
         "--batch-sizes",

@@ -13,3 +13,7 @@ WEIGHT_FORMATS = (
     *("mmdet_co_dino", "mmdet_conditional_detr", "mmdet_dab_detr", "mmdet_dino"),
     *("original_dab_detr", "original_dino", "sensex_co_deformable_detr", "sensex_co_dino"),
 )
+RUNTIMES = ("onnxruntime", "openvino")
+RUNTIME_FILES = (".onnx", ".xml")
+RUNTIME_TYPES = ("float32", "bfloat16", "float16")
+PRECISIONS = ("float32", "float64", "float16", "int8")

@@ -20,6 +20,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
+from detrkit.commands.choices import RUNTIME_TYPES, RUNTIMES
+
 INPUT_ERRORS = (ValueError, OSError, FloatingPointError)
 # Errors of libraries that the user can mend. A library that is not imported has raised none.
 LIBRARY_ERRORS = (
@@ -104,6 +106,20 @@ def add_tta(parser: argparse.ArgumentParser) -> None:
 def with_tta(args: argparse.Namespace) -> list[str]:
     """Return the overrides, with that of --tta. Its `+` is for configs of earlier versions."""
     return [*args.overrides, *(["+train.test_aug.enabled=True"] if args.tta else [])]
+
+
+def add_runtime(parser: argparse.ArgumentParser) -> None:
+    """Add `--runtime` and `--dtype`, for graphs."""
+    group = parser.add_argument_group("graphs (.onnx, .xml)")
+    group.add_argument(
+        "--runtime", choices=RUNTIMES, help="default: ONNX Runtime for .onnx, OpenVINO, which takes both, for .xml"
+    )
+    group.add_argument(
+        "--dtype",
+        choices=RUNTIME_TYPES,
+        default="float32",
+        help="type that OpenVINO computes in (default: %(default)s)",
+    )
 
 
 def add_overrides(parser: argparse.ArgumentParser, help: str = "changes to the config") -> None:

@@ -12,7 +12,7 @@ DESCRIPTION = """\
 Detect objects in images and films, and draw them.
 
 Give published weights by name (`align-detr weights list`), the folder of a training, a file of `align-detr export`
-(.safetensors, .onnx), or a CONFIG with --checkpoint.
+(.safetensors, .onnx, .xml), or a CONFIG with --checkpoint.
 A file that cannot be read is named and left out, and the exit status is 1.
 Of a film, frame after frame is read; NAME.webm has the boxes, NAME.jsonl a line of detections for each frame."""
 EXAMPLES = (
@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
         "--frame-rate", type=float, metavar="X", help="take folders as films of X frames (images) per second"
     )
     command_line.add_tta(parser)
+    command_line.add_runtime(parser)
     command_line.add_overrides(parser)
     return parser
 
@@ -126,6 +127,8 @@ def detect(args: argparse.Namespace) -> bool:
         args.batch_size,
         args.tile,
         args.overlap,
+        args.runtime,
+        args.dtype,
     )
     outcome = demo.detect(config, checkpoint, args.input, options, command_line.with_tta(args))
     print(outcome.line(options))

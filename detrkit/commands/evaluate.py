@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from detrkit.commands import command_line
+from detrkit.commands.choices import RUNTIME_FILES
 from detrkit.commands.train import add_processes, launch_processes
 
 DESCRIPTION = """\
 Evaluate a detector on the test data of its config, by COCO's metrics.
 
 Give the folder of a training or zoo:NAME; or a CONFIG with --checkpoint, a checkpoint (.pth) or an exported file
-(.safetensors)."""
+(.safetensors, .onnx, .xml)."""
 EXAMPLES = (
     "align-detr eval output/align_detr_tiny --which best",
     "align-detr eval align_detr_tiny --checkpoint output/align_detr_tiny/model_final.pth",
     "align-detr eval output/align_detr_tiny --tta train.test_aug.min_sizes=[112,128,144]",
+    "align-detr eval output/align_detr_tiny --checkpoint tiny.onnx --runtime openvino",
 )
 
 
@@ -29,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     # Former spellings, of the time when `align-detr eval` was `align-detr train --eval-only`.
     parser.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--eval-only", action="store_true", help=argparse.SUPPRESS)
+    command_line.add_runtime(parser)
     add_processes(parser)
     command_line.add_overrides(parser)
     return parser
@@ -39,20 +43,36 @@ def run(args: argparse.Namespace) -> None:
     with command_line.errors_in_one_line():
         if not args.config and not args.checkpoint:
             raise ValueError("nothing to evaluate: give the folder of a training, or a config and --checkpoint")
-        for file in (args.config, args.checkpoint or ""):
-            if file.endswith(".onnx"):
-                raise ValueError(f"{file}: an ONNX file cannot be evaluated; `align-detr export --check` compares it")
-        command_line.check_exist(args.config, args.checkpoint, "folder or config")
+        is_graph = (args.checkpoint or "").endswith(RUNTIME_FILES)
+        check_graph_options(args, is_graph)
+        command_line.check_exist(args.config, None if is_graph else args.checkpoint, "folder or config")
         config, args.checkpoint, folder = command_line.find_named(args)
-        if config.endswith(".safetensors"):
-            raise ValueError(
-                f"{config} has no test data: give a config that has, as `align-detr eval CONFIG --checkpoint {config}`"
-            )
+        check_has_data(config, ".safetensors", *RUNTIME_FILES)
         # The results of a training's folder belong there, also after it was moved.
         is_first = folder is not None and folder.samefile(args.config or args.checkpoint)
         args.folder = folder if is_first else None
         args.config, args.overrides = config, command_line.with_tta(args)
     launch_processes(work, args)
+
+
+def check_graph_options(args: argparse.Namespace, is_graph: bool) -> None:
+    """Raise ValueError if the options for graphs do not fit, FileNotFoundError if the graph is not there."""
+    check_has_data(args.config, *RUNTIME_FILES)
+    if not is_graph:
+        if args.runtime is not None or args.dtype != "float32":
+            raise ValueError("--runtime and --dtype are for graphs (.onnx, .xml): give one by --checkpoint")
+    elif not Path(args.checkpoint).is_file():
+        raise FileNotFoundError(f"no such file: {args.checkpoint}")
+    elif args.num_gpus > 1 or args.num_machines > 1:
+        raise ValueError(f"{args.checkpoint}: a graph is evaluated in one process")
+
+
+def check_has_data(config: str, *suffixes: str) -> None:
+    """Raise ValueError if the config is a file with one of these suffixes, which hold a detector alone."""
+    if config.endswith(suffixes):
+        raise ValueError(
+            f"{config} has no test data: give a config that has, as `align-detr eval CONFIG --checkpoint {config}`"
+        )
 
 
 def work(args: argparse.Namespace) -> None:
@@ -76,7 +96,8 @@ def work(args: argparse.Namespace) -> None:
         point = newest_checkpoint(cfg.train.output_dir) if args.resume else None
         checkpoint = f"{cfg.train.output_dir}/{point.name}" if point else args.checkpoint
         config = args.config if is_name(args.config) else str(find_config(args.config))
-        evaluate(cfg, checkpoint, config_file=config, overrides=args.overrides)
+        graph_options = {"runtime": args.runtime, "dtype": args.dtype}
+        evaluate(cfg, checkpoint, config_file=config, overrides=args.overrides, **graph_options)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detrkit.commands import command_line
-from detrkit.commands.choices import WEIGHT_FAMILIES, WEIGHT_FORMATS
+from detrkit.commands.choices import PRECISIONS, WEIGHT_FAMILIES, WEIGHT_FORMATS
 from detrkit.runtime.weight_files import ZOO
 
 DESCRIPTION = """\
@@ -20,17 +20,20 @@ too.
 
 .safetensors  weights (averaged ones if the training kept them), config, names of classes and input size. Nothing in
               the file is run. `align_detr.Detector`, `align-detr demo` and train.init_checkpoint take it.
-.onnx, .pt2   the whole network, from images to boxes. Input `images` (N, 3, H, W): float32 from 0 to 255. Outputs
+.onnx         for ONNX Runtime and others; .xml (with a .bin beside it) for OpenVINO; .pt2 for torch.export: each has
+.xml, .pt2    the whole network, from images to boxes. Input `images` (N, 3, H, W): float32 from 0 to 255. Outputs
               `boxes` (N, K, 4): left, top, right, bottom in pixels of the images; `scores` and `classes` (N, K).
               Detections are sorted, best first."""
 MORE = """\
 --check prints the differences between PyTorch and the file, and fails if they matter. It also prints how far both are
-from PyTorch in float64: this separates rounding from a mistake."""
+from PyTorch in float64: this separates rounding from a mistake. With --precision float16 and int8 it prints the
+differences alone."""
 EXAMPLES = (
     "align-detr export output/align_detr_tiny --output tiny.safetensors",
     "align-detr export output/align_detr_tiny --which best --output tiny.onnx --dynamic --check photos",
+    "align-detr export output/align_detr_tiny --output int8.onnx --dynamic --precision int8 --calibration photos",
 )
-GRAPHS = (".onnx", ".pt2")
+GRAPHS = (".onnx", ".xml", ".pt2")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         parser, "the folder of a training, an exported file, or a config", metavar="FOLDER|FILE|CONFIG"
     )
     command_line.add_checkpoint(parser, "weights; with SOURCE, in place of its own")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".safetensors, .onnx or .pt2")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".safetensors, .onnx, .xml or .pt2")
     parser.add_argument(
         "--format",
         choices=WEIGHT_FORMATS,
@@ -57,7 +60,16 @@ def parser() -> argparse.ArgumentParser:
         "resizes 480 x 640 to; any with --dynamic)",
     )
     parser.add_argument("--dynamic", action="store_true", help="leave free what --batch and --size do not set")
-    parser.add_argument("--float64", action="store_true", help="compute in float64: exact and slow; .onnx only")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="float16: of large modules (.onnx), or of the stored weights (.xml); int8: of backbone and feed-forward "
+        "blocks (.onnx); float64: exact and slow (.onnx)",
+    )
+    parser.add_argument(
+        "--calibration", metavar="FOLDER|DATASET", help="images for --precision int8, best those of the training"
+    )
     parser.add_argument("--check", type=Path, metavar="FOLDER", help="compare with PyTorch on the images of a folder")
     command_line.add_overrides(parser)
     return parser
@@ -79,10 +91,11 @@ def check_options(args: argparse.Namespace) -> None:
     if has_config(args.config) and args.overrides:
         raise ValueError(f"{args.config} has a config of its own: to change it, give a config and --checkpoint")
     if args.check and args.output.suffix == ".safetensors":
-        raise ValueError(f"--check is for {' and '.join(GRAPHS)}: a .safetensors file has no graph")
-    graph_only = [name for name in ("batch", "size", "dynamic", "check", "float64") if getattr(args, name)]
+        raise ValueError(f"--check is for {', '.join(GRAPHS)}: a .safetensors file has no graph")
+    graph_only = [name for name in ("batch", "size", "dynamic", "check", "calibration") if getattr(args, name)]
+    graph_only += ["precision"] if args.precision != "float32" else []
     if args.format and graph_only:
-        raise ValueError(f"--{graph_only[0]} is for {' and '.join(GRAPHS)}: --format writes weights alone")
+        raise ValueError(f"--{graph_only[0]} is for {', '.join(GRAPHS)}: --format writes weights alone")
 
 
 def has_config(source: str) -> bool:
@@ -127,7 +140,8 @@ def export(args: argparse.Namespace) -> None:
         batch=args.batch,
         size=args.size,
         dynamic=args.dynamic,
-        float64=args.float64,
+        precision=args.precision,
+        calibration=args.calibration,
         overrides=args.overrides,
         which=args.which,
     )
@@ -135,8 +149,9 @@ def export(args: argparse.Namespace) -> None:
         print(f"weights: {exported.weights}")
     print(summary(exported))
     if args.check:
-        runtime = {".onnx": "ONNX Runtime"}.get(exported.path.suffix, "torch.export")
-        print_check(exported.network, library.open_graph(exported.path), args.check, runtime)
+        runtime = {".onnx": "ONNX Runtime", ".xml": "OpenVINO", ".pt2": "torch.export"}[exported.path.suffix]
+        is_exact = args.precision in ("float32", "float64")
+        print_check(exported.network, library.open_exported(exported.path), args.check, runtime, is_exact=is_exact)
 
 
 def export_weights(args: argparse.Namespace, source: str | None, config) -> str:
@@ -152,7 +167,8 @@ def export_weights(args: argparse.Namespace, source: str | None, config) -> str:
 def summary(exported) -> str:
     """Return a line such as "mine.onnx: 190.1 MB, DINO with 80 classes, 1 image of 480 x 640 pixels"."""
     network, shape = exported.network, exported.shape
-    megabytes, classes = exported.path.stat().st_size / 1e6, len(network.classes.names)
+    files = [exported.path, *([exported.path.with_suffix(".bin")] if exported.path.suffix == ".xml" else [])]
+    megabytes, classes = sum(file.stat().st_size for file in files) / 1e6, len(network.classes.names)
     line = f"{exported.path}: {megabytes:.1f} MB, {type(network.model).__name__} with {classes} classes"
     if shape is None:
         return line
@@ -161,7 +177,7 @@ def summary(exported) -> str:
     return f"{line}, {images} of {size}"
 
 
-def print_check(reference, other, folder: Path, runtime: str) -> None:
+def print_check(reference, other, folder: Path, runtime: str, *, is_exact: bool = True) -> None:
     """Print how far a graph's detections are from PyTorch's.
 
     Args:
@@ -169,15 +185,16 @@ def print_check(reference, other, folder: Path, runtime: str) -> None:
         other: the `Network` of the graph.
         folder: of images.
         runtime: the name of the graph's runtime, for the tables.
+        is_exact: whether the graph is to agree up to rounding; otherwise its differences are printed alone.
 
     Raises:
-        ValueError: they disagree.
+        ValueError: they disagree, and are to agree.
     """
     from detrkit.inference.agreement import agreement_table, rounding_table
     from detrkit.inference.export import check_graph
 
     names = "PyTorch", runtime
-    results, rounding = check_graph(reference, other, folder)
+    results, rounding = check_graph(reference, other, folder, explain=is_exact)
     print(agreement_table(results, names))
     if rounding:
         print(f"\n{rounding_table(dict(zip(names, rounding, strict=True)))}")

@@ -26,6 +26,7 @@ from detrkit.datasets.classes import Classes, classes_of_dataset, dataset_names
 from detrkit.datasets.images import image_suffixes, read_image
 from detrkit.inference.detector import SCORE_THRESHOLD, Detector
 from detrkit.inference.pictures import draw
+from detrkit.inference.runtimes import is_graph
 from detrkit.inference.sources import classes_in_file, load_named_config, stored_threshold
 from detrkit.runtime.allocation import keep_freed_memory
 from detrkit.training.loading import load_detector
@@ -44,6 +45,7 @@ class Options:
         layer: decoder layer, from 1; None for the last.
         batch_size: images of one size at a time.
         tile, overlap: see `Detector`.
+        runtime, dtype: of a graph, see `open_graph`.
     """
 
     output: Path | None = Path("output/demo")
@@ -55,6 +57,8 @@ class Options:
     batch_size: int = 4
     tile: int | None = None
     overlap: float = 0.2
+    runtime: str | None = None
+    dtype: str = "float32"
 
 
 @dataclass
@@ -107,7 +111,7 @@ def detect(
     Files that cannot be read are reported on stderr and left out.
 
     Args:
-        config: name or path of a config, or an exported .safetensors or .onnx file.
+        config: name or path of a config, or an exported .safetensors, .onnx or .xml file.
         checkpoint: weights, or the exported file again.
         inputs: image files, folders and globs.
         overrides: `key=value`.
@@ -121,7 +125,7 @@ def detect(
     targets = output_paths(files, options.output) if options.output else {}
     outcome = Outcome(failed=list(missing))
     with progress_of(files, missing) as progress:
-        make = _with_model if options.tile is None and Path(config).suffix != ".onnx" else _with_detector
+        make = _with_model if options.tile is None and not is_graph(config) else _with_detector
         examples, classes, threshold = make(config, checkpoint, files, options, overrides, outcome.failed, progress)
         if options.output:
             options.output.mkdir(parents=True, exist_ok=True)
@@ -148,6 +152,7 @@ def _with_model(
     failed: list[str],
     progress: tqdm,
 ) -> tuple[Iterator[Example], Classes, float]:
+    _check_runtime(config, options.runtime, options.dtype)
     cfg = load_named_config(config, overrides)
     keep_freed_memory()
     threshold = _threshold_of(options, stored_threshold(checkpoint))
@@ -178,10 +183,13 @@ def _with_detector(
 ) -> tuple[Iterator[Example], Classes, float]:
     if options.layer is not None:
         raise ValueError(f"--layer={options.layer} needs a model of PyTorch, and no --tile")
-    detector = open_detector(config, checkpoint, overrides, options.tile, options.overlap)
+    detector = open_detector(
+        config, checkpoint, overrides, options.tile, options.overlap, options.runtime, options.dtype
+    )
     batch_size = 1 if options.tile is None else options.batch_size
     examples = _of_detector(detector, files, batch_size, failed, progress)
     return examples, detector.classes, _threshold_of(options, detector.score_threshold)
+
 
 
 def _of_detector(
@@ -199,23 +207,35 @@ def _of_detector(
 
 
 def open_detector(
-    config: str, checkpoint: str, overrides: Sequence[str] = (), tile: int | None = None, overlap: float = 0.2
+    config: str,
+    checkpoint: str,
+    overrides: Sequence[str] = (),
+    tile: int | None = None,
+    overlap: float = 0.2,
+    runtime: str | None = None,
+    dtype: str = "float32",
 ) -> Detector:
-    """Return the detector that a command line names; see `detect`.
+    """Return the detector that a command line names; see `detect`. `runtime` and `dtype` are of a graph.
 
     Raises:
         ValueError, OSError: it cannot be used.
     """
-    if Path(config).suffix != ".onnx":
-        cfg = load_named_config(config, overrides)
-        device = cfg.train.device
-        keep_freed_memory()
-        return Detector(
-            config=cfg, weights=checkpoint, device=device, overrides=overrides, tile=tile, overlap=overlap
-        )
-    if overrides or checkpoint != config:
-        raise ValueError(f"{config} is a fixed graph: it takes no other weights, no --layer, no --tta and no key=value")
-    return Detector(config, tile=tile, overlap=overlap)
+    if is_graph(config):
+        if overrides or checkpoint != config:
+            raise ValueError(
+                f"{config} is a fixed graph: it takes no other weights, no --layer, no --tta and no key=value"
+            )
+        return Detector(config, tile=tile, overlap=overlap, runtime=runtime, dtype=dtype)
+    _check_runtime(config, runtime, dtype)
+    cfg = load_named_config(config, overrides)
+    device = cfg.train.device
+    keep_freed_memory()
+    return Detector(config=cfg, weights=checkpoint, device=device, overrides=overrides, tile=tile, overlap=overlap)
+
+
+def _check_runtime(config: str, runtime: str | None, dtype: str) -> None:
+    if runtime is not None or dtype != "float32":
+        raise ValueError(f"--runtime and --dtype are for graphs (.onnx, .xml), and PyTorch runs {config}")
 
 
 def _threshold_of(options: Options, stored: float | None) -> float:

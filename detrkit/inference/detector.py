@@ -22,7 +22,7 @@ from .detections import Detections
 from .network import Network, Predictions
 from .pictures import CHANNEL_ORDERS, Picture, all_of, name_of, read_picture
 from .pytorch import PyTorchNetwork
-from .runtimes import OnnxNetwork
+from .runtimes import is_graph, open_graph
 from .sources import find_source, stored_threshold
 from .tiles import Tiles, detect_tiles
 
@@ -42,7 +42,7 @@ class Detector:
     Args:
         source: `zoo:NAME`, the folder of a training, or a file of `align-detr export`. Of a folder, `config.yaml` and
             `model_final.pth` are taken, else `model_best.pth`, else the newest checkpoint. Nothing in them is run. An
-            ONNX file goes to ONNX Runtime.
+            ONNX file goes to ONNX Runtime, an `.xml` file to OpenVINO.
         which: the "best" or the "final" checkpoint of the folder. The log and the attribute `weights` say which was
             taken.
         config: instead, a config: a `.py` file (which is run), a `.yaml` file, or a config as LazyConfig loads it.
@@ -50,7 +50,8 @@ class Detector:
             of its own. They must cover the whole model. Averaged weights are used where the config has them.
         device: "cuda", "cuda:1", "mps" or "cpu"; "auto" for the first of these that is there.
         dtype: "float32", or "float16" or "bfloat16" for mixed precision, as in training with `train.amp`: on a CPU
-            only where it has units for it, as float32 is faster otherwise.
+            only where it has units for it, as float32 is faster otherwise. ONNX Runtime computes in the types of the
+            file.
         class_names: of the model's outputs, if not those that the checkpoint or the config's dataset knows.
         soft_nms: IoU above which detections that overlap a better one of their class lose score; 0: off. The default is
             the config's `train.soft_nms`, which exported files keep.
@@ -61,6 +62,7 @@ class Detector:
             searched besides the whole image. None: whole images alone.
         overlap: of neighbouring tiles, as a share of `tile`; see `detrkit.inference.tiles`.
         overrides: `key=value` that `config` was changed by, which settings that belong to the weights do not replace.
+        runtime: of an `.onnx` or `.xml` file: "onnxruntime" or "openvino".
 
     Attributes:
         score_threshold: the default of calls: the one stored with the weights, else SCORE_THRESHOLD. It was chosen on
@@ -87,23 +89,25 @@ class Detector:
         tile: int | None = None,
         overlap: float = 0.2,
         overrides: Sequence[str] = (),
+        runtime: str | None = None,
     ):
         self._tiles = None if tile is None else Tiles(tile, overlap)
         named = Classes.named(class_names) if class_names else None
         self._network: Network
         self._cfg: DictConfig | None = None
-        if source is not None and Path(source).suffix == ".onnx":
-            is_float32 = str(dtype).removeprefix("torch.") == "float32"
-            if any(value is not None for value in (config, weights, which)) or not is_float32:
-                raise ValueError(f"{source} has config, weights and types of numbers in it: give none of them")
+        if is_graph(source):
+            if any(value is not None for value in (config, weights, which)):
+                raise ValueError(f"{source} has config and weights in it: give none of them")
             if test_aug:
                 raise ValueError(f"{source} is a graph of one pass: test_aug needs the detector in PyTorch")
-            self._network = OnnxNetwork(source, device)
+            self._network = open_graph(source, runtime, device, dtype)
             threshold = self._network.score_threshold
             self._weights = os.fspath(source)
             if named:
                 self._network.classes = named.for_outputs(len(self._network.classes.names))
         else:
+            if runtime is not None:
+                raise ValueError(f"runtime={runtime!r} is for graphs (.onnx, .xml), and PyTorch runs this detector")
             cfg, weights, known = find_source(source, config, weights, overrides, which)
             if test_aug is not None:
                 set_tta(cfg, test_aug)
@@ -151,7 +155,7 @@ class Detector:
 
     @property
     def cfg(self) -> DictConfig | None:
-        """The config; None for an ONNX file."""
+        """The config; None for a graph."""
         return self._cfg
 
     @property

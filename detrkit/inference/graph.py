@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import io
 import json
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,10 +26,14 @@ from detrkit.runtime.files import atomic_write
 
 from .float64 import IN_OTHER_OPERATORS, Float64
 
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
 OUTPUTS = ("boxes", "scores", "classes")
 OPSET = 17  # the first with layer norms; grid_sample came one before
 OPSET_FLOAT64 = 20  # the first whose grid_sample ONNX Runtime has in float64
 EXTRA = "pip install 'align-detr[onnx]'"
+OPENVINO_EXTRA = "pip install 'align-detr[openvino]'"
 
 
 class Shape(NamedTuple):
@@ -77,24 +82,35 @@ class GridSampleAttention(nn.Module):
         values = part.value_proj(query if value is None else value)
         query = query if query_pos is None else query + query_pos
 
-        offsets = part.sampling_offsets(query).unflatten(-1, (heads, levels, points, 2))
+        # Levels come first and queries last: a level is one block of memory, and the sum over points adds whole rows.
+        offsets = part.sampling_offsets(query).unflatten(-1, (heads, levels, points, 2)).permute(3, 0, 2, 4, 1, 5)
         weights = part.attention_weights(query).unflatten(-1, (heads, levels * points)).softmax(-1)
-        weights = weights.unflatten(-1, (levels, points)).transpose(1, 2).flatten(0, 1)  # (B·H, Lq, L, P)
+        weights = weights.unflatten(-1, (levels, points)).permute(3, 0, 2, 4, 1).flatten(1, 2)  # (L, B·H, P, Lq)
+        grids = self._grids(offsets, reference_points.permute(2, 0, 1, 3)[:, :, None, None])
         output, start = 0, 0
         for level, (height, width) in enumerate(self.shapes):
-            reference = reference_points[:, :, None, None, level]  # (B, Lq, 1, 1, 2 or 4)
-            offset = offsets[:, :, :, level]
-            if reference.shape[-1] == 2:
-                at = reference + torch.stack([offset[..., 0] / width, offset[..., 1] / height], dim=-1)
-            else:
-                at = reference[..., :2] + offset * reference[..., 2:] * (0.5 / points)
             map_ = values[:, start : start + height * width].unflatten(-1, (heads, -1)).permute(0, 2, 3, 1)
             start = start + height * width
-            grid = (2 * at - 1).transpose(1, 2).flatten(0, 1)
-            sampled = F.grid_sample(map_.flatten(0, 1).unflatten(-1, (height, width)), grid, align_corners=False)
-            output = output + (sampled * weights[:, None, :, level]).sum(-1)  # (B·H, D, Lq)
+            map_ = map_.flatten(0, 1).unflatten(-1, (height, width))
+            sampled = F.grid_sample(map_, grids[level].flatten(0, 1), align_corners=False)  # (B·H, D, P, Lq)
+            output = output + (sampled * weights[level][:, None]).sum(2)
         output = output.unflatten(0, (-1, heads)).flatten(1, 2).transpose(1, 2)
         return identity + part.output_proj(output)
+
+    def _grids(self, offsets: Tensor, reference: Tensor) -> Tensor:
+        """Return the locations (L, B, H, P, Lq, 2) that `grid_sample` takes, from -1 to 1 over the map.
+
+        Args:
+            offsets: (L, B, H, P, Lq, 2) in cells, or in shares of the reference boxes.
+            reference: (L, B, 1, 1, Lq, 2 or 4), points or boxes cxcywh in [0, 1].
+        """
+        if reference.shape[-1] == 2:
+            one = offsets.new_ones(())
+            cells = torch.stack([torch.stack([one * width, one * height]) for height, width in self.shapes])
+            unit = 2 / cells[:, None, None, None, None]
+        else:
+            unit = reference[..., 2:] / self.attention.num_points
+        return offsets * unit + (2 * reference[..., :2] - 1)
 
 
 class DetectorGraph(nn.Module):
@@ -177,7 +193,26 @@ def metadata_of(
 def write_onnx(
     model: nn.Module, path: Path, metadata: Mapping[str, str], shape: Shape, example: tuple[int, int]
 ) -> None:
-    """Write a detector's graph as ONNX; whole or not at all.
+    """Write a detector's graph as ONNX; whole or not at all. See `trace_onnx`.
+
+    Raises:
+        ImportError: the package onnx is not there.
+        OSError: the file cannot be written.
+    """
+    write_bytes(path, trace_onnx(model, metadata, shape, example).SerializeToString())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file in a folder that may have to be made; whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        file.write(content)
+
+
+def trace_onnx(
+    model: nn.Module, metadata: Mapping[str, str], shape: Shape, example: tuple[int, int]
+) -> ModelProto:
+    """Return a detector's graph as ONNX.
 
     By tracing: torch.export takes twenty times as long for the same graph, and is not in PyTorch 2.1.
 
@@ -187,12 +222,11 @@ def write_onnx(
 
     Raises:
         ImportError: the package onnx is not there.
-        OSError: the file cannot be written.
     """
     try:
         import onnx
     except ImportError as error:
-        raise ImportError(f"{path} needs a package, onnx: {EXTRA}") from error
+        raise ImportError(f"an ONNX graph needs a package, onnx: {EXTRA}") from error
     free = {axis: name for axis, name in {0: "batch", 2: "height", 3: "width"}.items() if axis in _free(shape)}
     traced = io.BytesIO()
     by_tracing = {"dynamo": False} if "dynamo" in call_parameters(torch.onnx.export) else {}
@@ -211,9 +245,29 @@ def write_onnx(
         )
     graph = onnx.load_from_string(traced.getvalue())
     onnx.helper.set_model_props(graph, dict(metadata))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        file.write(graph.SerializeToString())
+    return graph
+
+
+def write_openvino(graph: ModelProto, path: Path, *, half: bool = False) -> None:
+    """Write an ONNX graph in OpenVINO's format: `path` (.xml) and the weights beside it (.bin).
+
+    Args:
+        half: store the weights in float16. OpenVINO computes in the type that it is opened with.
+
+    Raises:
+        ImportError: the package openvino is not there.
+        OSError: the files cannot be written.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise ImportError(f"{path} needs a package, openvino: {OPENVINO_EXTRA}") from error
+    with tempfile.TemporaryDirectory() as folder:
+        traced, written = Path(folder, "traced.onnx"), Path(folder, "written.xml")
+        traced.write_bytes(graph.SerializeToString())
+        openvino.save_model(openvino.Core().read_model(traced), written, compress_to_fp16=half)
+        write_bytes(path.with_suffix(".bin"), written.with_suffix(".bin").read_bytes())
+        write_bytes(path, written.read_bytes())
 
 
 def write_program(

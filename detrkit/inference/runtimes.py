@@ -1,11 +1,14 @@
-"""Detectors that were exported as graphs, run by ONNX Runtime or by PyTorch."""
+"""Detectors that were exported as graphs, run by ONNX Runtime, OpenVINO or PyTorch."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +18,61 @@ from detrkit.config.exported import CLASSES, INPUT, THRESHOLD, InputSize, thresh
 from detrkit.datasets.classes import Classes
 from detrkit.runtime.soft_nms import checked_threshold
 
-from .graph import EXTRA, OUTPUTS, Shape
+from .graph import EXTRA, OPENVINO_EXTRA, OUTPUTS, Shape
 from .network import Predictions
 
+# Files that each runtime takes. The first runtime that takes a file is its default.
+RUNTIMES = {"onnxruntime": (".onnx",), "openvino": (".onnx", ".xml")}
+GRAPHS = tuple(dict.fromkeys(suffix for suffixes in RUNTIMES.values() for suffix in suffixes))
 PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
+# OpenVINO's names of the types that it computes in: as a hint, and among the capabilities of a device.
+OPENVINO_TYPES = {"float32": ("f32", "FP32"), "bfloat16": ("bf16", "BF16"), "float16": ("f16", "FP16")}
 MAX_SIDE = 1 << 16
+logger = logging.getLogger(__name__)
+
+
+def is_graph(source: object) -> bool:
+    """Whether this names a graph that `open_graph` takes, by the end of its name."""
+    return isinstance(source, str | os.PathLike) and Path(source).suffix in GRAPHS
+
+
+def open_graph(
+    path: str | os.PathLike,
+    runtime: str | None = None,
+    device: str = "auto",
+    dtype: str | torch.dtype = "float32",
+    threads: int | None = None,
+) -> GraphNetwork:
+    """Open an exported graph.
+
+    Args:
+        runtime: one of RUNTIMES; None: ONNX Runtime for `.onnx`, OpenVINO for `.xml`.
+        device, dtype: see `OnnxNetwork` and `OpenVinoNetwork`. ONNX Runtime computes in the types of the file, so that
+            `dtype` is float32 there.
+        threads: of the CPU; None for the runtime's default.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: the runtime is not installed.
+        ValueError: there is no such runtime, it does not take such files, or an option or the file cannot be used.
+    """
+    path, dtype = Path(path), str(dtype).removeprefix("torch.")
+    if runtime is not None and runtime not in RUNTIMES:
+        raise ValueError(f"runtime={runtime!r} is none of {', '.join(RUNTIMES)}")
+    runtime = runtime or next((name for name, suffixes in RUNTIMES.items() if path.suffix in suffixes), None)
+    if runtime is None or path.suffix not in RUNTIMES[runtime]:
+        suffixes = RUNTIMES.get(runtime, GRAPHS)
+        raise ValueError(f"{path}: {runtime or 'a graph'} takes a file that ends in {' or '.join(suffixes)}")
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    if runtime == "openvino":
+        return OpenVinoNetwork(path, device, dtype, threads)
+    if dtype != "float32":
+        raise ValueError(
+            f"dtype={dtype}: ONNX Runtime computes in the types of numbers in {path}; export another file "
+            "(`--precision`), or take runtime=openvino"
+        )
+    return OnnxNetwork(path, device, threads)
 
 
 class GraphNetwork:
@@ -78,16 +131,14 @@ class OnnxNetwork(GraphNetwork):
 
     Args:
         device: "cpu", "cuda", or "auto": CUDA where ONNX Runtime has it.
+        threads: of the CPU; None: one for each core.
 
     Raises:
-        FileNotFoundError: there is no such file.
         ImportError: ONNX Runtime is not installed.
         ValueError: it cannot run the file, the file does not say what its input and output are, or no such device.
     """
 
-    def __init__(self, path: str | os.PathLike, device: str = "auto"):
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"no such file: {path}")
+    def __init__(self, path: str | os.PathLike, device: str = "auto", threads: int | None = None):
         try:
             import onnxruntime
         except ImportError as error:
@@ -98,19 +149,73 @@ class OnnxNetwork(GraphNetwork):
             raise ValueError(f"device={device} is not there for ONNX Runtime, which has {', '.join(there)}")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # it warns of what its optimizer takes out
+        options.intra_op_num_threads = threads or 0
         try:
             self._session = onnxruntime.InferenceSession(os.fspath(path), options, providers=[there[device]])
         except Exception as error:  # its own derive from it directly
             raise ValueError(f"{path} is no ONNX file that can be run: {' '.join(str(error).split())}") from error
         metadata = self._session.get_modelmeta().custom_metadata_map
         inputs, outputs = self._session.get_inputs(), [output.name for output in self._session.get_outputs()]
-        if CLASSES not in metadata or INPUT not in metadata or len(inputs) != 1 or outputs != list(OUTPUTS):
-            raise ValueError(f"{path} was not written by `align-detr export`: its input and output are not known")
+        _check_origin(path, metadata, len(inputs), outputs)
         self._input = inputs[0].name
         super().__init__(path, metadata, inputs[0].shape[0] if isinstance(inputs[0].shape[0], int) else None)
 
     def run(self, images: np.ndarray) -> Sequence[np.ndarray]:
         return self._session.run(None, {self._input: images})
+
+
+class OpenVinoNetwork(GraphNetwork):
+    """An ONNX file or an `.xml` file of OpenVINO, with its `.bin`.
+
+    OpenVINO chooses bfloat16 by itself where a CPU has units for it. Here the default is float32.
+
+    Args:
+        device: "cpu", "auto" for the same, or another of OpenVINO's devices, such as "gpu".
+        dtype: "float32", "bfloat16" or "float16"; float32 instead, with a warning, where the device has no units for
+            it.
+        threads: of the CPU; None: one for each core.
+
+    Raises:
+        ImportError: OpenVINO is not installed.
+        ValueError: it cannot run the file, the file does not say what its input and output are, or no such device or
+            type.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike, device: str = "auto", dtype: str = "float32", threads: int | None = None
+    ):
+        try:
+            import openvino
+        except ImportError as error:
+            raise ImportError(f"{path} needs a package, openvino: {OPENVINO_EXTRA}") from error
+        core = openvino.Core()
+        there = [name.lower() for name in core.available_devices]
+        device = "cpu" if device == "auto" else device
+        if device not in there:
+            raise ValueError(f"device={device} is not there for OpenVINO, which has {', '.join(there)}")
+        if dtype not in OPENVINO_TYPES:
+            raise ValueError(f"dtype={dtype} is none of {', '.join(OPENVINO_TYPES)}")
+        hint, capability = OPENVINO_TYPES[dtype]
+        if capability not in core.get_property(device.upper(), "OPTIMIZATION_CAPABILITIES"):
+            logger.warning("This device has no units for %s: OpenVINO computes in float32 instead", dtype)
+            hint = "f32"
+        options = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
+        options |= {"INFERENCE_NUM_THREADS": threads} if threads else {}
+        try:
+            model = core.read_model(path)
+            compiled = core.compile_model(model, device.upper(), options)
+        except Exception as error:
+            raise ValueError(f"{path} is no file that OpenVINO can run: {' '.join(str(error).split())}") from error
+        metadata = _openvino_metadata(model)
+        _check_origin(path, metadata, len(model.inputs), [next(iter(output.names), "") for output in model.outputs])
+        self._request, self._lock = compiled.create_infer_request(), threading.Lock()
+        batch = model.inputs[0].partial_shape[0]
+        super().__init__(path, metadata, batch.get_length() if batch.is_static else None)
+
+    def run(self, images: np.ndarray) -> Sequence[np.ndarray]:
+        with self._lock:  # a request serves one thread at a time
+            found = self._request.infer([images])
+            return [found[name] for name in OUTPUTS]
 
 
 class ProgramNetwork(GraphNetwork):
@@ -127,6 +232,18 @@ class ProgramNetwork(GraphNetwork):
     @torch.no_grad()
     def run(self, images: np.ndarray) -> Sequence[np.ndarray]:
         return [output.numpy() for output in self._module(torch.from_numpy(images))]
+
+
+def _check_origin(path: str | os.PathLike, metadata: Mapping[str, str], inputs: int, outputs: Sequence[str]) -> None:
+    """Raise ValueError if `align-detr export` did not write a graph."""
+    if CLASSES not in metadata or INPUT not in metadata or inputs != 1 or list(outputs) != list(OUTPUTS):
+        raise ValueError(f"{path} was not written by `align-detr export`: its input and output are not known")
+
+
+def _openvino_metadata(model: Any) -> dict[str, str]:
+    """Return the metadata of an `openvino.Model`, which keeps those of an ONNX file under "framework"."""
+    paths = {key: ["framework", key] for key in (CLASSES, INPUT, THRESHOLD)}
+    return {key: model.get_rt_info(path).value for key, path in paths.items() if model.has_rt_info(path)}
 
 
 def _in_picture(found: Predictions, seen: tuple[int, int], size: tuple[int, int]) -> Predictions:

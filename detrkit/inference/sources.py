@@ -199,7 +199,7 @@ def find_named(source: str, checkpoint: str | None = None, which: str | None = N
         return Named(str(folder / "config.yaml"), checkpoint or str(weights_of_run(folder, which)), folder)
     if which is not None:
         raise ValueError(f"--which {which} chooses a checkpoint of a training's folder, but none is given")
-    is_file = is_name(source) or Path(source or checkpoint or "").suffix in (".safetensors", ".onnx")
+    is_file = is_name(source) or Path(source or checkpoint or "").suffix in (".safetensors", ".onnx", ".xml")
     return Named(source or checkpoint or "", checkpoint or (source if is_file else ""))
 
 

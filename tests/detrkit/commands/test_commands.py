@@ -18,6 +18,8 @@ from detrkit.commands.main import COMMANDS, module_of
 from detrkit.config.catalogue import ENTRIES, NOTE, config_files, find_config
 from detrkit.datasets.formats import FORMATS
 from detrkit.datasets.voc import DIFFICULT
+from detrkit.inference.export import PRECISIONS
+from detrkit.inference.runtimes import GRAPHS, OPENVINO_TYPES, RUNTIMES
 from detrkit.weights import families
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -98,7 +100,11 @@ MISTAKES = [
     ("train --data nowhere", 1, "no such folder: nowhere"),
     ("eval", 1, "nothing to evaluate: give the folder of a training, or a config and --checkpoint"),
     ("eval done", 1, "done is not the folder of a training: it has no config.yaml"),
-    ("eval dino_tiny --checkpoint net.onnx", 1, "net.onnx: an ONNX file cannot be evaluated"),
+    ("eval dino_tiny --checkpoint nowhere.xml", 1, "no such file: nowhere.xml"),
+    ("eval net.onnx", 1, "net.onnx has no test data: give a config that has"),
+    ("eval dino_tiny --checkpoint net.onnx --num-gpus 2", 1, "net.onnx: a graph is evaluated in one process"),
+    ("eval dino_tiny --runtime openvino", 1, "--runtime and --dtype are for graphs (.onnx, .xml)"),
+    ("demo net.onnx --input x --runtime tensorrt", 2, "argument --runtime: invalid choice: 'tensorrt'"),
     ("demo --input x", 1, "no detector: give the folder of a training, an exported file, or a config and --checkpoint"),
     ("demo output --input x", 1, "no such folder, file or config: output"),
     ("demo outputs/mini --input x", 1, "no such folder, file or config: outputs/mini; did you mean outputs/mine?"),
@@ -154,6 +160,8 @@ def test_choices_are_the_librarys():
     assert choices.LAYOUTS == tuple(FORMATS)
     assert choices.DIFFICULT == DIFFICULT
     assert list(choices.WEIGHT_FORMATS) == families()
+    assert (choices.RUNTIMES, choices.RUNTIME_FILES) == (tuple(RUNTIMES), GRAPHS)
+    assert choices.RUNTIME_TYPES == tuple(OPENVINO_TYPES) and choices.PRECISIONS == tuple(PRECISIONS)
 
 
 def test_configs_are_found_by_name_and_by_path(tmp_path, monkeypatch):
