@@ -29,11 +29,11 @@ Time a config's criterion, deformable attention, training step, inference and da
     growth      how time and memory of a training step grow with image size, batch, objects and queries, one at a time
                 from the first value of each; and the operations of its matrix products
 
-Images are noise with random objects, except for `data` and `workers`. Times are medians after a warm-up, ± the
-interquartile range. Memory is the peak of a run: on a GPU by PyTorch's allocator, on Linux by a separate process; for
-step and inference it includes the model. `--reference` times the plain formulations of tests/reference in turn with
-ours, and `--beside` the same with other options, such as train.amp.enabled=False; "of reference" and "of beside" are
-ours divided by theirs."""
+Images are noise with random objects, except for `data`, `augmentation` and `workers`. Times are medians after a
+warm-up, ± the interquartile range. Memory is the peak of a run: on a GPU by PyTorch's allocator, on Linux by a separate
+process; for step and inference it includes the model. `--reference` times the plain formulations of tests/reference in
+turn with ours, and `--beside` the same with other options, such as train.amp.enabled=False; "of reference" and "of
+beside" are ours divided by theirs."""
 EXAMPLES = (
     "align-detr benchmark align_detr_tiny --parts criterion step --batch-sizes 2 4",
     "align-detr benchmark align_detr_r50_4scale_12ep --parts inference --image-sizes 480x640 train.device=cpu",

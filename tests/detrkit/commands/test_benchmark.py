@@ -263,10 +263,10 @@ def test_annotations_are_as_many_as_asked_for():
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
 def test_workers_share_annotations_and_libraries(method, monkeypatch):
-    """A further worker takes less than the annotations, some 60 MB here, and far less than PyTorch's 160 MB."""
+    """A further worker takes less than the annotations, some 30 MB here, and far less than PyTorch's 160 MB."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "projects")]))
-    few, many = (data_workers.measure_workers(method, workers, 100_000, 700_000)["bytes"] for workers in (1, 5))
-    assert (many - few) / 4 < 30e6
+    few, many = (data_workers.measure_workers(method, workers, 50_000, 350_000)["bytes"] for workers in (1, 5))
+    assert (many - few) / 4 < 24e6
 
 
 @pytest.mark.parametrize(
