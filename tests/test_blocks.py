@@ -71,10 +71,12 @@ def shell(text):
     assert done.returncode == 0, f"{text}\n{done.stdout[-1000:]}\n{done.stderr[-2000:]}"
 
 
-def run_blocks(page, names, changes):
-    """Runs them, those in Python in `names`; returns how many there were of each kind."""
+def run_blocks(page, names, changes, without=None):
+    """Runs them, those in Python in `names`, without those that hold a word; returns how many it ran of each kind."""
     kinds = []
     for kind, text in BLOCK.findall((ROOT / page).read_text(encoding="utf-8")):
+        if without and without in text:
+            continue
         for line, instead in changes.items():
             text = text.replace(line, instead)
         kinds.append(kind)
@@ -217,7 +219,19 @@ def test_the_page_on_finetuning(folder):
 @pytest.mark.slow
 def test_the_page_on_your_own_detr(folder):
     """Protects who takes the supervision into another code base: both losses fall on a plain DETR."""
-    kinds = run_blocks("docs/own_detr.md", names := {}, {})
+    kinds = run_blocks("docs/own_detr.md", names := {}, {}, without="transformers")
     assert kinds == {"python": 3}
     for history in (names["history"], names["other_history"]):
         assert np.mean(history[-10:]) < 0.8 * np.mean(history[:10])
+
+
+@pytest.mark.slow
+def test_your_own_detr_of_transformers(folder):
+    """Protects who sets a loss function in Hugging Face's detectors: four trainings, whose losses fall."""
+    for library in ("transformers", "accelerate"):
+        pytest.importorskip(library, reason=f"{library} is not installed; it is in no extra")
+    kinds = run_blocks("docs/own_detr.md", names := {}, {})
+    assert kinds == {"python": 5, "bash": 1}
+    assert len(names["histories"]) == 2
+    for history in (history for pair in names["histories"].values() for history in pair):
+        assert len(history) == 6 and history[-1] < 0.8 * history[0]

@@ -23,6 +23,7 @@ from detrkit.runtime.device import device_name
 from detrkit.training.builders import build_loader
 from detrkit.training.loading import load_detector
 
+from . import data_workers
 from .augmentation import time_augmentations
 from .memory import peak_bytes
 from .runtimes import measure_runtimes, runtimes_table
@@ -41,7 +42,7 @@ from .workloads import (
 )
 
 USUAL_PARTS = ("criterion", "attention", "step", "inference", "data")
-PARTS = (*USUAL_PARTS, "augmentation", "growth", "runtimes")
+PARTS = (*USUAL_PARTS, "augmentation", "workers", "growth", "runtimes")
 MANY_BATCHES = (2, 4, 8, 16, 32)
 GPU_BATCHES = (2, 4, 8, 16)
 GROWING_BATCHES = (1, 2, 4)
@@ -299,6 +300,17 @@ class Benchmark:
         rows = list(time_augmentations(data.mapper, images, self.options.repeats))
         self.records += [{"part": "augmentation", "images": len(images), **row} for row in rows]
         yield augmentation_table(rows)
+
+    def workers(self) -> Iterator[str]:
+        if not data_workers.is_measurable():
+            yield "left out: this system has no /proc/PID/smaps_rollup, from which shared memory is known"
+            return
+        size = data_workers.IMAGES, data_workers.BOXES
+        cases = list(product(data_workers.METHODS, data_workers.COUNTS))
+        rows = [data_workers.measure_workers(*case, *size) for case in progress(cases, "workers")]
+        self.records += rows
+        yield "annotations of {} images with {} boxes".format(*size)
+        yield data_workers.workers_table(rows)
 
     def growth(self) -> Iterator[str]:
         rows = []

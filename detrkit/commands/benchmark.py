@@ -25,15 +25,17 @@ Time a config's criterion, deformable attention, training step, inference and da
     augmentation
                 large-scale jitter, colour, mosaic, copy-paste and transforms of installed libraries, one at a time: the
                 processor time of one process for an image of the training data
+    workers     memory and start of 1 and 8 data workers, with annotations of as many images and boxes as COCO's
     growth      how time and memory of a training step grow with image size, batch, objects and queries, one at a time
                 from the first value of each; and the operations of its matrix products
     runtimes    one image by PyTorch, ONNX Runtime and OpenVINO in several precisions, on the CPU: time, size of the
                 files, and with train.init_checkpoint=FILE the average precision on the test data
 
-Images are noise with random objects, except for `data`. Times are medians after a warm-up, ± the interquartile range.
-Memory is the peak of a run: on a GPU by PyTorch's allocator, on Linux by a separate process; for step and inference it
-includes the model. `--reference` times the plain formulations of tests/reference in turn with ours, and `--beside` the
-same with other options, such as train.amp.enabled=False; "of reference" and "of beside" are ours divided by theirs."""
+Images are noise with random objects, except for `data`, `augmentation` and `workers`. Times are medians after a
+warm-up, ± the interquartile range. Memory is the peak of a run: on a GPU by PyTorch's allocator, on Linux by a separate
+process; for step and inference it includes the model. `--reference` times the plain formulations of tests/reference in
+turn with ours, and `--beside` the same with other options, such as train.amp.enabled=False; "of reference" and "of
+beside" are ours divided by theirs."""
 EXAMPLES = (
     "align-detr benchmark align_detr_tiny --parts criterion step --batch-sizes 2 4",
     "align-detr benchmark align_detr_r50_4scale_12ep --parts inference --image-sizes 480x640 train.device=cpu",
@@ -51,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="PART",
-        help="what to time (default: all but augmentation, growth and runtimes)",
+        help="what to time (default: criterion, attention, step, inference and data)",
     )
     parser.add_argument(
         "--batch-sizes",

@@ -25,7 +25,7 @@ from detrkit.runtime.precision import autocast_is_faster
 
 from .activation_checkpointing import checkpoint_activations
 from .backbone_stages import freeze_backbone, with_layer_decay
-from .data_workers import protect_workers
+from .data_workers import preload_workers, protect_workers
 from .dataset_shares import dataset_shares, load_datasets, mixing_factors
 from .preflight import check_images
 from .rare_classes import repeat_factors
@@ -105,6 +105,7 @@ def build_loader(cfg: DictConfig, split: str) -> Iterable[Any]:
     Raises:
         ValueError: an image cannot be used, or the data have more classes than the model.
     """
+    preload_workers()
     node = cfg.dataloader[split]
     given: dict[str, Any] = {}
     source = node.get("dataset")

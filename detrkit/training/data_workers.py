@@ -1,7 +1,8 @@
-"""Data workers and signals: workers ignore SIGTERM, and the death of a worker raises at one place."""
+"""Data workers: they share memory, ignore SIGTERM, and the death of a worker raises at one place."""
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -16,15 +17,39 @@ from torch.utils.data._utils import signal_handling
 PARENT_SECONDS = 2.0  # between two checks that the parent is alive
 
 
-def leave_signals_to_parent(worker_id: int = 0) -> None:
+def preload_workers() -> None:
+    """Let Python's fork server import what data workers need, once for all of them.
+
+    The fork server starts the workers by default since Python 3.14, and with `multiprocessing_context="forkserver"`.
+    Otherwise each worker would import PyTorch by itself, which takes seconds and 160 MB. If it is the default, it
+    starts now and imports while this process continues.
+    """
+    methods = multiprocessing.get_all_start_methods()  # the default comes first
+    if "forkserver" not in methods:
+        return
+    multiprocessing.set_forkserver_preload(["__main__", f"{__package__}.worker_server"])
+    if (multiprocessing.get_start_method(allow_none=True) or methods[0]) == "forkserver":
+        from multiprocessing.forkserver import ensure_running  # not on Windows
+
+        ensure_running()
+
+
+def prepare_worker(worker_id: int = 0) -> None:
+    """In a data worker: keep sharing memory with the parent, and leave signals to it.
+
+    Args:
+        worker_id: unused; DataLoader passes it to a `worker_init_fn`.
+    """
+    gc.freeze()  # a garbage collection writes to every object, and so copies the memory pages shared with the parent
+    leave_signals_to_parent()
+
+
+def leave_signals_to_parent() -> None:
     """In a data worker: ignore SIGINT and SIGTERM unless the parent sent it, and end when the parent ends.
 
     A scheduler or a terminal sends a signal to all processes of a run at once. The training then finishes its iteration
     and saves a checkpoint, for which it needs its workers. On macOS, which does not name the sender, SIGTERM ends a
     worker.
-
-    Args:
-        worker_id: unused; DataLoader passes it to a `worker_init_fn`.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigtimedwait"):
@@ -43,7 +68,7 @@ def _obey_parent() -> None:
 
 
 def protect_workers(loader: Any) -> Any:
-    """Make the workers of a DataLoader leave signals to this process.
+    """Make the workers of a DataLoader share memory with this process and leave signals to it.
 
     Args:
         loader: a DataLoader, or one in detectron2's AspectRatioGroupedDataset; other types are returned unchanged.
@@ -53,7 +78,7 @@ def protect_workers(loader: Any) -> Any:
     """
     for part in (loader, getattr(loader, "dataset", None)):
         if isinstance(part, DataLoader) and part.num_workers > 0:
-            part.worker_init_fn = _Both(leave_signals_to_parent, part.worker_init_fn)
+            part.worker_init_fn = _Both(prepare_worker, part.worker_init_fn)
     return loader
 
 

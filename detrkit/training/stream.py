@@ -6,6 +6,7 @@ knows the positions it has not trained on yet can therefore resume exactly, with
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain, count, islice
@@ -21,7 +22,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from detrkit.datasets.mapper import with_rgb_images
 
-from .data_workers import is_worker_death, leave_signals_to_parent, next_batch
+from .data_workers import is_worker_death, next_batch, prepare_worker
 from .randomness import random_states_kept, seed_cpu
 from .rare_classes import sample_size, systematic_sample
 
@@ -71,7 +72,7 @@ class SampleStream(IterableDataset):
         positions: Iterable[int] = chain(self._waiting, count(self._front, self._step))
         worker = get_worker_info()
         if worker is not None:
-            leave_signals_to_parent()
+            prepare_worker()
             positions = _every_nth_chunk(positions, worker.id, worker.num_workers, self._chunk)
         return map(self.example, positions)
 
@@ -79,7 +80,7 @@ class SampleStream(IterableDataset):
         """The example at a position, the same in every call. Seeds the CPU generators with the position."""
         epoch, place = divmod(position, self._size)
         seed_cpu(self._seed, position, AUGMENTATION)
-        example = self._map(self._order(epoch)[place])
+        example = self._map(self._order(epoch)[place].item())
         while example is None:
             example = self._map(int(torch.randint(len(self._dataset), ())))
         if not isinstance(example, dict):
@@ -94,13 +95,13 @@ class SampleStream(IterableDataset):
             name = item.get("file_name") if isinstance(item, Mapping) else number
             raise OSError(f"cannot read image file {name}: {error}") from error
 
-    def _shuffled(self, epoch: int) -> list[int]:
+    def _shuffled(self, epoch: int) -> torch.Tensor:  # a list would take five times the memory in each worker
         with random_states_kept():
             seed_cpu(self._seed, epoch, SHUFFLE)
             order = torch.randperm(self._size)
             if self._factors is not None:
                 order = systematic_sample(self._factors, torch.rand(()).item())[order]
-            return order.tolist()
+            return order
 
     def __getstate__(self) -> dict:  # spawned workers pickle this object, which the cache does not allow
         return {name: value for name, value in vars(self).items() if name != "_order"}
@@ -169,6 +170,7 @@ class ResumableLoader:
         self.worker_death = ""
 
     def __iter__(self) -> Iterator[Any]:
+        gc.collect()  # workers would keep what this process has not freed yet, after COCO's annotations 100 MB
         with random_states_kept():
             batches = iter(self._build(self._stream(), self._collate))
             # Built now, as all processes of a run have to build it together, and a worker dies in one of them.

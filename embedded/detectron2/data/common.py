@@ -35,7 +35,7 @@ class DatasetFromList(Dataset):
             return
         pickles = [pickle.dumps(item, protocol=pickle.HIGHEST_PROTOCOL) for item in lst]
         self._ends = torch.tensor([len(p) for p in pickles], dtype=torch.int64).cumsum(0)
-        self._bytes = torch.from_numpy(np.frombuffer(bytearray(b"".join(pickles)), dtype=np.uint8))
+        self._bytes = torch.from_numpy(np.frombuffer(bytearray().join(pickles), dtype=np.uint8))
 
     def __len__(self) -> int:
         return len(self._ends if self._serialize else self._items)

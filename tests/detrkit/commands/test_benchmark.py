@@ -1,6 +1,7 @@
 """The benchmark: what it measures is what it says, and the reference it compares with computes the same."""
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
 
-from detrkit.benchmark import memory, stopwatch, suite, workloads
+from detrkit.benchmark import data_workers, memory, stopwatch, suite, workloads
 from detrkit.commands import benchmark as tool
 from detrkit.commands import make_data
 
@@ -230,6 +231,42 @@ def test_data_that_is_not_there(capsys, monkeypatch):
         run(capsys, "--parts", "data", *options)
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "/nowhere" in error and error.count("\n") == 1
+
+
+needs_shared_memory = pytest.mark.skipif(
+    not data_workers.is_measurable(), reason="the system does not report proportional set sizes"
+)
+
+
+@needs_shared_memory
+def test_workers(capsys, monkeypatch, tmp_path):
+    """A line for each number of workers, compared with the fewest; the annotations are as many as it says."""
+    for name, value in {"IMAGES": 60, "BOXES": 200, "COUNTS": (2,), "METHODS": ("fork",)}.items():
+        monkeypatch.setattr(data_workers, name, value)
+    path = tmp_path / "figures.json"
+    options = ("--parts", "workers", "--json", path, "train.device=cpu")
+    output = run(capsys, "--config-file", CONFIGS / "align_detr_tiny.py", *options)
+    assert "60 images with 200 boxes" in output and re.search(r"fork +2 +\d+\.\d\d s +\d+ MB +1\.00", output)
+    (record,) = json.loads(path.read_text())["records"]
+    assert record["workers"] == 2 and 0 < record["start_s"] and 50e6 < record["bytes"] < 2e9
+
+
+def test_annotations_are_as_many_as_asked_for():
+    """As detectron2's loader returns them, and the same in each call."""
+    images = data_workers.annotated_images(50, 400)
+    assert len(images) == 50 and sum(len(image["annotations"]) for image in images) == 400
+    assert {"file_name", "height", "width", "image_id", "annotations"} == set(images[0])
+    assert images == data_workers.annotated_images(50, 400)
+
+
+@needs_shared_memory
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_workers_share_annotations_and_libraries(method, monkeypatch):
+    """A further worker takes less than the annotations, some 30 MB here, and far less than PyTorch's 160 MB."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "projects")]))
+    few, many = (data_workers.measure_workers(method, workers, 50_000, 350_000)["bytes"] for workers in (1, 5))
+    assert (many - few) / 4 < 24e6
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,12 @@ import torch
 from detectron2.data import build_detection_train_loader
 from torch.utils.data import DataLoader, Dataset
 
-from detrkit.training.data_workers import protect_workers, sigchld_restored
+from detrkit.training.data_workers import PARENT_SECONDS, preload_workers, protect_workers, sigchld_restored
 from detrkit.training.stream import ResumableLoader
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="needs signal.sigtimedwait")
 
+ROOT = Path(__file__).resolve().parents[3]
 IMAGES = [{"width": 2 + number % 3, "height": 3, "number": number} for number in range(7)]
 
 
@@ -25,7 +26,7 @@ def mapper(image):
     return {**image, "noise": torch.rand(()).item(), "pid": os.getpid()}
 
 
-def build(workers, grouping=True):
+def build(workers, grouping=True, **options):
     def builder(workers):
         return lambda stream, collate: build_detection_train_loader(
             stream,
@@ -34,6 +35,7 @@ def build(workers, grouping=True):
             num_workers=workers,
             aspect_ratio_grouping=grouping,
             collate_fn=collate,
+            **(options if workers else {}),
         )
 
     chunk = 1 if grouping else 2
@@ -85,6 +87,20 @@ def test_workers_outlive_a_signal_to_all_processes(number):
     content(batches, 30)
     assert all(map(is_running, pids)) and len(pids) == 3
     assert set(map(int, loader)) <= pids
+
+
+@pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="needs a fork server")
+def test_the_fork_server_outlives_a_signal_to_all_processes(monkeypatch):
+    """It is the parent of the workers that it starts, which end when their parent ends."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "projects")]))
+    preload_workers()
+    batches = iter(build(workers=2, multiprocessing_context="forkserver"))
+    pids = {item["pid"] for batch in itertools.islice(batches, 4) for item in batch}
+    (server,) = {int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in pids}
+    send_from_elsewhere(signal.SIGTERM, server, *pids)
+    time.sleep(PARENT_SECONDS + 0.5)
+    content(batches, 30)
+    assert all(map(is_running, [server, *pids])) and len(pids) == 2
 
 
 def test_a_worker_still_obeys_its_parent():
