@@ -98,15 +98,14 @@ def export(
         raise ValueError(f"--output {path} is where the weights come from: give another name")
     network = PyTorchNetwork(cfg, weights, classes, "cpu", "float32")
     network = network.in_float64() if precision == "float64" else network
-    threshold = stored_threshold(weights)
     if path.suffix == WEIGHTS:
-        write_exported(path, network.model.state_dict(), cfg, network.classes, threshold)
+        write_exported(path, network.model.state_dict(), cfg, network.classes, stored_threshold(weights))
         return ExportedFile(path, network, None, weights)
     if network.tta:
         raise ValueError(f"train.test_aug.enabled=True: a graph has one pass; set it to False to write {path}")
     example = input_size(cfg).shape(*LANDSCAPE)
     shape = Shape(batch or (None if dynamic else 1), tuple(size) if size else None if dynamic else example)
-    metadata = _metadata(cfg, network, shape) | threshold_metadata(threshold)
+    metadata = _metadata(cfg, network, shape) | threshold_metadata(stored_threshold(weights))
     if path.suffix == ".pt2":
         write_program(network.model, path, metadata, shape, example)
     else:
