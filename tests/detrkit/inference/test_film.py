@@ -50,7 +50,7 @@ def read_film(path):
 def run(tmp_path, monkeypatch, capfd):
     """`run(input, *options)` gives the exit status, the lines of JSON of the first film, and what was printed."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(detector_module, "OnnxNetwork", lambda source, device: Blobs())
+    monkeypatch.setattr(detector_module, "open_graph", lambda *_: Blobs())
     Path("blobs.onnx").touch()
 
     def run(*words):

@@ -23,7 +23,7 @@ def detector_of_blobs(longest=None, **options):
     """A `Detector` whose network finds rectangles; with that network."""
     network = Blobs(longest)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(detector_module, "OnnxNetwork", lambda source, device: network)
+        patch.setattr(detector_module, "open_graph", lambda *_: network)
         return Detector("blobs.onnx", **options), network
 
 
