@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
+import scipy  # loads scipy.stats at its first use, which takes half a second
 import torch
-from scipy import stats
 from torch import Tensor
 
 from align_detr.modeling.losses import iou_and_giou
@@ -191,8 +191,8 @@ def headline(table: AlignmentTable) -> dict[str, float]:
         "best_score": _mean(table.best_score),
         "matched_iou": _mean(iou),
         "matched_score": _mean(score),
-        "pearson": _correlation(stats.pearsonr, score, iou),
-        "spearman": _correlation(stats.spearmanr, score, iou),
+        "pearson": _correlation(scipy.stats.pearsonr, score, iou),
+        "spearman": _correlation(scipy.stats.spearmanr, score, iou),
         "expected_error": expected_error(reliability(score, iou)),
         "absolute_error": _mean(np.abs(score - iou)),
         "same_query": _mean(_same_query(table)),
@@ -283,8 +283,8 @@ def _layer(table: AlignmentTable, index: int) -> dict:
     owner = table.final_owner[index, has_query]
     ranks = table.final_rank[index, has_query]
     return {
-        "pearson": _correlation(stats.pearsonr, score, iou),
-        "spearman": _correlation(stats.spearmanr, score, iou),
+        "pearson": _correlation(scipy.stats.pearsonr, score, iou),
+        "spearman": _correlation(scipy.stats.spearmanr, score, iou),
         "matched_score": _mean(score),
         "matched_iou": _mean(iou),
         "same_query_as_before": _mean(_same_query(table)[index - 1]) if index else None,

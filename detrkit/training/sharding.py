@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from detectron2.utils import comm
-from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from detrkit.config.load import call_parameters
 
@@ -18,6 +17,8 @@ def shard_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         return optimizer
     arguments = call_parameters(type(optimizer))  # `defaults` may hold more than the constructor takes
     given = {name: value for name, value in optimizer.defaults.items() if name in arguments}
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # takes a second to import, with all of FSDP
+
     return ZeroRedundancyOptimizer(optimizer.param_groups, type(optimizer), **given)
 
 
@@ -26,5 +27,5 @@ def gather_shards(optimizer: torch.optim.Optimizer) -> None:
 
     Every process calls it. The state has the form of a plain optimizer's, so any number of processes can load it.
     """
-    if isinstance(optimizer, ZeroRedundancyOptimizer):
+    if hasattr(optimizer, "consolidate_state_dict"):
         optimizer.consolidate_state_dict(to=0)
