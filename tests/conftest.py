@@ -5,8 +5,11 @@ import inspect
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -154,19 +157,101 @@ def golden():
     return load_case
 
 
+@pytest.fixture(scope="session")
+def recorded_configs():
+    """By name, the values of each config by dotted keys, and "parameters", the number of its model's parameters.
+
+    From the recording, which `tests/upstream/test_recorded.py` compares with the configs and models.
+    """
+    recorded = json.loads((Path(__file__).parent / "upstream/recorded.json").read_text(encoding="utf-8"))
+
+    def model(name: str) -> str:
+        settings = {key: value for key, value in recorded["configs"][name].items() if key.startswith("model.")}
+        return json.dumps(settings, sort_keys=True)
+
+    counts = {model(name): about["parameters"] for name, about in recorded["models"].items()}
+    return {name: {**cfg, "parameters": counts[model(name)]} for name, cfg in recorded["configs"].items()}
+
+
+class ProgramRunner:
+    """`run(…)` is `subprocess.run([sys.executable, …])`, by a server of programs, which it starts when it is needed.
+
+    Args:
+        folder: for the server's socket and the output of programs.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._server: subprocess.Popen | None = None
+        self._lock = threading.Lock()
+
+    def __call__(self, *words: object, cwd: object = ROOT, timeout: float = 500, **environment: str):
+        """Run `python WORDS` with more variables in its environment; return its status and output.
+
+        It has one thread, and imports the packages of this checkout.
+        """
+        with self._lock:
+            if self._server is None:
+                self._start()
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+            outputs = [Path(folder, name) for name in ("stdout", "stderr")]
+            for output in outputs:
+                output.touch()
+            status = self._ask(command := list(map(str, words)), cwd, environment, outputs, timeout)
+            texts = [output.read_text(errors="replace") for output in outputs]
+        return subprocess.CompletedProcess(command, status, *texts)
+
+    def _ask(
+        self, words: list[str], cwd: object, environment: dict[str, str], outputs: list[Path], timeout: float
+    ) -> int:
+        path = os.pathsep.join(filter(None, [str(ROOT / "projects"), os.environ.get("PYTHONPATH")]))
+        given = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, **environment}
+        request = {"words": words, "folder": str(cwd), "environment": {**os.environ, **given}}
+        request.update({output.name: str(output) for output in outputs})
+        with socket.socket(socket.AF_UNIX) as connection, connection.makefile() as answers:
+            connection.connect(str(self.folder / "socket"))
+            connection.sendall(f"{json.dumps(request)}\n".encode())
+            process = int(answers.readline())
+            connection.settimeout(timeout)
+            try:
+                return int(answers.readline())
+            except TimeoutError:
+                os.killpg(process, signal.SIGKILL)
+                raise subprocess.TimeoutExpired(words, timeout) from None
+
+    def _start(self) -> None:
+        command = [sys.executable, str(Path(__file__).with_name("program_server.py")), str(self.folder / "socket")]
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        environment["OMP_NUM_THREADS"] = "1"
+        self._server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        assert self._server.stdout.readline() == "ready\n"
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.terminate()
+            self._server.wait()
+            self._server.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def run_python():
+    """`run_python("-m", "align_detr", …, cwd=…, NAME=value)`: a `ProgramRunner`."""
+    with tempfile.TemporaryDirectory() as folder:  # names of sockets are short
+        runner = ProgramRunner(Path(folder))
+        yield runner
+        runner.close()
+
+
 @pytest.fixture
-def run_tool(tmp_path):
+def run_tool(tmp_path, run_python):
     """`run_tool("train_net.py", …)`, `run_tool("export", …)`: what a tool or command that must succeed prints.
 
     The dataset is 8 + 2 drawn images.
     """
-    environment = {**os.environ, "TINY_COCO_ROOT": str(tmp_path / "data"), "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT / "projects"), os.environ.get("PYTHONPATH")]))
 
     def run(tool: str, *arguments: object) -> str:
-        program = [str(ROOT / "tools" / tool)] if tool.endswith(".py") else ["-m", "align_detr", tool]
-        command = [sys.executable, *program, *map(str, arguments)]
-        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=500)
+        program = [ROOT / "tools" / tool] if tool.endswith(".py") else ["-m", "align_detr", tool]
+        done = run_python(*program, *arguments, TINY_COCO_ROOT=str(tmp_path / "data"))
         assert done.returncode == 0, done.stderr
         return done.stdout
 

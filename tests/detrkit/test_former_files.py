@@ -1,10 +1,7 @@
 """Files that the version before the workbench was a package of its own has written: they work as before."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,21 +9,22 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 FORMER = ROOT / "tests/golden/former_files"
-ENVIRONMENT = {"PYTHONPATH": str(ROOT / "projects"), "OMP_NUM_THREADS": "1", "TINY_COCO_ROOT": "data"}
-
-
-def align_detr(folder, *words):
-    """What a command that must succeed prints, run in `folder`."""
-    command = [sys.executable, "-m", "align_detr", *map(str, words)]
-    done = subprocess.run(
-        command, env={**os.environ, **ENVIRONMENT}, cwd=folder, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def align_detr(run_python):
+    """`align_detr(folder, …)`: what a command that must succeed prints, run in `folder`."""
+
+    def run(folder, *words):
+        done = run_python("-m", "align_detr", *words, cwd=folder, TINY_COCO_ROOT="data")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, align_detr):
     """A folder with the data that the files are of."""
     folder = tmp_path_factory.mktemp("former")
     align_detr(folder, "make-data", "--synthetic", "--train", 6, "--val", 2, "--output", "data")
@@ -38,7 +36,7 @@ def weights(path):
 
 
 @pytest.mark.engine("the files name classes by the modules of the engine that wrote them")
-def test_a_checkpoint_is_resumed_to_the_same_end(place):
+def test_a_checkpoint_is_resumed_to_the_same_end(place, align_detr):
     """Protects trainings under way: the config is taken for the same, and the last weights are those of the former
     version."""
     run = place / "output/run"
@@ -54,7 +52,7 @@ def test_a_checkpoint_is_resumed_to_the_same_end(place):
 
 
 @pytest.mark.engine("the files name classes by the modules of the engine that wrote them")
-def test_a_run_is_evaluated_by_its_saved_config(place):
+def test_a_run_is_evaluated_by_its_saved_config(place, align_detr):
     """Protects results: YAML configs name classes by their former modules."""
     checkpoint = FORMER / "run/model_final.pth"
     printed = align_detr(
@@ -65,7 +63,7 @@ def test_a_run_is_evaluated_by_its_saved_config(place):
 
 
 @pytest.mark.engine("its detector is 16 channels wide; detrex computes the positions of its queries for 256")
-def test_a_config_of_a_folder_trains_on(place):
+def test_a_config_of_a_folder_trains_on(place, align_detr):
     """Protects `config.py` that `train --data` wrote: it imports from modules that have moved."""
     folder = place / "folder"
     align_detr(place, "convert", place / "data", "--output", folder / "data", "--format", "coco")
@@ -86,7 +84,7 @@ def test_an_exported_file_detects(place):
     assert len(found.scores) == 8 and set(found.labels) <= {"circle", "square", "triangle"}
 
 
-def test_former_module_names_import():
+def test_former_module_names_import(run_python):
     """Protects configs of users, which import from the package that held everything."""
     program = (
         "from align_detr.data import register_coco, register_tiny_coco\n"
@@ -95,6 +93,5 @@ def test_former_module_names_import():
         "assert get_project_config('dino/configs/dino_tiny.py').model.num_queries == 30\n"
         "assert load_config('dino_tiny', ['train.max_iter=7']).train.max_iter == 7\n"
     )
-    subprocess.run(
-        [sys.executable, "-c", program], env={**os.environ, **ENVIRONMENT}, check=True, capture_output=True, timeout=120
-    )
+    done = run_python("-c", program)
+    assert done.returncode == 0, done.stderr

@@ -223,7 +223,10 @@ from detrkit.commands import train as train_net  # noqa: E402
 
 import mixed_data  # noqa: E402
 import torch  # noqa: E402
-import torch.utils.tensorboard  # noqa: E402, F401  (so that the forks need not)
+
+# So that the forks need not import them: the writer of metrics, and what PyTorch's optimizers import.
+import torch._dynamo  # noqa: E402, F401
+import torch.utils.tensorboard  # noqa: E402, F401
 
 if __name__ == "__main__":
     main()

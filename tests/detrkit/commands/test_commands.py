@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.config import LazyConfig, instantiate
 from safetensors.torch import save
 
 from align_detr.modeling.losses import CLASSIFICATION_LOSSES
@@ -188,19 +187,16 @@ def test_the_first_word_is_the_config(tmp_path):
 
 
 @pytest.mark.parametrize("name", config_files())
-def test_the_list_of_configs_tells_what_they_are(name):
+def test_the_list_of_configs_tells_what_they_are(name, recorded_configs):
     """Schedule, parameters and whose supervision it is."""
-    entry, cfg = ENTRIES[name], LazyConfig.load(str(config_files()[name]))
-    batch, iterations = cfg.dataloader.train.total_batch_size, cfg.train.max_iter
-    if cfg.dataloader.train.dataset.names.startswith(("coco_2017", "lvis_v1")):
+    entry, cfg = ENTRIES[name], recorded_configs[name]
+    batch, iterations = cfg["dataloader.train.total_batch_size"], cfg["train.max_iter"]
+    if cfg["dataloader.train.dataset.names"].startswith(("coco_2017", "lvis_v1")):
         assert entry.schedule == f"{iterations * batch // (16 * ITERATIONS_PER_EPOCH)} epochs"
         assert batch == 16 or entry.backbone == "Lite0"
     else:
         assert entry.schedule == f"{iterations} x {batch} images"
-    cfg.model.device = "cpu"
-    with torch.device("meta"):  # no numbers, only shapes
-        model = instantiate(cfg.model)
-    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == entry.parameters
+    assert round(cfg["parameters"] / 1e6, 2) == entry.parameters
     assert entry.model.startswith("Align-DETR on ") == ("align" in name)
 
 
@@ -212,12 +208,17 @@ def test_the_list_can_be_narrowed():
         table(["yolo"])
 
 
-def completions(line, folder, cache=None):
+def run_alone(*words, cwd, **environment):
+    """As `run_python`, in a process that imports everything: what needs no PyTorch is faster so."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "projects"), **environment}
+    subprocess.run([sys.executable, *words], env=environment, cwd=cwd, capture_output=True, timeout=300)
+
+
+def completions(line, folder, cache=None, run=run_alone):
     """What Tab offers behind a line, by argcomplete's protocol for bash."""
     answer = folder.with_suffix(".answer")
+    answer.unlink(missing_ok=True)
     environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT / "projects"),
         "XDG_CACHE_HOME": str(cache or folder.with_suffix(".cache")),
         "_ARGCOMPLETE": "1",
         "_ARGCOMPLETE_COMP_WORDBREAKS": " \t\n\"'><=;|&(:",
@@ -227,8 +228,7 @@ def completions(line, folder, cache=None):
         "COMP_POINT": str(len(line)),
         "COMP_TYPE": "9",
     }
-    command = [sys.executable, "-m", "align_detr"]
-    subprocess.run(command, env=environment, cwd=folder, capture_output=True, timeout=300)
+    run("-m", "align_detr", cwd=folder, **environment)
     return [word.strip() for word in answer.read_text().split("\n") if word]
 
 
@@ -264,14 +264,14 @@ def test_tab_completes_options_choices_and_configs(tmp_path, line, found):
         ("align-detr model dino_tiny model.num_cl", ["model.num_classes="]),
     ],
 )
-def test_tab_completes_keys_and_values_of_the_config(tmp_path, line, found):
+def test_tab_completes_keys_and_values_of_the_config(tmp_path, run_python, line, found):
     """Of the config on the line. The second Tab takes them from the cache."""
-    for _ in range(2):
-        assert completions(line, tmp_path) == found
+    assert completions(line, tmp_path, run=run_python) == found
+    assert completions(line, tmp_path) == found
     assert (tmp_path.with_suffix(".cache") / "align-detr/keys.json").is_file()
 
 
-def test_completion_notices_a_changed_config(tmp_path):
+def test_completion_notices_a_changed_config(tmp_path, run_python):
     """And a damaged cache is made anew."""
     config, cache = tmp_path / "mine.yaml", tmp_path / "cache"
     for number, text in enumerate(["train: {alpha: 1, abc: {d: 2}}", "train: {beta: 1}", "train: {gamma: true}"]):
@@ -280,7 +280,8 @@ def test_completion_notices_a_changed_config(tmp_path):
         if number == 2:
             (cache / "align-detr/keys.json").write_text("[")
         found = [["train.alpha=", "train.abc."], ["train.beta="], ["train.gamma="]][number]
-        assert sorted(completions("align-detr train mine.yaml train.", tmp_path, cache)) == sorted(found)
+        offered = completions("align-detr train mine.yaml train.", tmp_path, cache, run_python)
+        assert sorted(offered) == sorted(found)
 
 
 @pytest.mark.parametrize("shell, call", [("bash", "complete "), ("zsh", "compdef "), ("fish", "complete --command")])

@@ -2,11 +2,10 @@
 
 import json
 import math
-import os
 import re
 import shutil
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -84,10 +83,10 @@ SHORT = [
 ]  # fmt: skip
 
 
-def train_net(*words, cwd):
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "tools/train_net.py"), *map(str, words)]
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+@pytest.fixture
+def train_net(run_python):
+    """`train_net("--config-file", …, cwd=folder)` runs the tool."""
+    return partial(run_python, ROOT / "tools/train_net.py")
 
 
 def check_evaluated(output):
@@ -98,7 +97,7 @@ def check_evaluated(output):
 
 
 @pytest.mark.slow
-def test_from_folder_to_evaluated_model(tmp_path, capsys):
+def test_from_folder_to_evaluated_model(tmp_path, capsys, train_net):
     """Protects the way by hand: convert, paste the printed lines into a config, train, evaluate. A broken file on the
     way is told of, and does not stop it."""
     make_yolo(tmp_path / "mine")
@@ -125,7 +124,7 @@ def test_from_folder_to_evaluated_model(tmp_path, capsys):
     check_evaluated(tmp_path / "model")
 
 
-def test_from_folder_by_one_command(tmp_path):
+def test_from_folder_by_one_command(tmp_path, train_net):
     """Protects `--data`: a folder, and nothing else to write. What its config is good for, the tutorial's test sees."""
     make_voc(tmp_path / "mine")
     done = train_net("--config-file", "align_detr_tiny", "--data", "mine", *SHORT, cwd=tmp_path)
@@ -139,7 +138,7 @@ def test_from_folder_by_one_command(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["coco_2017", pytest.param("bccd", marks=pytest.mark.slow)])
-def test_a_folder_called_as_a_built_in_dataset(tmp_path, name):
+def test_a_folder_called_as_a_built_in_dataset(tmp_path, train_net, name):
     """Its own pictures are evaluated on, by the config.yaml in the output folder too, from any working directory; the
     built-in dataset stays what it is."""
     make_voc(tmp_path / name)

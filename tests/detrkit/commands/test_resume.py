@@ -16,13 +16,14 @@ CONFIG = str(Path(__file__).with_name("mixed_config.py"))
 TOOL = str(Path(__file__).resolve().parents[3] / "tools" / "train_net.py")
 
 
-def run_script(folder, *arguments):
-    command = [sys.executable, kills.__file__, f"--output={folder}", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=1800)
+@pytest.fixture(scope="module")
+def run_script(run_python):
+    """`run_script(folder, "--kills=4")` runs `tests/stress/kills.py`."""
+    return lambda folder, *words: run_python(kills.__file__, f"--output={folder}", *words, timeout=1800)
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
+def uninterrupted(tmp_path_factory, run_script):
     """A folder in which the script has left an uninterrupted run, in `straight`."""
     folder = tmp_path_factory.mktemp("resume")
     result = run_script(folder, "--kills=0")
@@ -41,7 +42,7 @@ def assert_same_run(folder, other):
     assert kills.metrics(folder / "straight") == kills.metrics(other)
 
 
-def test_killed_at_random_moments(tmp_path):
+def test_killed_at_random_moments(tmp_path, run_script):
     """By SIGKILL, without data workers and with: nothing unreadable, no line lost, the same end to the bit."""
     result = run_script(tmp_path, "--kills=4", "--per-run=2")
     assert result.returncode == 0, result.stdout + result.stderr
@@ -50,7 +51,7 @@ def test_killed_at_random_moments(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_killed_a_hundred_times(tmp_path, processes):
+def test_killed_a_hundred_times(tmp_path, run_script, processes):
     result = run_script(tmp_path, "--kills=100", f"--processes={processes}")
     assert result.returncode == 0, result.stdout + result.stderr
 
@@ -97,7 +98,7 @@ def test_sigterm_saves_and_is_resumed_exactly(folder):
 
 
 @pytest.fixture(scope="module")
-def straight_runs(uninterrupted, tmp_path_factory):
+def straight_runs(uninterrupted, tmp_path_factory, run_script):
     """By number of processes, the folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("two")
     (folder / "data").symlink_to(uninterrupted / "data")

@@ -49,8 +49,11 @@ def test_names_of_folders_that_people_use(name):
     keys = ["train.output_dir", "train.init_checkpoint", "dataloader.evaluator.output_dir", "train.wandb.params.dir"]
     cfg = load_config(CONFIG, [f"{key}={name}" for key in keys])
     assert [OmegaConf.select(cfg, key) for key in keys] == [name] * len(keys)
-    first, second = load_configs([CONFIG, "dino_tiny"], [f"train.output_dir={name}"])
-    assert first.train.output_dir == second.train.output_dir == name
+
+
+def test_a_folder_of_several_configs():
+    first, second = load_configs([CONFIG, "dino_tiny"], ["train.output_dir=lr=1e-4,bs=2"])
+    assert first.train.output_dir == second.train.output_dir == "lr=1e-4,bs=2"
 
 
 def test_the_grammar_keeps_its_meaning():

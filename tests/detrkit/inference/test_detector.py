@@ -56,17 +56,15 @@ def test_detections_are_those_of_the_model(detector, run_folder, pictures):
     assert (found.height, found.width) == (90, 70)
 
 
-def test_the_allocator_belongs_to_the_host_program(run_folder):
+def test_the_allocator_belongs_to_the_host_program(run_folder, run_python):
     """Only commands change how the process frees memory."""
     program = """
 import sys
-sys.path.insert(0, sys.argv[1])
 from align_detr import Detector
-Detector(sys.argv[2], device="cpu")
+Detector(sys.argv[1], device="cpu")
 print("detrkit.runtime.allocation" in sys.modules)
 """
-    command = [sys.executable, "-c", program, str(Path(align_detr.__file__).parents[1]), str(run_folder)]
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1] == "False"
+    assert run_python("-c", program, run_folder).stdout.split()[-1:] == ["False"]
 
 
 def test_order_and_batches(detector, pictures, monkeypatch):

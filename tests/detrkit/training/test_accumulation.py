@@ -2,8 +2,6 @@
 
 import importlib.util
 import itertools
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,11 +20,10 @@ CONFIGS = {  # with criteria of this project, and of detrex's detectors, which d
 OBJECTS = {"even": [2, 3, 1, 4, 1, 1, 2, 5], "empty_batches": [0, 0, 3, 2, 0, 0, 1, 0], "empty": [0] * 8}
 
 
-def images(objects):
-    spec = importlib.util.spec_from_file_location("distributed", Path(__file__).with_name("test_distributed.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.images(objects)
+spec = importlib.util.spec_from_file_location("distributed", Path(__file__).with_name("test_distributed.py"))
+distributed = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(distributed)
+images = distributed.images
 
 
 def trainer_of(detector, batches, accumulate):
@@ -82,17 +79,9 @@ def test_four_batches_of_two_are_one_of_eight(detector):
         compare(step(detector, parts, 4), step(detector, [batch], 1))
 
 
-def test_two_processes_with_two_batches_each(tmp_path):
+def test_two_processes_with_two_batches_each(tmp_path, run_python):
     """Each process has two batches of two images: together the batch of eight, with one exchange of gradients."""
-    worker = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*worker, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", __file__, str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
+    distributed.run_two_processes(run_python, __file__, tmp_path)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for case, objects in OBJECTS.items():
         for name, weight in ranks[0][case]["weights"].items():
@@ -114,12 +103,11 @@ if __name__ == "__main__":
     sys.path[:0] = [str(ROOT / "projects"), str(ROOT)]
     import align_detr  # noqa: F401  (makes detectron2 importable)
 
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo")
-    rank = torch.distributed.get_rank()
+    folder, rank = sys.argv[1], int(sys.argv[2])
+    distributed.join(folder, rank)
     results = {}
     for case, objects in OBJECTS.items():
         batch = images(objects)
         results[case] = step("dino", [batch[rank * 2 : rank * 2 + 2], batch[4 + rank * 2 : 6 + rank * 2]], 2)
-    torch.save(results, Path(sys.argv[1]) / f"{rank}.pt")
+    torch.save(results, Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()

@@ -1,8 +1,7 @@
 """Two processes on halves of a batch train like one process on the whole; run as a script, this is the worker."""
 
-import os
-import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -72,20 +71,22 @@ def gradients(detector, rank, world_size):
     return results
 
 
+def run_two_processes(run_python, script, folder, *words):
+    """Run a script twice at a time, as `SCRIPT FOLDER RANK WORDS`; it calls `join(FOLDER, RANK)`."""
+    with ThreadPoolExecutor() as pool:
+        for done in pool.map(lambda rank: run_python(script, folder, rank, *words), range(2)):
+            assert done.returncode == 0, done.stderr
+
+
+def join(folder, rank):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=int(rank), world_size=2)
+
+
 @pytest.mark.parametrize("detector", ["align_detr", pytest.param("sd_detr", marks=pytest.mark.slow)])
-def test_two_processes_equal_one(tmp_path, detector):
+def test_two_processes_equal_one(tmp_path, run_python, detector):
     """Protects the loss normaliser and the gradients under DDP, ranks without any object, and that all of them evaluate
     one model, the one in the checkpoint."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    worker = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*worker, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", __file__, str(tmp_path), detector],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
+    run_two_processes(run_python, __file__, tmp_path, detector)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     assert ranks[0]["evaluated_mean"].tolist() == ranks[1]["evaluated_mean"].tolist() == [1.0, 1.0]
     for case, expected in gradients(detector, 0, 1).items():
@@ -110,11 +111,9 @@ def evaluated_mean(rank):
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo")
-    this_rank = torch.distributed.get_rank()
-    folder, name = sys.argv[1:]
-    results = gradients(name, this_rank, torch.distributed.get_world_size())
-    results["evaluated_mean"] = evaluated_mean(this_rank)
+    folder, this_rank, name = sys.argv[1:]
+    join(folder, this_rank)
+    results = gradients(name, int(this_rank), 2)
+    results["evaluated_mean"] = evaluated_mean(int(this_rank))
     torch.save(results, Path(folder) / f"{this_rank}.pt")
     torch.distributed.destroy_process_group()

@@ -3,9 +3,8 @@
 import errno
 import hashlib
 import os
-import subprocess
-import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -167,13 +166,13 @@ def test_two_threads_download_once(server, path):
     assert path.read_bytes() == CONTENT and len(server.requests) == 1
 
 
-def test_two_processes_download_once(server, path):
+def test_two_processes_download_once(server, path, run_python):
     """Each rank of a training asks for the weights that it begins with."""
     program = (
         f"import sys; sys.path[:0] = {[str(ROOT / 'projects'), str(ROOT)]!r}\n"
         "import align_detr\nfrom pathlib import Path\nfrom detrkit.weights.download import download\n"
         f"print(download({server.url + '/x.pth'!r}, Path({str(path)!r}), {HASH!r}))"
     )
-    processes = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [process.communicate(timeout=300)[0].strip() for process in processes] == [str(path)] * 2
+    with ThreadPoolExecutor() as pool:
+        assert [done.stdout.strip() for done in pool.map(run_python, ["-c"] * 2, [program] * 2)] == [str(path)] * 2
     assert path.read_bytes() == CONTENT and len(server.requests) == 1

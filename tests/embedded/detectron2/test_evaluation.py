@@ -6,9 +6,9 @@ import json
 import logging
 import math
 import os
-import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -386,7 +386,7 @@ dist.destroy_process_group()
 """
 
 
-def test_two_processes_equal_one(random_dataset, register, tmp_path):
+def test_two_processes_equal_one(random_dataset, register, tmp_path, run_python):
     """Predictions of two ranks, five images of which both ran, give the AP of one process; rank 1 reports nothing."""
     json_file, outputs = random_dataset
     expected = feed(COCOEvaluator(register(json_file)), outputs)["bbox"]
@@ -397,9 +397,9 @@ def test_two_processes_equal_one(random_dataset, register, tmp_path):
         tables[image["image_id"]] = torch.cat(columns, dim=1).tolist()
     (tmp_path / "tables.json").write_text(json.dumps(tables))
     path = os.pathsep.join(entry for entry in sys.path if entry)
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", textwrap.dedent(WORKER)]
-    ranks = [subprocess.Popen([*command, str(rank), str(tmp_path)], env=environment) for rank in range(2)]
-    assert [rank.wait(timeout=100) for rank in ranks] == [0, 0]
+    worker = textwrap.dedent(WORKER)
+    with ThreadPoolExecutor() as pool:
+        ranks = pool.map(lambda rank: run_python("-c", worker, rank, tmp_path, PYTHONPATH=path), range(2))
+        assert [rank.returncode for rank in ranks] == [0, 0]
     assert json.loads((tmp_path / "results_0.json").read_text())["bbox"] == pytest.approx(expected, nan_ok=True)
     assert json.loads((tmp_path / "results_1.json").read_text()) == {}

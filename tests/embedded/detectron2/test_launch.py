@@ -1,8 +1,6 @@
 """Starting processes, and what they say to each other, on the CPU."""
 
 import os
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -75,14 +73,9 @@ def script(tmp_path):
     return path
 
 
-def run(command):
-    environment = {**os.environ, "PYTHONPATH": str(EMBEDDED), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-
-
-def test_two_processes_work_together_and_end_together(script):
+def test_two_processes_work_together_and_end_together(script, run_python):
     """Collectives, the mean gradient, a loss that is bad on one rank stopping both; and an error on one ending all."""
-    result = run([sys.executable, str(script)])
+    result = run_python(script, PYTHONPATH=str(EMBEDDED))
     assert sorted(result.stdout.split("\n")) == ["", "rank 0 stopped", "rank 1 stopped"], result.stderr
     assert result.returncode == 1 and "ValueError: only here" in result.stderr
     assert "2 processes share its CPU" in result.stderr or torch.cuda.is_available()
