@@ -65,6 +65,8 @@ def check_graph_options(args: argparse.Namespace, is_graph: bool) -> None:
         raise FileNotFoundError(f"no such file: {args.checkpoint}")
     elif args.num_gpus > 1 or args.num_machines > 1:
         raise ValueError(f"{args.checkpoint}: a graph is evaluated in one process")
+    elif args.tta:
+        raise ValueError(f"{args.checkpoint} is a graph of one pass: --tta needs the detector in PyTorch")
 
 
 def check_has_data(config: str, *suffixes: str) -> None:

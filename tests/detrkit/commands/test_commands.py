@@ -102,6 +102,7 @@ MISTAKES = [
     ("eval dino_tiny --checkpoint nowhere.xml", 1, "no such file: nowhere.xml"),
     ("eval net.onnx", 1, "net.onnx has no test data: give a config that has"),
     ("eval dino_tiny --checkpoint net.onnx --num-gpus 2", 1, "net.onnx: a graph is evaluated in one process"),
+    ("eval dino_tiny --checkpoint net.onnx --tta", 1, "net.onnx is a graph of one pass: --tta needs the detector"),
     ("eval dino_tiny --runtime openvino", 1, "--runtime and --dtype are for graphs (.onnx, .xml)"),
     ("demo net.onnx --input x --runtime tensorrt", 2, "argument --runtime: invalid choice: 'tensorrt'"),
     ("demo --input x", 1, "no detector: give the folder of a training, an exported file, or a config and --checkpoint"),
