@@ -221,8 +221,7 @@ class ProgramRunner:
 
     def _start(self) -> None:
         command = [sys.executable, str(Path(__file__).with_name("program_server.py")), str(self.folder / "socket")]
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        environment["OMP_NUM_THREADS"] = "1"
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self._server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         assert self._server.stdout.readline() == "ready\n"
 
