@@ -80,7 +80,7 @@ def test_mistakes(export, run_folder, tmp_path, capsys):
     assert "is not a change as key=value" in error(run_folder, run_folder, *output)
     export(run_folder, *output)
     assert "is where the weights come from" in error(tmp_path / "x.safetensors", *output)
-    assert "--dynamic is for .onnx and .pt2" in error(run_folder, *output, "--dynamic")
+    assert "--dynamic is for .onnx, .xml, .pt2" in error(run_folder, *output, "--dynamic")
     assert "at least 1" in error(run_folder, "--output", tmp_path / "x.onnx", "--batch", 0, "--size", 0, 3)
 
 
