@@ -105,7 +105,8 @@ def test_onnx_that_is_checked(run_folder, tmp_path):
     output = tmp_path / "model.onnx"
     done = run_tool(run_folder, "--output", output, "--dynamic", "--check", tmp_path / "pictures")
     assert done.returncode == 0, done.stderr
-    first, heads, _, values = done.stdout.splitlines()
+    weights, first, heads, _, values = done.stdout.splitlines()
+    assert weights == f"weights: {run_folder / 'model_final.pth'}"
     assert first.endswith("DINO with 3 classes, any number of images of any size")
     assert "ONNX Runtime" in heads and values.split()[:2] == ["all", "2"]
     assert len(next(Detector(output, device="cpu")(tmp_path / "pictures/0.png", 0.1))) > 3
