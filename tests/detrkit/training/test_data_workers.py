@@ -1,5 +1,6 @@
 """Data workers and signals: `detrkit.training.data_workers` and what the training's loader does with it."""
 
+import gc
 import itertools
 import multiprocessing
 import os
@@ -114,6 +115,7 @@ def test_a_worker_still_obeys_its_parent():
 
 
 def read_for_ever(connection):
+    gc.freeze()  # the loader collects garbage, and finalisers of the test process's belong to the test process
     batches = iter(build(workers=2))
     connection.send({item["pid"] for batch in itertools.islice(batches, 4) for item in batch})
     time.sleep(100)
