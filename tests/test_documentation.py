@@ -44,7 +44,10 @@ def test_make_has_the_documented_targets():
 
 PROGRAMS = ("python", "align-detr", "torchrun", "sbatch", "dask", "make", "pip", "curl", "kill")
 # The shell itself reads the block, with functions in place of the programs, which print their words.
-SHELL = "".join(f"{name}() {{ printf '%s\\t' {name} \"$@\"; echo; }}\n" for name in PROGRAMS)
+# Each line is one write, as a program in the background may print at the same time.
+SHELL = "".join(
+    f"{name}() {{ local line; printf -v line '%s\\t' {name} \"$@\"; echo \"$line\"; }}\n" for name in PROGRAMS
+)
 
 
 class Understood(Exception):
