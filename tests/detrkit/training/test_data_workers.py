@@ -1,6 +1,5 @@
 """Data workers and signals: `detrkit.training.data_workers` and what the training's loader does with it."""
 
-import gc
 import itertools
 import multiprocessing
 import os
@@ -115,7 +114,6 @@ def test_a_worker_still_obeys_its_parent():
 
 
 def read_for_ever(connection):
-    gc.freeze()  # the loader collects garbage, and finalisers of the test process's belong to the test process
     batches = iter(build(workers=2))
     connection.send({item["pid"] for batch in itertools.islice(batches, 4) for item in batch})
     time.sleep(100)
@@ -123,7 +121,7 @@ def read_for_ever(connection):
 
 def test_workers_end_when_their_parent_is_killed():
     """They would hold memory and files for as long as the machine runs."""
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")  # a fork would share the pipes of pytest-xdist
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=read_for_ever, args=(sender,))
     process.start()
