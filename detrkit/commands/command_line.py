@@ -41,7 +41,7 @@ EXPLAINED = {
     "says, or set ALIGN_DETR_PLATFORM=embedded to run without it",
 }
 OVERRIDE = re.compile(r"([+~]{0,2}[\w.]+=)|~[\w.]+$")
-SECONDS_FOR_RANK_0 = 5
+SECONDS_FOR_RANK_0 = 15
 
 
 class CommandParser(argparse.ArgumentParser):

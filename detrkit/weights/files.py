@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tarfile
 import zipfile
@@ -85,9 +86,9 @@ def _guarded(path: Path, reader: Any, data: bool) -> Any:
         raise ValueError(
             f"{path} contains {error}, which is not plain data: refused; if you trust its source, save its tensors anew"
         ) from error
-    except OSError:
-        raise
-    except Exception as error:  # a damaged file may trip over anything
+    except Exception as error:  # a damaged file may trip over anything, also over a seek to a negative position
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise ValueError(f"{path} is not a file of weights, or it is damaged: {reason}") from error
 
