@@ -128,6 +128,21 @@ def add_overrides(parser: argparse.ArgumentParser, help: str = "changes to the c
     action.completer = complete_override
 
 
+def add_evaluation(parser: argparse.ArgumentParser) -> None:
+    """Add `--config-file` and `--iou`, for commands that read the last evaluation in the folder of a training."""
+    config = parser.add_argument(
+        "--config-file", metavar="CONFIG", help="(default: config.yaml in the folder, which may name no code of yours)"
+    )
+    config.completer = complete_config
+    parser.add_argument(
+        "--iou",
+        type=float,
+        default=0.5,
+        metavar="X",
+        help="IoU from which a detection finds an object (default: %(default)s)",
+    )
+
+
 def add_tiles(parser: argparse.ArgumentParser) -> None:
     """Add `--tile` and `--overlap`."""
     parser.add_argument(
@@ -248,7 +263,7 @@ def check_exist(config: str | None, checkpoint: str | os.PathLike | None, kinds:
         from detrkit.config.catalogue import find_config
 
         try:
-            find_config(config)
+            find_config(config, trainings="folder" in kinds)
         except FileNotFoundError as error:
             raise FileNotFoundError(str(error).replace("no such config", f"no such {kinds}", 1)) from error
     text = os.fspath(checkpoint or "")

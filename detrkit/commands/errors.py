@@ -24,22 +24,12 @@ def parser() -> argparse.ArgumentParser:
     """Return the options of `align-detr errors`."""
     parser = command_line.CommandParser(DESCRIPTION, EXAMPLES, prog="align-detr errors")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder of a training")
-    config = parser.add_argument(
-        "--config-file", metavar="CONFIG", help="(default: config.yaml in the folder, which may name no code of yours)"
-    )
-    config.completer = command_line.complete_config
+    command_line.add_evaluation(parser)
     parser.add_argument(
         "--results",
         type=Path,
         metavar="FILE",
         help="detections of the test images in COCO's results format (default: those of the last evaluation)",
-    )
-    parser.add_argument(
-        "--iou",
-        type=float,
-        default=0.5,
-        metavar="X",
-        help="IoU from which a detection finds an object (default: %(default)s)",
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="(default: errors.json in the folder)")
     return parser

@@ -25,10 +25,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the options of `align-detr explore`."""
     parser = command_line.CommandParser(DESCRIPTION, EXAMPLES, prog="align-detr explore")
     parser.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="the folder of a training")
-    config = parser.add_argument(
-        "--config-file", metavar="CONFIG", help="(default: config.yaml in the folder, which may name no code of yours)"
-    )
-    config.completer = command_line.complete_config
+    command_line.add_evaluation(parser)
     parser.add_argument(
         "--predictions",
         type=Path,
@@ -42,13 +39,6 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FILE",
         help="the page (default: explore.html in the folder, or beside the predictions)",
-    )
-    parser.add_argument(
-        "--iou",
-        type=float,
-        default=0.5,
-        metavar="X",
-        help="IoU from which a detection finds an object (default: %(default)s)",
     )
     parser.add_argument(
         "--min-score",

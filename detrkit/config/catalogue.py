@@ -155,8 +155,11 @@ def config_files() -> dict[str, Path]:
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.py")) if path.stem != "__init__"}
 
 
-def find_config(config: str) -> Path:
+def find_config(config: str, *, trainings: bool = False) -> Path:
     """Find the file of a config by its path or, if there is no such file, by its name in `config_files`.
+
+    Args:
+        trainings: whether the caller also accepts the folder of a training; the message then has such folders too.
 
     Raises:
         FileNotFoundError: there is neither. The message has similar names and paths.
@@ -167,14 +170,10 @@ def find_config(config: str) -> Path:
     named = config_files()
     if config in named:
         return named[config]
-    beside = sorted(map(str, _configs_and_trainings(path.parent)))
+    folders = [file.parent for file in path.parent.glob("*/config.yaml")] if trainings else []
+    beside = sorted(map(str, [*path.parent.glob("*.py"), *folders]))
     is_path = path.suffix or len(path.parts) > 1
     near = get_close_matches(config, beside, n=3) or get_close_matches(path.stem, named, n=3)
     lists = "" if is_path else "; `align-detr configs` lists those that have a name"
     hint = f"; did you mean {' or '.join(near)}?" if near else lists
     raise FileNotFoundError(f"no such config: {config}{hint}")
-
-
-def _configs_and_trainings(folder: Path) -> list[Path]:
-    """Return the configs in a folder, and the trainings' folders in it."""
-    return [*folder.glob("*.py"), *(file.parent for file in folder.glob("*/config.yaml"))]

@@ -141,6 +141,15 @@ def test_mistakes_do_not_wait_for_pytorch(tmp_path, line, status, message):
     assert set(tmp_path.rglob("*")) == before
 
 
+def test_folders_of_trainings_are_proposed_where_they_are_taken(tmp_path):
+    """Protects from the proposal of what was typed: `train` takes configs alone."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/config.yaml").touch()
+    for trainings, hint in ((True, rf"; did you mean {tmp_path}/mine\?$"), (False, "/mini$")):
+        with pytest.raises(FileNotFoundError, match=hint):
+            find_config(f"{tmp_path}/mini", trainings=trainings)
+
+
 def test_a_wrong_platform_is_told_in_one_line(tmp_path, monkeypatch):
     """Protects who mistypes it from a traceback: it is found out while the package is imported."""
     monkeypatch.setenv("ALIGN_DETR_PLATFORM", "detrex")

@@ -93,6 +93,15 @@ def test_a_film(run):
     assert 0.01 < changed.mean() < 0.3  # boxes and labels
 
 
+def test_films_take_the_options_of_graphs(run, monkeypatch):
+    """Protects who asks for a runtime and gets another one without a word."""
+    given = []
+    monkeypatch.setattr(detector_module, "open_graph", lambda *options: given.append(options) or Blobs())
+    write_film("film.avi", 2)
+    status, _, _ = run("--input", "film.avi", "--no-pictures", "--runtime", "openvino", "--dtype", "bfloat16")
+    assert status == 0 and given == [("blobs.onnx", "openvino", "auto", "bfloat16")]
+
+
 def test_a_folder_of_frames(run):
     """Frames are taken in the order of their numbers."""
     Path("frames").mkdir()
@@ -173,6 +182,8 @@ def test_an_interruption_keeps_what_was_written(run, monkeypatch):
      "NAME.jsonl of --output"),
     (["--input", "image.png", "--track"], "--track and --frame-rate are for films: give a film, or a folder and "
      "--frame-rate"),
+    (["--input", "text.mp4", "--tta"], "blobs.onnx is a fixed graph: it takes no other weights, no --layer, no --tta "
+     "and no key=value"),
     (["--input", "empty", "--frame-rate", "5"], "empty has no image"),
     (["--input", "empty", "--frame-rate", "0"], "--frame-rate 0: expected more than 0, at most 1000"),
     (["--input", "text.mp4", "empty/text.mp4"], "two films are called text: choose another --output for each of them"),
