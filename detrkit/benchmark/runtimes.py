@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import copy
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -48,12 +46,10 @@ class Variant:
 
     Attributes:
         size: bytes of its files.
-        processor_s: seconds of processor time of each call.
     """
 
     network: Network
     size: int
-    processor_s: list[float]
 
 
 def measure_runtimes(
@@ -89,17 +85,15 @@ def measure_runtimes(
 
 def _call(variant: Variant, image: np.ndarray, size: Size) -> Callable[[Stopwatch], None]:
     def run(watch: Stopwatch) -> None:
-        start = time.process_time()
         variant.network.detect([image], [size])
-        variant.processor_s.append(time.process_time() - start)
         watch.mark("inference")
 
     return run
 
 
 def _record(variant: Variant, timing: Timing, precision: float | None) -> Record:
-    processor = median(variant.processor_s[1:])  # the first call warms up
-    return {"ours": timing.summary(), "processor_s": processor, "bytes": variant.size, "AP": precision}
+    summary = timing.summary()
+    return {"ours": summary, "processor_s": summary["processor_s"], "bytes": variant.size, "AP": precision}
 
 
 def make_variants(source: Any, folder: Path, size: Size) -> dict[str, Variant]:
@@ -123,14 +117,14 @@ def make_variants(source: Any, folder: Path, size: Size) -> dict[str, Variant]:
     write_bytes(files["int8.onnx"], to_int8(graph, inputs).SerializeToString())
 
     weights = sum(value.numel() * value.element_size() for value in network.model.state_dict().values())
-    variants = {FIRST: Variant(network, weights, [])}
+    variants = {FIRST: Variant(network, weights)}
     if autocast_is_faster(torch.bfloat16, "cpu"):
-        variants["PyTorch bfloat16"] = Variant(PyTorchNetwork(*source, "cpu", "bfloat16"), weights, [])
+        variants["PyTorch bfloat16"] = Variant(PyTorchNetwork(*source, "cpu", "bfloat16"), weights)
 
     def add(name: str, file: str, dtype: str = "float32") -> None:
         paths = [files[file], *([files[file].with_suffix(".bin")] if file.endswith(".xml") else [])]
         opened = open_graph(files[file], device="cpu", dtype=dtype, threads=threads)
-        variants[name] = Variant(opened, sum(path.stat().st_size for path in paths), [])
+        variants[name] = Variant(opened, sum(path.stat().st_size for path in paths))
 
     add("ONNX Runtime float32", "float32.onnx")
     add("ONNX Runtime float16", "float16.onnx")

@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="the folder of a training, a .safetensors or .onnx file of `align-detr export`, or zoo:NAME",
+        help="the folder of a training, a .safetensors, .onnx or .xml file of `align-detr export`, or zoo:NAME",
     )
     parser.add_argument("--which", choices=("best", "final"), help="checkpoint of a training's folder")
     parser.add_argument("--device", default="auto", help="cuda, cuda:1, mps, cpu (default: the fastest)").completer = (

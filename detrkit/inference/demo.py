@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from detectron2.config import instantiate
 from detectron2.data import transforms as T
-from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.structures import BoxMode, Instances
 from omegaconf import DictConfig
 from torch import nn
 from tqdm import tqdm
@@ -160,8 +160,9 @@ def _with_model(
         if options.layer is not None:
             names = ", ".join(f"train.{name}" for name in test_options(cfg))
             raise ValueError(f"--layer {options.layer} shows plain detections of a decoder layer: switch off {names}")
-        detector = open_detector(config, checkpoint, overrides)
-        return _of_detector(detector, files, 1, failed, progress), classes_of_outputs(cfg, checkpoint), threshold
+        detector = Detector(config=cfg, weights=checkpoint, device=cfg.train.device, overrides=overrides)
+        classes = classes_of_outputs(detector.cfg, checkpoint)
+        return _of_detector(detector, files, 1, failed, progress), classes, threshold
     model = load_detector(cfg, checkpoint, overrides=overrides)
 
     def examples() -> Iterator[Example]:
@@ -201,9 +202,7 @@ def _of_detector(
         except ValueError as error:
             leave_out(file, error.__cause__ or error, failed, progress)
             continue
-        boxes, scores, labels = map(torch.from_numpy, (found.boxes, found.scores, found.classes))
-        fields = {"pred_boxes": Boxes(boxes), "scores": scores, "pred_classes": labels}
-        yield Example(file, found.pixels, Instances(found.pixels.shape[:2], **fields))
+        yield Example(file, found.pixels, found.to_instances())
 
 
 def open_detector(

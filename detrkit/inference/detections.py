@@ -62,13 +62,16 @@ class Detections:
         Args:
             font: a font file for the labels, if no font of this computer has their letters.
         """
-        instances = Instances(
+        return draw(self.pixels, self.to_instances(), self.known.metadata(), font)
+
+    def to_instances(self) -> Instances:
+        """Return the detections as detectron2's `Instances`."""
+        return Instances(
             (self.height, self.width),
             pred_boxes=Boxes(torch.from_numpy(self.boxes)),
             scores=torch.from_numpy(self.scores),
             pred_classes=torch.from_numpy(self.classes),
         )
-        return draw(self.pixels, instances, self.known.metadata(), font)
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """Plain data for JSON: box (left, top, right, bottom in pixels), score, class and label of each detection."""

@@ -139,9 +139,8 @@ def small_copy(image: Path, folder: Path) -> Path | str:
     except Exception as error:  # a damaged file may raise anything
         return " ".join(str(error).split()) or type(error).__name__
     pixels.thumbnail((SIDE, SIDE))
-    unfinished = copy.with_name(f"{name}.{os.getpid()}.tmp")
-    pixels.save(unfinished, "JPEG", quality=QUALITY)
-    os.replace(unfinished, copy)
+    with atomic_write(copy) as file:
+        pixels.save(file, "JPEG", quality=QUALITY)
     return copy
 
 

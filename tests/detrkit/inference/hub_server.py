@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import threading
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import unquote, urlsplit
+
+from ..weights.file_server import listening
 
 COMMIT = "c0ffee" * 6 + "c0ff"
 
@@ -123,13 +124,5 @@ class Handler(BaseHTTPRequestHandler):
 def serving_hub():
     """A `Hub` at its `url`, until the block ends."""
     hub = Hub()
-    http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"hub": hub}))
-    hub.url = f"http://127.0.0.1:{http.server_address[1]}"
-    thread = threading.Thread(target=http.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with listening(type("Handler", (Handler,), {"hub": hub})) as hub.url:
         yield hub
-    finally:
-        http.shutdown()
-        http.server_close()
-        thread.join()

@@ -74,12 +74,18 @@ def serving():
         def log_message(self, *words):
             pass
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.url = f"http://127.0.0.1:{http.server_address[1]}"
+    with listening(Handler) as server.url:
+        yield server
+
+
+@contextmanager
+def listening(handler: type[BaseHTTPRequestHandler]):
+    """Serve by a handler in a thread of its own until the block ends; gives the address."""
+    http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=http.serve_forever, daemon=True)
     thread.start()
     try:
-        yield server
+        yield f"http://127.0.0.1:{http.server_address[1]}"
     finally:
         http.shutdown()
         http.server_close()
