@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -188,7 +190,7 @@ class OpenVinoNetwork(GraphNetwork):
             import openvino
         except ImportError as error:
             raise ImportError(f"{path} needs a package, openvino: {OPENVINO_EXTRA}") from error
-        core = openvino.Core()
+        core = _openvino_core(openvino)
         there = [name.lower() for name in core.available_devices]
         device = "cpu" if device == "auto" else device
         if device not in there:
@@ -238,6 +240,17 @@ def _check_origin(path: str | os.PathLike, metadata: Mapping[str, str], inputs: 
     """Raise ValueError if `align-detr export` did not write a graph."""
     if CLASSES not in metadata or INPUT not in metadata or inputs != 1 or list(outputs) != list(OUTPUTS):
         raise ValueError(f"{path} was not written by `align-detr export`: its input and output are not known")
+
+
+@functools.cache
+def _openvino_core(openvino: ModuleType) -> Any:
+    """The process's one `openvino.Core`.
+
+    A Core that compiles replaces the stack on which signal handlers run, and its end puts back the one before. Where a
+    second one outlived the first, that was freed memory, and the next signal (Ctrl-C, the end of a data worker) crashed
+    the process.
+    """
+    return openvino.Core()
 
 
 def _openvino_metadata(model: Any) -> dict[str, str]:

@@ -100,6 +100,27 @@ def test_detector_chooses_the_runtime(exported, pictures, tmp_path):
         assert other.labels == first.labels and np.allclose(other.boxes, first.boxes, atol=0.01)
 
 
+SIGNALLED = """
+import gc, signal, sys
+from detrkit.inference.runtimes import open_graph
+
+networks = [open_graph(sys.argv[1], "openvino") for _ in range(2)]
+while networks:
+    del networks[0]
+    gc.collect()
+signal.signal(signal.SIGINT, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGINT)
+"""
+
+
+def test_signals_are_handled_after_openvino(exported, run_python):
+    """Two of its Cores in one process left the handlers of signals a stack in freed memory: Ctrl-C crashed."""
+    pytest.importorskip("openvino")
+    *_, folder = exported
+    done = run_python("-c", SIGNALLED, str(folder / "model.onnx"))
+    assert done.stdout == "handled\n" and done.returncode == 0, done.stderr
+
+
 def test_openvino_computes_in_float32_unless_asked(exported):
     """On a CPU with units for bfloat16 OpenVINO would choose it by itself."""
     openvino = pytest.importorskip("openvino")
