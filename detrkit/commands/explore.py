@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
             raise FileNotFoundError(f"no such folder: {args.folder}")
         command_line.check_exist(args.config_file, None)
         from detrkit.reports.explore import explore
-        from detrkit.reports.sheet import plural
+        from detrkit.runtime.text import plural
 
         done = explore(
             args.folder,

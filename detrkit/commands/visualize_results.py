@@ -61,7 +61,8 @@ def run(args: argparse.Namespace) -> None:
         from detrkit.config.load import load_config
         from detrkit.datasets import register_own_datasets
         from detrkit.datasets.classes import dataset_names
-        from detrkit.reports.sheet import draw_sheet, plural
+        from detrkit.reports.sheet import draw_sheet
+        from detrkit.runtime.text import plural
 
         register_own_datasets()
         dataset = args.dataset or "tiny_coco_val"

@@ -15,6 +15,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from detrkit.runtime.files import atomic_write
+from detrkit.runtime.text import plural
 
 from .dataset_images import DatasetImage, Problems
 from .formats import recognise
@@ -62,7 +63,7 @@ class Conversion:
         parts = [tabulate(table, ["", *self.contents], disable_numparse=True)]
         if counts := self.problems.counts:
             parts.append(tabulate(counts.items(), ["problem", "times"], disable_numparse=True))
-        parts += [f'The split "{split}" is not used: {count} images' for split, count in self.unused.items()]
+        parts += [f'The split "{split}" is not used: {plural(count, "image")}' for split, count in self.unused.items()]
         return "\n\n".join(parts)
 
     def summary(self) -> str:
@@ -207,7 +208,8 @@ def train_and_val(splits: Mapping[str, list[DatasetImage]]) -> dict[str, list[Da
         train, val = [p for p in train if p.path not in chosen], [p for p in train if p.path in chosen]
     for name, part in {"train on": train, "validate on": val}.items():
         if not any(not box.ignored for p in part for box in p.boxes):
-            raise ValueError(f"there are no objects to {name}: {len(train)} images to train on, {len(val)} to validate")
+            counts = f"{plural(len(train), 'image')} to train on, {len(val)} to validate"
+            raise ValueError(f"there are no objects to {name}: {counts}")
     return {"train": train, "val": val}
 
 
@@ -258,7 +260,7 @@ def _check_splits(splits: dict[str, list[DatasetImage]], classes: list[str], pro
             continue
         paths = {image.path for image in splits[one]}
         if shared := [p.path.name for p in splits[other] if p.path in paths]:
-            line = f"{len(shared)} images of {other} are in {one} too, such as {shared[0]}"
+            line = f"{plural(len(shared), 'image')} of {other} in {one} too, such as {shared[0]}"
             problems.add("images in two splits", line)
     for one, other in combinations(classes, 2):
         if one.lower() == other.lower():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from detrkit.runtime.text import plural
+
 from .coco import COCO
 from .cvat import CVAT
 from .dataset_images import Problems
@@ -59,8 +61,8 @@ def recognise(source: Path, problems: Problems, name: str | None = None) -> tupl
         images = 0 if source.is_file() else sum(1 for _ in image_files(source))
         if images:
             raise ValueError(
-                f"{source} has {images} images and no annotations: put files of annotations beside them, in one of the "
-                f"layouts {', '.join(layout.title for layout in layouts)}"
+                f"{source} has {plural(images, 'image')} and no annotations: put files of annotations beside them, in "
+                f"one of the layouts {', '.join(layout.title for layout in layouts)}"
             )
         if source.is_dir() and not any(source.iterdir()):
             raise ValueError(f"{source} is empty: give a folder of images and annotations")

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from detrkit.runtime.text import plural
+
 from .dataset_images import ALL, Box, Corners, DatasetImage, Problems, add_box, inspect_images, read_text, relative
 from .files import DatasetFiles, beginning, image_files
 from .images import image_suffixes
@@ -93,7 +95,7 @@ def read_yolo(files: DatasetFiles, description: Path, problems: Problems, option
             _read_labels(image, labels[path], names, root, problems, has_keypoints)
     for split, paths in splits.items():
         if paths and not any(labels[path].is_file() for path in paths):
-            line = f"{split}: none of {len(paths)} images has one, such as {relative(labels[paths[0]], root)}"
+            line = f"{split}: none of {plural(len(paths), 'image')} has one, such as {relative(labels[paths[0]], root)}"
             problems.add("no label files", line)
     _report_lost_labels(labels, root, problems)
     parts = {split: [images[path] for path in paths if path in images] for split, paths in splits.items()}

@@ -20,7 +20,7 @@ from detrkit.runtime.soft_nms import checked_threshold, soft_nms
 
 from .detections import Detections
 from .network import Network, Predictions
-from .pictures import CHANNEL_ORDERS, Picture, all_of, name_of, read_picture
+from .pictures import CHANNEL_ORDERS, Picture, all_of, name_of, read_picture, reason_of
 from .pytorch import PyTorchNetwork
 from .runtimes import is_graph, open_graph
 from .sources import find_source, stored_threshold
@@ -224,8 +224,7 @@ class Detector:
                 try:
                     read.append((name, read_picture(picture, channel_order)))
                 except Exception as error:  # Pillow's decoders raise many kinds on broken files
-                    reason = " ".join(str(error).split()) or type(error).__name__
-                    problem = ValueError(f"{name} cannot be read: {reason}")
+                    problem = ValueError(f"{name} cannot be read: {reason_of(error)}")
                     if not skip_unreadable:
                         problem.__cause__ = error
                         break

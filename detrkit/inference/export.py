@@ -13,12 +13,12 @@ from omegaconf import DictConfig
 
 from detrkit.config.exported import input_size, test_options, threshold_metadata, write_exported
 from detrkit.datasets.files import image_files
-from detrkit.datasets.images import read_image
 
-from .agreement import LISTED, Comparison, compare, compare_each
+from .agreement import LISTED, THRESHOLD, Comparison, compare, compare_each
 from .graph import Shape, metadata_of, trace_onnx, write_bytes, write_openvino, write_program
 from .low_precision import to_float16, to_int8
 from .network import Network
+from .pictures import readable_images
 from .pytorch import PyTorchNetwork
 from .runtimes import GraphNetwork, ProgramNetwork, open_graph
 from .sources import find_source, stored_threshold
@@ -94,6 +94,7 @@ def export(
     _check_options(path, batch, size, dynamic)
     _check_precision(path, precision, calibration)
     cfg, weights, classes = find_source(source, config, checkpoint, overrides, which)
+    images = calibration_files(calibration) if calibration else []
     if path.resolve() == Path(weights).resolve():
         raise ValueError(f"--output {path} is where the weights come from: give another name")
     network = PyTorchNetwork(cfg, weights, classes, "cpu", "float32")
@@ -109,9 +110,9 @@ def export(
     if path.suffix == ".pt2":
         write_program(network.model, path, metadata, shape, example)
     else:
-        images = map(read_image, calibration_files(calibration)) if calibration else iter(())
         graph = trace_onnx(network.model, metadata, shape, example)
-        _write_graph(graph, path, precision, calibration_inputs(path, metadata, shape, images))
+        pictures = (pixels for _, pixels in readable_images(images))
+        _write_graph(graph, path, precision, calibration_inputs(path, metadata, shape, pictures))
     return ExportedFile(path, network, shape, weights)
 
 
@@ -204,8 +205,23 @@ class Check(NamedTuple):
     rounding: tuple
 
 
+def check_images(folder: Path) -> list[Path]:
+    """Return the image files that `check_graph` compares on.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it has no images.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"--check {folder}: no such folder")
+    files = list(image_files(folder))
+    if not files:
+        raise ValueError(f"--check {folder}: no image in this folder")
+    return files
+
+
 def check_graph(reference: PyTorchNetwork, other: Network, folder: Path, *, explain: bool = True) -> Check:
-    """Run the images of a folder through PyTorch and a graph.
+    """Run the images of a folder through PyTorch and a graph. Images that cannot be read are left out with a warning.
 
     Args:
         reference: the detector in PyTorch.
@@ -213,16 +229,21 @@ def check_graph(reference: PyTorchNetwork, other: Network, folder: Path, *, expl
         explain: run the images that disagree in float64 as well.
 
     Raises:
-        ValueError: the folder has no images, or nothing is detected there, so nothing was compared.
+        FileNotFoundError, ValueError: see `check_images`; or no image can be read, or nothing is detected there, so
+            nothing was compared.
     """
-    files = list(image_files(folder))
-    if not files:
-        raise ValueError(f"--check {folder}: no image in this folder")
-    results = list(compare(reference, other, ((path.name, read_image(path)) for path in files)))
+    files: list[Path] = []
+
+    def pictures() -> Iterator[tuple[str, np.ndarray]]:
+        for path, pixels in readable_images(check_images(folder)):
+            files.append(path)
+            yield path.name, pixels
+
+    results = compare(reference, other, pictures())
     if not any(result.counts[0] for result in results):
-        raise ValueError(f"--check {folder}: nothing scores above 0.05 there, so nothing was compared")
+        raise ValueError(f"--check {folder}: nothing scores above {THRESHOLD:g} there, so nothing was compared")
     wrong = [path for path, result in zip(files, results, strict=True) if not result.agrees]
     if not wrong or not explain:
         return Check(results, ())
-    images = ((path.name, read_image(path)) for path in wrong[:LISTED])
+    images = ((path.name, pixels) for path, pixels in readable_images(wrong[:LISTED]))
     return Check(results, compare_each(reference.in_float64(), [reference, other], other.prepare, images))

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from detrkit.runtime.text import plural
+
 from .detections import Detections
 from .detector import Detector
 from .frames import SUFFIX, Film, FilmWriter, FrameFolder
@@ -64,7 +66,8 @@ class FilmOutcome:
     def line(self) -> str:
         """Return a summary."""
         files = " and ".join(map(str, self.written))
-        return f"{self.name}: {self.detections} detections in {self.frames} frames: {files}"
+        counts = f"{plural(self.detections, 'detection')} in {plural(self.frames, 'frame')}"
+        return f"{self.name}: {counts}: {files}"
 
 
 def output_files(films: Sequence[Path], options: FilmOptions) -> list[list[Path]]:

@@ -18,6 +18,7 @@ from detrkit.datasets.images import read_image
 from detrkit.datasets.results import with_ids_of_copy
 from detrkit.inference.fonts import label_font
 from detrkit.runtime.colors import RGB, class_colors
+from detrkit.runtime.text import plural
 
 CELL = 320  # side of the square that an image is fitted into, pixels
 GAP = 8
@@ -171,11 +172,6 @@ def shorten(text: str, width: float, font: ImageFont.FreeTypeFont) -> str:
         kept -= 1
         short = f"{text[: kept // 2]}...{text[len(text) - (kept - kept // 2) :]}"
     return short
-
-
-def plural(count: int, noun: str) -> str:
-    """Such as "1 image", "2 images"."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def contact_sheet(
