@@ -86,7 +86,8 @@ class Classes:
             ValueError: there are more names than outputs.
         """
         if len(self.names) > count:
-            raise ValueError(f"{plural(len(self.names), 'class')} ({shortened(self.names)}) for a model with {plural(count, 'output')}")
+            named = f"{plural(len(self.names), 'class')} ({shortened(self.names)})"
+            raise ValueError(f"{named} for a model with {plural(count, 'output')}")
         more = range(len(self.names), count)
         free = max(self.ids, default=0) + 1 - len(self.names)
         return Classes((*self.names, *map(str, more)), (*self.ids, *(index + free for index in more)))
