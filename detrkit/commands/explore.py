@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--min-score",
-        type=float,
+        type=command_line.score,
         default=0.05,
         metavar="X",
         help="detections that score less are left out (default: %(default)s)",

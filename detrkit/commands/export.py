@@ -86,7 +86,7 @@ def check_options(args: argparse.Namespace) -> None:
     if not args.config and (args.checkpoint or "").startswith(ZOO):
         args.config, args.checkpoint = args.checkpoint, None
     command_line.check_exist(args.config, args.checkpoint, "folder, file or config")
-    command_line.check_output(args.output)
+    command_line.check_output_file(args.output)
     if not args.config or not (has_config(args.config) or args.checkpoint):
         raise ValueError("no detector: give the folder of a training, an exported file, or a config and --checkpoint")
     if has_config(args.config) and args.overrides:

@@ -29,6 +29,7 @@ from detrkit.inference.pictures import draw, reason_of
 from detrkit.inference.runtimes import is_graph
 from detrkit.inference.sources import classes_in_file, load_named_config, stored_threshold
 from detrkit.runtime.allocation import keep_freed_memory
+from detrkit.runtime.scores import checked_score
 from detrkit.runtime.text import plural
 from detrkit.training.loading import load_detector
 
@@ -60,6 +61,10 @@ class Options:
     overlap: float = 0.2
     runtime: str | None = None
     dtype: str = "float32"
+
+    def __post_init__(self):
+        if self.score_threshold is not None:
+            checked_score(self.score_threshold, "score_threshold")
 
 
 @dataclass

@@ -111,8 +111,7 @@ def export(
         write_program(network.model, path, metadata, shape, example)
     else:
         graph = trace_onnx(network.model, metadata, shape, example)
-        pictures = (pixels for _, pixels in readable_images(images))
-        _write_graph(graph, path, precision, calibration_inputs(path, metadata, shape, pictures))
+        _write_graph(graph, path, precision, calibration_inputs(path, metadata, shape, images))
     return ExportedFile(path, network, shape, weights)
 
 
@@ -153,11 +152,11 @@ def calibration_files(source: str | os.PathLike) -> list[Path]:
 
 
 def calibration_inputs(
-    path: Path, metadata: Mapping[str, str], shape: Shape, pictures: Iterator[np.ndarray]
+    path: Path, metadata: Mapping[str, str], shape: Shape, files: Sequence[Path]
 ) -> Iterator[np.ndarray]:
-    """Yield the inputs (N, 3, H, W) float32 of a graph for images (H, W, 3) uint8 RGB, each in a batch of its own."""
+    """Yield the inputs (N, 3, H, W) float32 of a graph for image files, each in a batch of its own."""
     network = GraphNetwork(path, metadata, shape.batch)
-    for pixels in pictures:
+    for _, pixels in readable_images(files):
         yield np.stack([network.prepare(pixels)] * (shape.batch or 1)).astype(np.float32)
 
 

@@ -111,9 +111,9 @@ def _entries() -> list[font_manager.FontEntry]:
     """The fonts of this computer with glyphs of their own, also those installed since matplotlib wrote its list."""
     from matplotlib import font_manager
 
-    entries = [entry for entry in font_manager.fontManager.ttflist if not Path(entry.fname).name.startswith(PLACEHOLDERS)]
-    known = {entry.fname for entry in entries}
-    for file in sorted(set(font_manager.findSystemFonts()) - known):
+    listed = font_manager.fontManager.ttflist
+    entries = [entry for entry in listed if not Path(entry.fname).name.startswith(PLACEHOLDERS)]
+    for file in sorted(set(font_manager.findSystemFonts()) - {entry.fname for entry in listed}):
         with suppress(Exception):  # FreeType raises many kinds on damaged fonts
             entries.append(font_manager.ttfFontProperty(font_manager.get_font(file)))
     return entries
