@@ -113,10 +113,11 @@ def convert_dataset(
     Raises:
         FileNotFoundError: no such folder.
         FileExistsError: an annotation file exists, and `force` is false.
-        ValueError: the folder has no known layout, or nothing in it can be used, or `only` names a class that is not
-            there.
+        ValueError: the folder has no known layout, nothing in it can be used, `only` names a class that is not there,
+            or `output` is the dataset's folder.
     """
     source, output, problems = Path(source), Path(output), Problems()
+    check_output(source, output)
     options = ReadOptions(list(dict.fromkeys(classes)) if classes else None, difficult, zero_based, decode)
     dataset, names = _read_dataset(source, format, options, only, problems)
     splits = _usable_splits(dataset.splits, names, source, problems)
@@ -139,6 +140,13 @@ def convert_dataset(
         with atomic_write(files[split]) as file:
             file.write(json.dumps(content).encode())
     return Conversion(files, contents, root, problems, unused)
+
+
+def check_output(source: Path, output: Path) -> None:
+    """Raise ValueError if the output is the dataset's folder, which would then have two layouts."""
+    folder = source.parent if source.is_file() else source
+    if folder.resolve() == output.resolve():
+        raise ValueError(f"the output {output} is the dataset's own folder, which is not changed: name another")
 
 
 def _read_dataset(

@@ -94,7 +94,7 @@ def export(
     _check_options(path, batch, size, dynamic)
     _check_precision(path, precision, calibration)
     cfg, weights, classes = find_source(source, config, checkpoint, overrides, which)
-    images = calibration_files(calibration) if calibration else []
+    images = readable_images(calibration_files(calibration) if calibration else [])
     if path.resolve() == Path(weights).resolve():
         raise ValueError(f"--output {path} is where the weights come from: give another name")
     network = PyTorchNetwork(cfg, weights, classes, "cpu", "float32")
@@ -111,7 +111,7 @@ def export(
         write_program(network.model, path, metadata, shape, example)
     else:
         graph = trace_onnx(network.model, metadata, shape, example)
-        _write_graph(graph, path, precision, calibration_inputs(path, metadata, shape, images))
+        _write_graph(graph, path, precision, calibration_inputs(path, metadata, shape, (image for _, image in images)))
     return ExportedFile(path, network, shape, weights)
 
 
@@ -152,11 +152,11 @@ def calibration_files(source: str | os.PathLike) -> list[Path]:
 
 
 def calibration_inputs(
-    path: Path, metadata: Mapping[str, str], shape: Shape, files: Sequence[Path]
+    path: Path, metadata: Mapping[str, str], shape: Shape, pictures: Iterator[np.ndarray]
 ) -> Iterator[np.ndarray]:
-    """Yield the inputs (N, 3, H, W) float32 of a graph for image files, each in a batch of its own."""
+    """Yield the inputs (N, 3, H, W) float32 of a graph for images (H, W, 3) uint8 RGB, each in a batch of its own."""
     network = GraphNetwork(path, metadata, shape.batch)
-    for _, pixels in readable_images(files):
+    for pixels in pictures:
         yield np.stack([network.prepare(pixels)] * (shape.batch or 1)).astype(np.float32)
 
 

@@ -293,6 +293,32 @@ def test_yolo_without_description(tmp_path, convert):
     assert boxes(found, "all") == [("a.JPG", "dog", [10, 9, 20, 12], 0)] and not found.problems.counts
 
 
+def test_yolo_without_names(tmp_path, convert):
+    """Protects folders of labels alone: the line says where the names go, and names from elsewhere are taken."""
+    image(tmp_path / "y/images/a.jpg")
+    write(tmp_path / "y/labels/a.txt", "1 0.5 0.5 0.5 0.4")
+    with pytest.raises(ValueError, match=r"without names of their classes: list the names in .*y/classes\.txt, "):
+        convert(tmp_path / "y")
+    found = convert(tmp_path / "y", classes=["cat", "dog"])
+    assert boxes(found, "all") == [("images/a.jpg", "dog", [10, 9, 20, 12], 0)]
+    image(tmp_path / "notes/a.jpg")
+    write(tmp_path / "notes/a.txt", "2024 12 31 23 59")
+    with pytest.raises(ValueError, match="1 image and no annotations"):
+        convert(tmp_path / "notes")
+
+
+@pytest.mark.parametrize("spelling", ["y", "y/../y", "y/classes.txt"])
+def test_the_dataset_is_not_its_own_output(tmp_path, spelling):
+    """Protects the folder from a second layout, after which it would be ambiguous."""
+    image(tmp_path / "y/a.jpg")
+    write(tmp_path / "y/a.txt", "1 0.5 0.5 0.5 0.4")
+    write(tmp_path / "y/classes.txt", "cat\ndog\n")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match="is the dataset's own folder, which is not changed: name another"):
+        convert_dataset(tmp_path / spelling, tmp_path / "y")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_yolo_files_that_are_missing_or_broken(tmp_path, convert):
     """Protects from labels without image, images that are none, lists with gaps, and splits without labels."""
     yaml = "train: images/train\nval: [images/val, images/more]\ntest: test.txt\nnames: [cat, cat, dog]\nnc: 2\n"
