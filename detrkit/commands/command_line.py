@@ -261,6 +261,8 @@ def check_exist(config: str | None, checkpoint: str | os.PathLike | None, kinds:
             find_config(config, trainings="folder" in kinds)
         except FileNotFoundError as error:
             raise FileNotFoundError(str(error).replace("no such config", f"no such {kinds}", 1)) from error
+        if config.endswith(".safetensors") and (problem := weights_problem(config)):
+            raise ValueError(problem)
     text = os.fspath(checkpoint or "")
     if not text or is_remote(text):
         return

@@ -165,7 +165,7 @@ class TorchvisionTransforms(T.Augmentation):
             from torchvision.transforms import v2
         except (ImportError, RuntimeError) as error:
             raise ImportError(
-                f'TorchvisionTransforms needs torchvision ({error}): pip install "align-detr[timm]"'
+                f"TorchvisionTransforms needs torchvision ({error}): pip install torchvision"
             ) from error
         self._transforms = v2.Compose(build_transforms(transforms, v2, v2.Transform, "torchvision.transforms.v2"))
 

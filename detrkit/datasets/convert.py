@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -126,9 +126,7 @@ def convert_dataset(
         found, splits = splits, train_and_val(splits)
         used = {p.path for images in splits.values() for p in images}
         unused = {split: len(images) for split, images in found.items() if used.isdisjoint(p.path for p in images)}
-    files = {split: output / f"{split}.json" for split in splits}
-    if not force and (taken := [file for file in files.values() if file.exists()]):
-        raise FileExistsError(f"{taken[0]} is there already: name another output, or replace it by --force")
+    files = _output_files(output, splits, force)
     output.mkdir(parents=True, exist_ok=True)
     root = dataset.image_root
     file_names = _file_names({p.path for images in splits.values() for p in images}, root)
@@ -147,6 +145,14 @@ def check_output(source: Path, output: Path) -> None:
     folder = source.parent if source.is_file() else source
     if folder.resolve() == output.resolve():
         raise ValueError(f"the output {output} is the dataset's own folder, which is not changed: name another")
+
+
+def _output_files(output: Path, splits: Iterable[str], force: bool) -> dict[str, Path]:
+    """The file of each split; FileExistsError if one is there, and may not be replaced."""
+    files = {split: output / f"{split}.json" for split in splits}
+    if not force and (taken := [file for file in files.values() if file.exists()]):
+        raise FileExistsError(f"{taken[0]} is there already: name another output, or replace it by --force")
+    return files
 
 
 def _read_dataset(

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from detrkit.config.exported import write_exported
+from detrkit.runtime.extras import pip_install
 from detrkit.runtime.files import atomic_write
 from detrkit.runtime.text import plural
 from detrkit.weights import hub
@@ -139,7 +140,7 @@ def push_to_hub(
     try:
         from huggingface_hub import HfApi
     except ImportError as error:
-        raise ValueError("uploading to the hub needs a package: pip install 'align-detr[hub]'") from error
+        raise ValueError(f"uploading to the hub needs a package: {pip_install('hub')}") from error
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(detector, folder, repository=repository, metrics=metrics, pictures=pictures)
         api = HfApi(token=token)

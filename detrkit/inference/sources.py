@@ -16,7 +16,7 @@ from detrkit.config.exported import read_exported
 from detrkit.config.load import load_config, load_config_file
 from detrkit.datasets.classes import Classes, classes_in_checkpoint, classes_of_dataset
 from detrkit.runtime.files import LAST_CHECKPOINT
-from detrkit.runtime.weight_files import is_name
+from detrkit.runtime.weight_files import is_name, weights_problem
 from detrkit.weights import classes_of_weights, is_of_other_code_base, local_path, look_at, prepare_config, zoo
 
 logger = logging.getLogger(__name__)
@@ -59,6 +59,8 @@ def find_source(
     if source is not None and os.fspath(source).startswith(zoo.PREFIX):
         config, weights, source = zoo.config_of(os.fspath(source)), weights or source, None
     source, weights = source and local_path(source), weights and local_path(weights)
+    if weights and Path(weights).is_file() and (problem := weights_problem(weights)):
+        raise ValueError(problem)
     if source is not None and Path(source).suffix == ".safetensors":
         exported = read_exported(source)
         if exported is None:

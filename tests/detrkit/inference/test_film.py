@@ -202,8 +202,8 @@ def test_mistakes_end_in_one_line(run, words, message):
 
 
 @pytest.mark.parametrize("package, words, message", [
-    ("cv2", [], "films need a package, OpenCV: pip install 'align-detr[video]'"),
-    ("trackers", ["--track"], "--track needs a package, trackers: pip install 'align-detr[track]'"),
+    ("cv2", [], 'films need a package, OpenCV: pip install ".[video]" in a clone of this project'),
+    ("trackers", ["--track"], '--track needs a package, trackers: pip install ".[track]" in a clone of this project'),
 ])  # fmt: skip
 def test_without_the_packages(run, monkeypatch, package, words, message):
     write_film("film.avi", 2)

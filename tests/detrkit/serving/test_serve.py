@@ -304,5 +304,6 @@ def test_without_the_packages(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(serve, "find_spec", lambda name: None)
     with pytest.raises(SystemExit):
         serve.main([str(tmp_path)])
-    expected = "error: `align-detr serve` needs packages, starlette and uvicorn: pip install 'align-detr[serve]'\n"
+    packages = "error: `align-detr serve` needs packages, starlette and uvicorn"
+    expected = f'{packages}: pip install ".[serve]" in a clone of this project\n'
     assert capsys.readouterr().err == expected
