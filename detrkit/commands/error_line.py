@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -28,6 +29,9 @@ EXPLAINED = {
     "Cannot import 'detrex._C'": "the installed detrex lacks its compiled operators: build them as its documentation "
     "says, or set ALIGN_DETR_PLATFORM=embedded to run without it",
 }
+# Arguments of the library's functions that commands have as options of the same name.
+ARGUMENTS = ("batch", "calibration", "classes", "format", "output", "precision", "size", "which")
+FLAGS = ("dynamic", "force")
 SECONDS_FOR_RANK_0 = 15
 
 
@@ -63,6 +67,12 @@ def is_user_error(error: BaseException) -> bool:
     return isinstance(error, (*INPUT_ERRORS, *_imported(LIBRARY_ERRORS)))
 
 
+def as_options(message: str) -> str:
+    """Replace the names of arguments in a message of the library by those of options: `batch=2` by `--batch 2`."""
+    message = re.sub(rf"(?<![\w.+?&-])({'|'.join(FLAGS)})=True\b", r"--\1", message)
+    return re.sub(rf"(?<![\w.+?&-])({'|'.join(ARGUMENTS)})=", r"--\1 ", message).rstrip()
+
+
 def _imported(names: Sequence[tuple[str, str]]) -> list[type]:
     return [getattr(sys.modules[module], name) for module, name in names if module in sys.modules]
 
@@ -70,7 +80,7 @@ def _imported(names: Sequence[tuple[str, str]]) -> list[type]:
 def _message_of(error: Exception) -> str | None:
     """The line to print; "" if it was printed by another process; None for an error that needs its traceback."""
     if is_user_error(error):
-        return _one_line(error)
+        return as_options(_one_line(error))
     exited = _imported([("torch.multiprocessing.spawn", "ProcessExitedException")])
     if isinstance(error, tuple(exited)):  # a process that was started here; it has said why, unless it was killed
         return _one_line(error) if error.signal_name else ""

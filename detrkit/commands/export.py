@@ -20,7 +20,7 @@ Give the folder of a training, an exported file, or zoo:NAME; or a CONFIG with -
 too.
 
 .safetensors  weights (averaged ones if the training kept them), config, names of classes and input size. Nothing in
-              the file is run. `align_detr.Detector`, `align-detr demo` and train.init_checkpoint take it.
+              the file is run. `detrkit.Detector`, `align-detr demo` and train.init_checkpoint take it.
 .onnx         for ONNX Runtime and others; .xml (with a .bin beside it) for OpenVINO; .pt2 for torch.export: each has
 .xml, .pt2    the whole network, from images to boxes. Input `images` (N, 3, H, W): float32 from 0 to 255. Outputs
               `boxes` (N, K, 4): left, top, right, bottom in pixels of the images; `scores` and `classes` (N, K).

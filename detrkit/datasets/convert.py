@@ -151,7 +151,7 @@ def _output_files(output: Path, splits: Iterable[str], force: bool) -> dict[str,
     """The file of each split; FileExistsError if one is there, and may not be replaced."""
     files = {split: output / f"{split}.json" for split in splits}
     if not force and (taken := [file for file in files.values() if file.exists()]):
-        raise FileExistsError(f"{taken[0]} is there already: name another output, or replace it by --force")
+        raise FileExistsError(f"{taken[0]} is there already: name another output, or replace it by force=True")
     return files
 
 

@@ -56,7 +56,7 @@ def recognise(source: Path, problems: Problems, name: str | None = None) -> tupl
         found = original
     if len(found) > 1:
         seen = " and ".join(f"{layout.title} ({place})" for layout, place in found)
-        raise ValueError(f"{source} looks like {seen}: say --format")
+        raise ValueError(f"{source} looks like {seen}: say which by format={found[0][0].name}")
     if not found:
         images = 0 if source.is_file() else sum(1 for _ in image_files(source))
         if images:

@@ -79,7 +79,7 @@ def read_yolo(files: DatasetFiles, description: Path, problems: Problems, option
         names = list(classes or ()) or _listed_names(description)
         splits = _splits_of_folders(root)
     if not names:
-        raise ValueError(f"{description} names no classes: add `names`, or give them by --classes")
+        raise ValueError(f"{description} names no classes: add `names`, or give them by classes=")
     if "nc" in content and content["nc"] != str(len(names)):
         problems.add("number of classes", f"{description.name} says nc: {content['nc']}, but has {len(names)} names")
     for number, name in enumerate(names):
@@ -157,8 +157,7 @@ def _listed_names(description: Path) -> list[str]:
     if description.is_dir():
         raise ValueError(
             f"{description} has YOLO's labels without names of their classes: list the names in "
-            f"{description / NAME_LISTS[0]}, one in a line, in the order of their numbers; or give them to "
-            "`align-detr convert` by --classes"
+            f"{description / NAME_LISTS[0]}, one in a line, in the order of their numbers; or convert it with classes="
         )
     return [line.strip() for line in read_text(description).splitlines() if line.strip()]
 

@@ -96,7 +96,7 @@ def export(
     cfg, weights, classes = find_source(source, config, checkpoint, overrides, which)
     images = readable_images(calibration_files(calibration) if calibration else [])
     if path.resolve() == Path(weights).resolve():
-        raise ValueError(f"--output {path} is where the weights come from: give another name")
+        raise ValueError(f"output={path} is where the weights come from: give another name")
     network = PyTorchNetwork(cfg, weights, classes, "cpu", "float32")
     network = network.in_float64() if precision == "float64" else network
     if path.suffix == WEIGHTS:
@@ -144,9 +144,9 @@ def calibration_files(source: str | os.PathLike) -> list[Path]:
     elif os.fspath(source) in DatasetCatalog.list():
         files = [Path(entry["file_name"]) for entry in DatasetCatalog.get(os.fspath(source))]
     else:
-        raise ValueError(f"--calibration {source} is neither a folder of images nor the name of a dataset")
+        raise ValueError(f"calibration={source} is neither a folder of images nor the name of a dataset")
     if not files:
-        raise ValueError(f"--calibration {source}: no images there")
+        raise ValueError(f"calibration={source}: no images there")
     step = max(1, len(files) / MOST_CALIBRATION_IMAGES)
     return [files[int(index * step)] for index in range(min(len(files), MOST_CALIBRATION_IMAGES))]
 
@@ -163,28 +163,30 @@ def calibration_inputs(
 def _check_precision(path: Path, precision: str, calibration: str | os.PathLike | None) -> None:
     """Raise ValueError if a precision does not fit the kind of file, or has no images to calibrate with."""
     if precision not in PRECISIONS:
-        raise ValueError(f"--precision {precision} is none of {', '.join(PRECISIONS)}")
+        raise ValueError(f"precision={precision} is none of {', '.join(PRECISIONS)}")
     if path.suffix not in PRECISIONS[precision]:
-        raise ValueError(f"--precision {precision} is for {' and '.join(PRECISIONS[precision])}, not for {path}")
+        raise ValueError(f"precision={precision} is for {' and '.join(PRECISIONS[precision])}, not for {path}")
     if precision == "int8" and not calibration:
         raise ValueError(
-            "--precision int8 needs images to calibrate with, best those of the training: give --calibration FOLDER, "
-            "or the name of a dataset"
+            "precision=int8 needs images to calibrate with, best those of the training: give calibration=FOLDER, or "
+            "the name of a dataset"
         )
     if calibration and precision != "int8":
-        raise ValueError(f"--calibration {calibration} is for --precision int8")
+        raise ValueError(f"calibration={calibration} is for precision=int8")
 
 
 def _check_options(path: Path, batch: int | None, size: Sequence[int] | None, dynamic: bool) -> None:
     """Raise ValueError if options do not fit the kind of file."""
     if path.suffix not in (WEIGHTS, *GRAPHS):
         suffixes = f"{WEIGHTS}, {', '.join(GRAPHS[:-1])} or {GRAPHS[-1]}"
-        raise ValueError(f"--output {path}: a name that ends in {suffixes}, please")
-    given = {"batch": batch is not None, "size": size is not None, "dynamic": dynamic}
-    if path.suffix == WEIGHTS and (graph_only := [name for name, is_given in given.items() if is_given]):
-        raise ValueError(f"--{graph_only[0]} is for {', '.join(GRAPHS)}: a {WEIGHTS} file has no graph")
-    if any(number is not None and number < 1 for number in (batch, *(size or []))):
-        raise ValueError("--batch and --size are at least 1")
+        raise ValueError(f"output={path}: a name that ends in {suffixes}, please")
+    given = {"batch": batch, "size": size, "dynamic": dynamic or None}
+    given = {name: value for name, value in given.items() if value is not None}
+    for name, value in given.items() if path.suffix == WEIGHTS else ():
+        raise ValueError(f"{name}={value} is for {', '.join(GRAPHS)}: a {WEIGHTS} file has no graph")
+    for name, numbers in {"batch": [] if batch is None else [batch], "size": size or []}.items():
+        if any(number < 1 for number in numbers):
+            raise ValueError(f"{name}={' '.join(map(str, numbers))}: at least 1")
 
 
 def open_exported(path: Path) -> Network:

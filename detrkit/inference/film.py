@@ -79,12 +79,12 @@ def output_files(films: Sequence[Path], options: FilmOptions) -> list[list[Path]
     suffixes = (".jsonl", SUFFIX) if options.draws else (".jsonl",)
     names = [film.resolve().stem for film in films]
     if doubled := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"two films are called {doubled[0]}: choose another --output for each of them")
+        raise ValueError(f"two films are called {doubled[0]}: choose another output for each of them")
     files = [[options.output / f"{name}{suffix}" for suffix in suffixes] for name in names]
     inputs = {film.resolve() for film in films}
     for file in (file for pair in files for file in pair):
         if file.resolve() in inputs:
-            raise ValueError(f"{file} is among the inputs and would be overwritten: choose another --output")
+            raise ValueError(f"{file} is among the inputs and would be overwritten: choose another output")
     return files
 
 

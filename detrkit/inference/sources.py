@@ -131,7 +131,8 @@ def _run_folder(path: Path) -> Path:
         raise FileNotFoundError(f"no such folder or file: {path}")
     if not path.is_dir():
         if path.suffix in WEIGHT_SUFFIXES:
-            raise ValueError(f"{weights_alone(path)}, or its config too: config= and weights=")
+            one_file = "`align-detr export` makes one file of both"
+            raise ValueError(f"{weights_alone(path)}, or its config too, by config= and weights=; {one_file}")
         raise ValueError(f"{path} is neither the folder of a training nor an exported file")
     if not (path / "config.yaml").is_file():
         raise FileNotFoundError(f"{path} is not the folder of a training: it has no config.yaml")

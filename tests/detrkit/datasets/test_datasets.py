@@ -352,7 +352,7 @@ def test_what_is_no_dataset(tmp_path, convert):
         tmp_path / "nowhere": "no such folder",
         tmp_path / "empty": "is empty: give a folder of images and annotations",
         tmp_path / "notes": "is in no known layout. COCO: JSON files with images, annotations and categories; VOC: XML",
-        both: "looks like VOC .* and YOLO .*: say --format",
+        both: "looks like VOC .* and YOLO .*: say which by format=voc",
         voc(tmp_path / "nothing", {"a": voc_file()}): "no objects in",
         yolo(tmp_path / "tabs", {"a": ""}, "names: [\n\tcat"): "is not YAML: line 2",
         yolo(tmp_path / "text", {"a": ""}, "hello"): "does not describe a dataset",
@@ -376,7 +376,7 @@ def test_output_is_not_lost_and_images_can_come_along(tmp_path):
     write(root / "list.txt", f"images/train/a.jpg\n{tmp_path}/elsewhere/b.jpg\n")
     out = tmp_path / "out"
     write(out / "train.json", "mine")
-    with pytest.raises(FileExistsError, match="--force"):
+    with pytest.raises(FileExistsError, match="force=True"):
         convert_dataset(root, out)
     assert (out / "train.json").read_text() == "mine"
     found = convert_dataset(root, out, copy_images=True, force=True)

@@ -221,10 +221,10 @@ def test_mistakes_of_precisions(plain, tmp_path):
     refused("int8 needs images to calibrate with", "x.onnx", precision="int8")
     refused("none: no images there", "x.onnx", precision="int8", calibration=tmp_path / "none")
     refused("neither a folder of images nor the name of a dataset", "x.onnx", precision="int8", calibration="nowhere")
-    refused("--calibration .* is for --precision int8", "x.onnx", calibration=tmp_path)
-    refused("--precision int8 is for .onnx, not for", "x.xml", precision="int8", calibration=tmp_path)
-    refused("--precision float16 is for .onnx and .xml, not for", "x.safetensors", precision="float16")
-    refused("--precision int4 is none of float32", "x.onnx", precision="int4")
+    refused("calibration=.* is for precision=int8", "x.onnx", calibration=tmp_path)
+    refused("precision=int8 is for .onnx, not for", "x.xml", precision="int8", calibration=tmp_path)
+    refused("precision=float16 is for .onnx and .xml, not for", "x.safetensors", precision="float16")
+    refused("precision=int4 is none of float32", "x.onnx", precision="int4")
 
 
 def test_calibration_images_are_spread_over_a_folder(tmp_path, pictures, monkeypatch):
