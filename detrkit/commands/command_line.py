@@ -65,7 +65,8 @@ def add_config(parser: argparse.ArgumentParser, help: str = "", default: str = "
 
 def add_checkpoint(parser: argparse.ArgumentParser, help: str) -> None:
     """Add `--checkpoint` and `--which`."""
-    parser.add_argument("--checkpoint", "--weights", metavar="FILE", help=help)
+    option = parser.add_argument("--checkpoint", "--weights", metavar="FILE", help=help)
+    option.completer = complete_checkpoint
     add_which(parser)
 
 
@@ -228,6 +229,13 @@ def complete_config(prefix: str, **_) -> list[str]:
     from detrkit.commands.completers import configs
 
     return configs(prefix)
+
+
+def complete_checkpoint(prefix: str, **_) -> list[str]:
+    """Files, and names of published weights; for argcomplete."""
+    from detrkit.commands.completers import checkpoints
+
+    return checkpoints(prefix)
 
 
 def complete_override(prefix: str, parsed_args: argparse.Namespace, **_) -> list[str]:

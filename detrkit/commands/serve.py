@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
         "model",
         metavar="MODEL",
         help="the folder of a training, a .safetensors, .onnx or .xml file of `align-detr export`, or zoo:NAME",
-    )
+    ).completer = command_line.complete_checkpoint
     command_line.add_which(parser)
     parser.add_argument("--device", default="auto", help="cuda, cuda:1, mps, cpu (default: the fastest)").completer = (
         lambda **_: DEVICES

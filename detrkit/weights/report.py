@@ -11,7 +11,7 @@ from tabulate import tabulate
 from detrkit.runtime.text import plural
 
 from .classes import as_classes
-from .convert import Recognised
+from .conversion import Recognised
 from .tables import Trace
 
 
