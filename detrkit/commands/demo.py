@@ -152,9 +152,7 @@ def detect_in_films(args: argparse.Namespace, config: str, checkpoint: str, film
         args.frame_rate or 0.0,
     )
     overrides = command_line.with_tta(args)
-    detector = demo.open_detector(
-        config, checkpoint, overrides, args.tile, args.overlap, args.runtime, args.dtype
-    )
+    detector = demo.open_detector(config, checkpoint, overrides, args.tile, args.overlap, args.runtime, args.dtype)
     outcomes = film.detect_films(detector, films, options)
     for outcome in outcomes:
         print(outcome.line())

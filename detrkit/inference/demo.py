@@ -199,7 +199,6 @@ def _with_detector(
     return examples, detector.classes, _threshold_of(options, detector.score_threshold)
 
 
-
 def _of_detector(
     detector: Detector, files: Sequence[Path], batch_size: int, failed: list[str], progress: tqdm
 ) -> Iterator[Example]:
