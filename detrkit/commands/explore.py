@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> None:
         if args.folder and not args.folder.is_dir():
             raise FileNotFoundError(f"no such folder: {args.folder}")
         command_line.check_exist(args.config_file, None)
+        command_line.check_output_file(args.output)
         from detrkit.reports.explore import explore
         from detrkit.runtime.text import plural
 

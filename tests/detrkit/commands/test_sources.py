@@ -114,7 +114,7 @@ def test_weights_alone(run_folder, photo, tmp_path, capsys):
             f"error: {weights} holds weights alone: give the folder of its training {run_folder}, or its config too: "
             f"`CONFIG --checkpoint {weights}`"
         )
-    with pytest.raises(ValueError, match="holds weights alone: .*, or its config too: config= and weights="):
+    with pytest.raises(ValueError, match="holds weights alone: .*, or its config too, by config= and weights=;"):
         Detector(weights)
 
 
