@@ -160,7 +160,7 @@ def test_the_demo_takes_onnx(run_folder, detect, tmp_path, photo, capsys):
     assert (tmp_path / "out/1.png").is_file()
     with pytest.raises(SystemExit):
         demo.main([str(file), "--input", str(photo), "--layer", "1"])
-    assert "is a fixed graph: it takes no other weights, no --layer and no key=value" in capsys.readouterr().err
+    assert "--layer=1 needs a model of PyTorch" in capsys.readouterr().err
 
 
 def test_nothing_detected_names_a_threshold(run_folder, photo, tmp_path, monkeypatch, capsys):
