@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from detrkit.config.load import load_config
 from detrkit.inference.graph_evaluation import evaluate_network
 from detrkit.inference.runtimes import is_graph, open_graph
+from detrkit.inference.sources import weights_of_run
 from detrkit.reports.training_report import build_report
 from detrkit.runtime.program import subnormals_flushed
 from detrkit.runtime.threads import number_of_threads_kept
@@ -52,16 +53,19 @@ def evaluate(
     *,
     config_file: str = "",
     overrides: Sequence[str] = (),
+    which: str | None = None,
     runtime: str | None = None,
     dtype: str = "float32",
 ) -> dict[str, Any]:
     """Evaluate a checkpoint on the test data of a config, and log the results in its output folder.
 
     Args:
-        checkpoint: a .pth or .safetensors file, a URL, or `zoo:NAME`; "" for `cfg.train.init_checkpoint`. Or a graph
-            (.onnx, .xml), which brings its own model and preprocessing, and is evaluated image by image.
+        checkpoint: the folder of a training, a .pth or .safetensors file, a URL, or `zoo:NAME`; "" for
+            `cfg.train.init_checkpoint`. Or a graph (.onnx, .xml), which brings its own model and preprocessing, and is
+            evaluated image by image.
         config_file: where the config came from, for the log.
         overrides: `key=value` that the user gave; settings that belong to the weights do not replace them.
+        which: the "best" or the "final" checkpoint of a training's folder; see `Detector`.
         runtime, dtype: of a graph, see `detrkit.inference.runtimes.open_graph`.
 
     Returns:
@@ -74,6 +78,8 @@ def evaluate(
     checkpoint = os.fspath(checkpoint) or cfg.train.init_checkpoint
     if not checkpoint:
         raise ValueError("nothing to evaluate: give train.init_checkpoint=FILE, or the folder of a training")
+    if Path(checkpoint).is_dir():
+        checkpoint = str(weights_of_run(Path(checkpoint), which))
     with subnormals_flushed(), logs_closed_on_exit():
         join_torchrun()
         network = open_graph(checkpoint, runtime, dtype=dtype) if is_graph(checkpoint) else None

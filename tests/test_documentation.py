@@ -2,6 +2,8 @@
 
 import re
 import subprocess
+import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -57,7 +59,9 @@ class Understood(Exception):
 def commands(page: Path) -> list[list[str]]:
     """The words of each call of a program in the page's blocks of bash."""
     blocks = re.findall(r"^```bash\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    done = [subprocess.run(["bash", "-ec", SHELL + b], capture_output=True, text=True, cwd=ROOT) for b in blocks]
+    with tempfile.TemporaryDirectory() as folder:  # some blocks write a file
+        run = partial(subprocess.run, capture_output=True, text=True, cwd=folder)
+        done = [run(["bash", "-ec", SHELL + block]) for block in blocks]
     for shell in done:
         assert shell.returncode == 0, shell.stderr
     return [line.rstrip("\t").split("\t") for shell in done for line in shell.stdout.splitlines()]

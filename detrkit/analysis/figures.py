@@ -40,9 +40,9 @@ class AlignmentTable:
         final_score, final_iou: (L, M), in each layer, of its query in the last layer.
         final_rank: (L, M), that query's rank by IoU with the ground truth among all queries of the layer; 1 is best.
         final_owner: (L, M) int, what that query is matched to in each layer: SAME, OTHER object, or NONE.
-        best_score, best_iou: (M,), of the best-regressed sample in the last layer: of all predictions of its class
-            the one with the highest IoU. A prediction is one class of one query, as it is at inference.
-        best_rank: (M,), that sample's rank by score among all predictions of the image; 1 is best. Infinite where no
+        best_score, best_iou: (M,), of the best box in the last layer: of all predictions of its class
+            that with the highest IoU. A prediction is one class of one query, as it is at inference.
+        best_rank: (M,), that box's rank by score among all predictions of the image; 1 is best. Infinite where no
             prediction overlaps the ground truth.
     """
 
@@ -176,8 +176,8 @@ def headline(table: AlignmentTable) -> dict[str, float]:
     """The figures that are one number each; nan where there is nothing to compute one from.
 
     Shares and means are in [0, 1]:
-    `best_in_top_n`, `best_in_top_2n`: recall of best-regressed samples among an image's N and 2N highest-scoring
-    predictions, N being its number of ground truths. `best_iou`, `best_score`: their means.
+    `best_in_top_n`, `best_in_top_2n`: share of ground truths whose best box is among the N and 2N highest scores of its
+    image, N being its number of ground truths. `best_iou`, `best_score`: means over the best boxes.
     `matched_iou`, `matched_score`: means over the predictions matched in the last layer; `pearson`, `spearman`: their
     correlation; `expected_error`, `absolute_error`: of the score as an estimate of the IoU, in bins of the score (the
     expected calibration error) and of each prediction on its own.

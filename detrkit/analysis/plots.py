@@ -61,16 +61,16 @@ FATES = {
 
 
 def best_regressed(models: Sequence[dict]) -> Figure:
-    """Recall of best-regressed samples among the N and 2N highest-scoring predictions."""
+    """Best boxes in top N and 2N: the share of objects whose best box is among the N and 2N highest scores."""
     groups = {"top N": "best_in_top_n", "top 2N": "best_in_top_2n"}
     values = [[model["figures"][key] for key in groups.values()] for model in models]
     return _grouped_bars(
         models,
         values,
         list(groups),
-        title="Best-regressed samples among the highest scores",
+        title="Best boxes in top N and 2N",
         x_label="predictions of the image (N: its objects)",
-        y_label="recall",
+        y_label="share of objects",
         limit=1.0,
     )
 

@@ -29,6 +29,7 @@ from detrkit.inference.network import Network
 from detrkit.inference.pytorch import PyTorchNetwork
 from detrkit.inference.runtimes import open_graph
 from detrkit.inference.sources import find_source
+from detrkit.runtime.extras import pip_install
 from detrkit.runtime.logs import terminal_quiet
 from detrkit.runtime.precision import autocast_is_faster
 
@@ -68,7 +69,7 @@ def measure_runtimes(
         ValueError: a package is missing, or the checkpoint cannot be used.
     """
     if missing := [name for name in NEEDED if find_spec(name) is None]:
-        raise ValueError(f"--parts runtimes needs {', '.join(missing)}: pip install 'align-detr[onnx,openvino]'")
+        raise ValueError(f"--parts runtimes needs {', '.join(missing)}: {pip_install('onnx', 'openvino')}")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if not checkpoint:

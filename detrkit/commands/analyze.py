@@ -65,7 +65,7 @@ def check_options(args: argparse.Namespace) -> None:
     if args.batch_size < 1 or (args.num_images is not None and args.num_images < 1):
         raise ValueError("--batch-size and --num-images are at least 1")
     command_line.check_exist(args.config, args.checkpoint)
-    command_line.check_output(args.output)
+    command_line.check_output_folder(args.output)
     for text in args.compare:
         command_line.check_exist(*split_pair(text, ""))
 

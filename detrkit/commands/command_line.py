@@ -1,4 +1,4 @@
-"""What the commands share: arguments, their parsing, and errors in one line.
+"""What the commands share: arguments, their parsing, and checks of them.
 
 This module and the commands import PyTorch and the library only inside functions, so that help, completion and
 mistakes in options are answered at once.
@@ -7,13 +7,10 @@ mistakes in options are answered at once.
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import re
 import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -21,27 +18,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from detrkit.commands.choices import RUNTIME_TYPES, RUNTIMES
+from detrkit.commands.error_line import errors_in_one_line
 
-INPUT_ERRORS = (ValueError, OSError, FloatingPointError)
-# Errors of libraries that the user can mend. A library that is not imported has raised none.
-LIBRARY_ERRORS = (
-    ("torch.cuda", "OutOfMemoryError"),
-    ("hydra.errors", "HydraException"),
-    ("omegaconf.errors", "OmegaConfBaseException"),
-    ("PIL.Image", "DecompressionBombError"),
-    ("mlflow.exceptions", "MlflowException"),
-)
-# The messages of PyTorch and detrex do not name what the user can change.
-EXPLAINED = {
-    "selected index k out of range": "this image has fewer feature positions than the model has queries, or the model "
-    "fewer scores (queries times classes) than model.select_box_nums_for_evaluation: larger images, or fewer of them",
-    "this id does not exist in 'categories'": "an annotation of this dataset names a category that its file does not "
-    "list: mend the file's categories or that annotation",
-    "Cannot import 'detrex._C'": "the installed detrex lacks its compiled operators: build them as its documentation "
-    "says, or set ALIGN_DETR_PLATFORM=embedded to run without it",
-}
 OVERRIDE = re.compile(r"([+~]{0,2}[\w.]+=)|~[\w.]+$")
-SECONDS_FOR_RANK_0 = 15
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -86,12 +65,29 @@ def add_config(parser: argparse.ArgumentParser, help: str = "", default: str = "
 
 def add_checkpoint(parser: argparse.ArgumentParser, help: str) -> None:
     """Add `--checkpoint` and `--which`."""
-    parser.add_argument("--checkpoint", "--weights", metavar="FILE", help=help)
+    option = parser.add_argument("--checkpoint", "--weights", metavar="FILE", help=help)
+    option.completer = complete_checkpoint
+    add_which(parser)
+
+
+def add_which(parser: argparse.ArgumentParser) -> None:
+    """Add `--which`."""
     parser.add_argument(
         "--which",
         choices=("best", "final"),
-        help="checkpoint of a training's folder: the one that evaluated best, or the last (default: the last)",
+        help="checkpoint of a training's folder: best, which evaluated best, or final, at the end of the training "
+        "(default: final; of a training that was stopped, which has none: best, else the newest)",
     )
+
+
+def score(text: str) -> float:
+    """Return a score threshold of the command line; for argparse."""
+    from detrkit.runtime.scores import checked_score
+
+    try:
+        return checked_score(float(text), text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: expected a score from 0 to 1") from error
 
 
 def add_tta(parser: argparse.ArgumentParser) -> None:
@@ -235,6 +231,13 @@ def complete_config(prefix: str, **_) -> list[str]:
     return configs(prefix)
 
 
+def complete_checkpoint(prefix: str, **_) -> list[str]:
+    """Files, and names of published weights; for argcomplete."""
+    from detrkit.commands.completers import checkpoints
+
+    return checkpoints(prefix)
+
+
 def complete_override(prefix: str, parsed_args: argparse.Namespace, **_) -> list[str]:
     """Keys and values of the config on the command line; its name as long as there is none; for argcomplete."""
     from detrkit.commands.completers import overrides
@@ -266,6 +269,8 @@ def check_exist(config: str | None, checkpoint: str | os.PathLike | None, kinds:
             find_config(config, trainings="folder" in kinds)
         except FileNotFoundError as error:
             raise FileNotFoundError(str(error).replace("no such config", f"no such {kinds}", 1)) from error
+        if config.endswith(".safetensors") and (problem := weights_problem(config)):
+            raise ValueError(problem)
     text = os.fspath(checkpoint or "")
     if not text or is_remote(text):
         return
@@ -275,16 +280,34 @@ def check_exist(config: str | None, checkpoint: str | os.PathLike | None, kinds:
         raise ValueError(problem)
 
 
-def check_output(path: Path | None) -> None:
-    """Check that the file or folder of `--output` can be written, before the work begins.
+def check_output_file(path: Path | None, option: str = "--output") -> None:
+    """Check that a file can be written, before the work begins.
 
     Raises:
         OSError: it cannot; the message has the reason.
     """
     from detrkit.runtime.files import check_writable
 
-    if path is not None:
-        check_writable(path.parent if path.suffix and not path.is_dir() else path, "--output ")
+    if path is None:
+        return
+    if path.is_dir():
+        raise IsADirectoryError(f"{option} {path} is a folder: give the name of a file")
+    check_writable(path.parent, f"{option} ")
+
+
+def check_output_folder(path: Path | None) -> None:
+    """Check that files can be written into the folder of `--output`, before the work begins.
+
+    Raises:
+        OSError: they cannot; the message has the reason.
+    """
+    from detrkit.runtime.files import check_writable
+
+    if path is None:
+        return
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"--output {path} is a file: give the name of a folder")
+    check_writable(path, "--output ")
 
 
 def find_named(args: argparse.Namespace) -> tuple[str, str, Path | None]:
@@ -317,76 +340,3 @@ def finish(work: Callable[[], bool], advice: str = "") -> None:
     with errors_in_one_line(), interrupts_end(advice):
         complete = work()
     sys.exit(0 if complete else 1)
-
-
-@contextmanager
-def errors_in_one_line() -> Iterator[None]:
-    """Turn errors of input and environment into `error: <one line>` on stderr and exit status 1.
-
-    The traceback goes to the log file, if there is one by then.
-    """
-    # detectron2's trainer prints the traceback of whatever ends a training.
-    logging.getLogger("detectron2.engine.train_loop").addFilter(_has_no_traceback)
-    threading.excepthook = _log_thread
-    try:
-        yield
-    except BrokenPipeError:  # `| head` has seen enough; `main` ends quietly
-        raise
-    except Exception as error:
-        from detrkit.runtime.logs import log_traceback
-
-        log_traceback()
-        if (message := _message_of(error)) is None:
-            raise
-        # Every process runs into the same error, and the first one reports it; the launcher ends the waiting others.
-        if is_user_error(error) and _rank() > 0:
-            time.sleep(SECONDS_FOR_RANK_0)
-        if message:
-            print(f"error: {message}", file=sys.stderr, flush=True)
-        sys.exit(1)
-
-
-def is_user_error(error: BaseException) -> bool:
-    """Whether the error is one of input or environment."""
-    return isinstance(error, (*INPUT_ERRORS, *_imported(LIBRARY_ERRORS)))
-
-
-def _imported(names: Sequence[tuple[str, str]]) -> list[type]:
-    return [getattr(sys.modules[module], name) for module, name in names if module in sys.modules]
-
-
-def _message_of(error: Exception) -> str | None:
-    """The line to print; "" if it was printed by another process; None for an error that needs its traceback."""
-    if is_user_error(error):
-        return _one_line(error)
-    exited = _imported([("torch.multiprocessing.spawn", "ProcessExitedException")])
-    if isinstance(error, tuple(exited)):  # a process that was started here; it has said why, unless it was killed
-        return _one_line(error) if error.signal_name else ""
-    if "DataLoader worker" in str(error):  # PyTorch has no class for one that has died
-        return f"{_one_line(error)} (if memory ran out: fewer dataloader.train.num_workers, or smaller batches)"
-    return next((text for said, text in EXPLAINED.items() if said in str(error)), None)
-
-
-def _rank() -> int:
-    comm = sys.modules.get("detectron2.utils.comm")
-    return int(os.environ.get("RANK", comm.get_rank() if comm else 0))
-
-
-def _has_no_traceback(record: logging.LogRecord) -> bool:
-    return not record.exc_info
-
-
-def _one_line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    if lines[0].startswith("Caught ") and len(lines) > 1:  # a data loader's worker: its traceback is the message
-        return lines[-1].partition(": ")[2] or lines[-1]
-    return " ".join(" ".join(lines).split())
-
-
-def _log_thread(problem: threading.ExceptHookArgs) -> None:
-    """Log what ends a thread, such as one that writes for TensorBoard: the main thread will meet the error as well."""
-    from detrkit.runtime.logs import log_traceback
-
-    log_traceback(problem.exc_value)

@@ -12,18 +12,30 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from detrkit.runtime.weight_files import ZOO
+
 DEVICES = ["auto", "cpu", "cuda", "mps"]
 KEPT = 50  # configs in the cache
 
 
 def configs(prefix: str) -> list[str]:
-    """Return names of configs; files and folders where no name begins so."""
-    from argcomplete import FilesCompleter
-
+    """Return names of configs; where no name begins so, what `checkpoints` returns."""
     from detrkit.config.catalogue import config_files
 
     names = [name for name in config_files() if name.startswith(prefix)]
-    return names or list(FilesCompleter()(prefix))
+    return names or checkpoints(prefix)
+
+
+def checkpoints(prefix: str) -> list[str]:
+    """Return files and folders; names of published weights behind `zoo:`, which is offered by its first letters."""
+    from argcomplete import FilesCompleter
+
+    if not prefix.startswith(ZOO):
+        return [*FilesCompleter()(prefix), *([ZOO] if prefix and ZOO.startswith(prefix) else [])]
+    from detrkit.weights import zoo
+
+    names = [f"{ZOO}{entry.name}" for entry in zoo.select() if not entry.lacks]
+    return [name for name in names if name.startswith(prefix)]
 
 
 def overrides(prefix: str, args: argparse.Namespace) -> list[str]:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from detrkit.commands import command_line
 
 DESCRIPTION = """\
-Print the shell code that completes commands, options, names of configs, and the keys and values of a config.
+Print the shell code that completes commands, options, names of configs and of published weights, and the keys and
+values of a config.
 
 Put one of the examples into ~/.bashrc or ~/.zshrc; for fish, write the output to
 ~/.config/fish/completions/align-detr.fish."""

@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> None:
     with command_line.errors_in_one_line():
         if not args.source.exists():
             raise FileNotFoundError(f"no such dataset: {args.source}")
+        command_line.check_output_folder(args.output)
         from detrkit.datasets import convert_dataset
 
         options = vars(args)

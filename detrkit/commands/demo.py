@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-pictures", action="store_true", help="draw nothing, write --json alone")
     parser.add_argument(
         "--score-threshold",
-        type=float,
+        type=command_line.score,
         metavar="X",
         help="lowest score to keep (default: the one that `align-detr errors` chose for these weights, else 0.3)",
     )
@@ -102,7 +102,9 @@ def check_options(args: argparse.Namespace) -> None:
     if not (args.config or args.checkpoint):
         raise ValueError("no detector: give the folder of a training, an exported file, or a config and --checkpoint")
     command_line.check_exist(args.config, args.checkpoint, "folder, file or config")
-    command_line.check_output(None if args.no_pictures else args.output)
+    if not args.no_pictures or films_among(args):
+        command_line.check_output_folder(args.output)
+    command_line.check_output_file(args.json, "--json")
     if args.config and not args.checkpoint and args.config.endswith((".py", ".yaml")):
         raise ValueError(f"{args.config} has no weights: give them by --checkpoint")
 
@@ -150,9 +152,7 @@ def detect_in_films(args: argparse.Namespace, config: str, checkpoint: str, film
         args.frame_rate or 0.0,
     )
     overrides = command_line.with_tta(args)
-    detector = demo.open_detector(
-        config, checkpoint, overrides, args.tile, args.overlap, args.runtime, args.dtype
-    )
+    detector = demo.open_detector(config, checkpoint, overrides, args.tile, args.overlap, args.runtime, args.dtype)
     outcomes = film.detect_films(detector, films, options)
     for outcome in outcomes:
         print(outcome.line())

@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--min-score",
-        type=float,
+        type=command_line.score,
         default=0.05,
         metavar="X",
         help="detections that score less are left out (default: %(default)s)",
@@ -60,8 +60,9 @@ def run(args: argparse.Namespace) -> None:
         if args.folder and not args.folder.is_dir():
             raise FileNotFoundError(f"no such folder: {args.folder}")
         command_line.check_exist(args.config_file, None)
+        command_line.check_output_file(args.output)
         from detrkit.reports.explore import explore
-        from detrkit.reports.sheet import plural
+        from detrkit.runtime.text import plural
 
         done = explore(
             args.folder,

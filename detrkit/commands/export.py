@@ -10,6 +10,7 @@ from pathlib import Path
 
 from detrkit.commands import command_line
 from detrkit.commands.choices import PRECISIONS, WEIGHT_FAMILIES, WEIGHT_FORMATS
+from detrkit.runtime.text import plural
 from detrkit.runtime.weight_files import ZOO
 
 DESCRIPTION = """\
@@ -19,15 +20,15 @@ Give the folder of a training, an exported file, or zoo:NAME; or a CONFIG with -
 too.
 
 .safetensors  weights (averaged ones if the training kept them), config, names of classes and input size. Nothing in
-              the file is run. `align_detr.Detector`, `align-detr demo` and train.init_checkpoint take it.
+              the file is run. `detrkit.Detector`, `align-detr demo` and train.init_checkpoint take it.
 .onnx         for ONNX Runtime and others; .xml (with a .bin beside it) for OpenVINO; .pt2 for torch.export: each has
 .xml, .pt2    the whole network, from images to boxes. Input `images` (N, 3, H, W): float32 from 0 to 255. Outputs
               `boxes` (N, K, 4): left, top, right, bottom in pixels of the images; `scores` and `classes` (N, K).
               Detections are sorted, best first."""
 MORE = """\
---check prints the differences between PyTorch and the file, and fails if they matter. It also prints how far both are
-from PyTorch in float64: this separates rounding from a mistake. With --precision float16 and int8 it prints the
-differences alone."""
+--check prints the differences between PyTorch and the file, and whether they agree; it fails if they do not. It then
+also prints how far both are from PyTorch in float64: this separates rounding from a mistake. With --precision float16
+and int8 it never fails. Images that cannot be read are named and left out."""
 EXAMPLES = (
     "align-detr export output/align_detr_tiny --output tiny.safetensors",
     "align-detr export output/align_detr_tiny --which best --output tiny.onnx --dynamic --check photos",
@@ -85,7 +86,7 @@ def check_options(args: argparse.Namespace) -> None:
     if not args.config and (args.checkpoint or "").startswith(ZOO):
         args.config, args.checkpoint = args.checkpoint, None
     command_line.check_exist(args.config, args.checkpoint, "folder, file or config")
-    command_line.check_output(args.output)
+    command_line.check_output_file(args.output)
     if not args.config or not (has_config(args.config) or args.checkpoint):
         raise ValueError("no detector: give the folder of a training, an exported file, or a config and --checkpoint")
     if has_config(args.config) and args.overrides:
@@ -127,6 +128,8 @@ def export(args: argparse.Namespace) -> None:
     from detrkit.config.load import load_config
     from detrkit.inference import export as library
 
+    if args.check:
+        library.check_images(args.check)
     source = args.config if has_config(args.config) else None
     config = None if source else load_config(args.config, args.overrides)
     if args.format:
@@ -169,16 +172,16 @@ def summary(exported) -> str:
     network, shape = exported.network, exported.shape
     files = [exported.path, *([exported.path.with_suffix(".bin")] if exported.path.suffix == ".xml" else [])]
     megabytes, classes = sum(file.stat().st_size for file in files) / 1e6, len(network.classes.names)
-    line = f"{exported.path}: {megabytes:.1f} MB, {type(network.model).__name__} with {classes} classes"
+    line = f"{exported.path}: {megabytes:.1f} MB, {type(network.model).__name__} with {plural(classes, 'class')}"
     if shape is None:
         return line
     size = f"{shape.size[0]} x {shape.size[1]} pixels" if shape.size else "any size"
-    images = "1 image" if shape.batch == 1 else f"{shape.batch or 'any number of'} images"
+    images = plural(shape.batch, "image") if shape.batch else "any number of images"
     return f"{line}, {images} of {size}"
 
 
 def print_check(reference, other, folder: Path, runtime: str, *, is_exact: bool = True) -> None:
-    """Print how far a graph's detections are from PyTorch's.
+    """Print how far a graph's detections are from PyTorch's, and whether they agree.
 
     Args:
         reference: the `PyTorchNetwork`.
@@ -190,7 +193,7 @@ def print_check(reference, other, folder: Path, runtime: str, *, is_exact: bool 
     Raises:
         ValueError: they disagree, and are to agree.
     """
-    from detrkit.inference.agreement import agreement_table, rounding_table
+    from detrkit.inference.agreement import agreement_table, rounding_table, verdict
     from detrkit.inference.export import check_graph
 
     names = "PyTorch", runtime
@@ -198,8 +201,8 @@ def print_check(reference, other, folder: Path, runtime: str, *, is_exact: bool 
     print(agreement_table(results, names))
     if rounding:
         print(f"\n{rounding_table(dict(zip(names, rounding, strict=True)))}")
-        wrong = sum(not result.agrees for result in results)
-        raise ValueError(f"PyTorch and the file disagree on {wrong} of {len(results)} images")
+        raise ValueError(verdict(results, names))
+    print(verdict(results, names))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

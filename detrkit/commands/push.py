@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("repository", nargs="?", default="", metavar="USER/NAME", help="repository on the hub")
     parser.add_argument("--folder", type=Path, metavar="FOLDER", help="write the files to a folder, and upload nothing")
-    parser.add_argument("--which", choices=("best", "final"), help="checkpoint of a training's folder")
+    command_line.add_which(parser)
     parser.add_argument(
         "--picture",
         nargs="+",

@@ -30,8 +30,8 @@ def parser() -> argparse.ArgumentParser:
         "model",
         metavar="MODEL",
         help="the folder of a training, a .safetensors, .onnx or .xml file of `align-detr export`, or zoo:NAME",
-    )
-    parser.add_argument("--which", choices=("best", "final"), help="checkpoint of a training's folder")
+    ).completer = command_line.complete_checkpoint
+    command_line.add_which(parser)
     parser.add_argument("--device", default="auto", help="cuda, cuda:1, mps, cpu (default: the fastest)").completer = (
         lambda **_: DEVICES
     )
@@ -55,7 +55,10 @@ def parser() -> argparse.ArgumentParser:
         "--max-pixels", type=int, default=50_000_000, metavar="N", help="of an image (default: %(default)s)"
     )
     parser.add_argument(
-        "--score-threshold", type=float, metavar="X", help="of requests that give none (default: the detector's)"
+        "--score-threshold",
+        type=command_line.score,
+        metavar="X",
+        help="of requests that give none (default: the detector's)",
     )
     parser.add_argument(
         "--top", type=int, default=100, metavar="N", help="detections of requests that give none (default: %(default)s)"
@@ -76,8 +79,6 @@ def check_options(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: at least 1")
     if not 0 <= args.max_wait <= 10_000:
         raise ValueError(f"--max-wait {args.max_wait:g}: expected 0 to 10000 milliseconds")
-    if args.score_threshold is not None and not 0 <= args.score_threshold <= 1:
-        raise ValueError(f"--score-threshold {args.score_threshold:g}: expected 0 to 1")
     if not args.model.startswith(ZOO) and not Path(args.model).exists():
         raise FileNotFoundError(f"no such file or folder: {args.model}")
     if not (find_spec("starlette") and find_spec("uvicorn")):

@@ -39,7 +39,7 @@ def visualize(args: argparse.Namespace) -> bool:
     if args.top < 1:
         raise ValueError("--top is at least 1")
     command_line.check_exist(args.config, args.checkpoint, "folder, file or config")
-    command_line.check_output(args.output)
+    command_line.check_output_folder(args.output)
     config, checkpoint, _ = command_line.find_named(args)
     if not checkpoint:
         raise ValueError("no detector: give the folder of a training, or a config and --checkpoint")

@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--num", type=int, default=12, metavar="N", help="images on the sheet (default: %(default)s)")
     parser.add_argument(
         "--score-threshold",
-        type=float,
+        type=command_line.score,
         default=0.3,
         metavar="X",
         help="lowest score to draw; the best predictions are drawn in any case (default: %(default)s)",
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     """Draw the sheet."""
     with command_line.errors_in_one_line():
         command_line.check_exist(args.config, None, "folder or config")
-        command_line.check_output(args.output)
+        command_line.check_output_file(args.output)
         folder = Path(args.config) if args.config and Path(args.config).is_dir() else None
         results = args.input or (folder and folder / "coco_instances_results.json")
         if results is None:
@@ -61,7 +61,8 @@ def run(args: argparse.Namespace) -> None:
         from detrkit.config.load import load_config
         from detrkit.datasets import register_own_datasets
         from detrkit.datasets.classes import dataset_names
-        from detrkit.reports.sheet import draw_sheet, plural
+        from detrkit.reports.sheet import draw_sheet
+        from detrkit.runtime.text import plural
 
         register_own_datasets()
         dataset = args.dataset or "tiny_coco_val"

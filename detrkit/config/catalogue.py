@@ -149,10 +149,20 @@ ENTRIES = {
 NOTE = "Parameters in millions. AP: the paper's box AP on COCO val2017, in %; no value was reproduced here."
 
 
+def _folders() -> list[Path]:
+    return [*(PROJECTS / name / "configs" for name in PROJECT_NAMES), CONFIGS / "baselines"]
+
+
 def config_files() -> dict[str, Path]:
     """Return the config files of all projects and the baselines by name."""
-    folders = [*(PROJECTS / name / "configs" for name in PROJECT_NAMES), CONFIGS / "baselines"]
-    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.py")) if path.stem != "__init__"}
+    return {path.stem: path for folder in _folders() for path in sorted(folder.glob("*.py")) if path.stem != "__init__"}
+
+
+def is_config(name: str) -> bool:
+    """Whether `config_files` has a name; without reading the folders."""
+    if name == "__init__" or Path(name).name != name:
+        return False
+    return any((folder / f"{name}.py").is_file() for folder in _folders())
 
 
 def find_config(config: str, *, trainings: bool = False) -> Path:

@@ -27,6 +27,7 @@ from detrkit.config.test_augmentation import tta_options
 from detrkit.datasets.classes import Classes
 from detrkit.runtime.files import atomic_write
 from detrkit.runtime.soft_nms import checked_threshold
+from detrkit.runtime.weight_files import weights_problem
 
 CONFIG, CLASSES, INPUT = "align_detr.config", "align_detr.classes", "align_detr.input"
 THRESHOLD = "align_detr.score_threshold"  # may be missing
@@ -145,6 +146,8 @@ def read_exported(path: str | os.PathLike) -> Exported | None:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no such file: {path}")
+    if problem := weights_problem(path):
+        raise ValueError(problem)
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}

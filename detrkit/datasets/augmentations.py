@@ -164,9 +164,7 @@ class TorchvisionTransforms(T.Augmentation):
         try:
             from torchvision.transforms import v2
         except (ImportError, RuntimeError) as error:
-            raise ImportError(
-                f'TorchvisionTransforms needs torchvision ({error}): pip install "align-detr[timm]"'
-            ) from error
+            raise ImportError(f"TorchvisionTransforms needs torchvision ({error}): pip install torchvision") from error
         self._transforms = v2.Compose(build_transforms(transforms, v2, v2.Transform, "torchvision.transforms.v2"))
 
     def get_transform(self, image: np.ndarray) -> Transform:

@@ -13,6 +13,8 @@ import torch
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from omegaconf import DictConfig, OmegaConf
 
+from detrkit.runtime.text import plural
+
 from .annotations import UnmatchedClasses, class_key, shortened
 from .registration import BUILT_IN, annotation_file_of, number_classes
 
@@ -84,7 +86,8 @@ class Classes:
             ValueError: there are more names than outputs.
         """
         if len(self.names) > count:
-            raise ValueError(f"{len(self.names)} classes ({shortened(self.names)}) for a model with {count} outputs")
+            named = f"{plural(len(self.names), 'class')} ({shortened(self.names)})"
+            raise ValueError(f"{named} for a model with {plural(count, 'output')}")
         more = range(len(self.names), count)
         free = max(self.ids, default=0) + 1 - len(self.names)
         return Classes((*self.names, *map(str, more)), (*self.ids, *(index + free for index in more)))

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -15,6 +15,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from detrkit.runtime.files import atomic_write
+from detrkit.runtime.text import plural
 
 from .dataset_images import DatasetImage, Problems
 from .formats import recognise
@@ -62,7 +63,7 @@ class Conversion:
         parts = [tabulate(table, ["", *self.contents], disable_numparse=True)]
         if counts := self.problems.counts:
             parts.append(tabulate(counts.items(), ["problem", "times"], disable_numparse=True))
-        parts += [f'The split "{split}" is not used: {count} images' for split, count in self.unused.items()]
+        parts += [f'The split "{split}" is not used: {plural(count, "image")}' for split, count in self.unused.items()]
         return "\n\n".join(parts)
 
     def summary(self) -> str:
@@ -112,10 +113,11 @@ def convert_dataset(
     Raises:
         FileNotFoundError: no such folder.
         FileExistsError: an annotation file exists, and `force` is false.
-        ValueError: the folder has no known layout, or nothing in it can be used, or `only` names a class that is not
-            there.
+        ValueError: the folder has no known layout, nothing in it can be used, `only` names a class that is not there,
+            or `output` is the dataset's folder.
     """
     source, output, problems = Path(source), Path(output), Problems()
+    check_output(source, output)
     options = ReadOptions(list(dict.fromkeys(classes)) if classes else None, difficult, zero_based, decode)
     dataset, names = _read_dataset(source, format, options, only, problems)
     splits = _usable_splits(dataset.splits, names, source, problems)
@@ -124,9 +126,7 @@ def convert_dataset(
         found, splits = splits, train_and_val(splits)
         used = {p.path for images in splits.values() for p in images}
         unused = {split: len(images) for split, images in found.items() if used.isdisjoint(p.path for p in images)}
-    files = {split: output / f"{split}.json" for split in splits}
-    if not force and (taken := [file for file in files.values() if file.exists()]):
-        raise FileExistsError(f"{taken[0]} is there already: name another output, or replace it by --force")
+    files = _output_files(output, splits, force)
     output.mkdir(parents=True, exist_ok=True)
     root = dataset.image_root
     file_names = _file_names({p.path for images in splits.values() for p in images}, root)
@@ -138,6 +138,21 @@ def convert_dataset(
         with atomic_write(files[split]) as file:
             file.write(json.dumps(content).encode())
     return Conversion(files, contents, root, problems, unused)
+
+
+def check_output(source: Path, output: Path) -> None:
+    """Raise ValueError if the output is the dataset's folder, which would then have two layouts."""
+    folder = source.parent if source.is_file() else source
+    if folder.resolve() == output.resolve():
+        raise ValueError(f"the output {output} is the dataset's own folder, which is not changed: name another")
+
+
+def _output_files(output: Path, splits: Iterable[str], force: bool) -> dict[str, Path]:
+    """The file of each split; FileExistsError if one is there, and may not be replaced."""
+    files = {split: output / f"{split}.json" for split in splits}
+    if not force and (taken := [file for file in files.values() if file.exists()]):
+        raise FileExistsError(f"{taken[0]} is there already: name another output, or replace it by force=True")
+    return files
 
 
 def _read_dataset(
@@ -207,7 +222,8 @@ def train_and_val(splits: Mapping[str, list[DatasetImage]]) -> dict[str, list[Da
         train, val = [p for p in train if p.path not in chosen], [p for p in train if p.path in chosen]
     for name, part in {"train on": train, "validate on": val}.items():
         if not any(not box.ignored for p in part for box in p.boxes):
-            raise ValueError(f"there are no objects to {name}: {len(train)} images to train on, {len(val)} to validate")
+            counts = f"{plural(len(train), 'image')} to train on, {len(val)} to validate"
+            raise ValueError(f"there are no objects to {name}: {counts}")
     return {"train": train, "val": val}
 
 
@@ -258,7 +274,7 @@ def _check_splits(splits: dict[str, list[DatasetImage]], classes: list[str], pro
             continue
         paths = {image.path for image in splits[one]}
         if shared := [p.path.name for p in splits[other] if p.path in paths]:
-            line = f"{len(shared)} images of {other} are in {one} too, such as {shared[0]}"
+            line = f"{plural(len(shared), 'image')} of {other} in {one} too, such as {shared[0]}"
             problems.add("images in two splits", line)
     for one, other in combinations(classes, 2):
         if one.lower() == other.lower():

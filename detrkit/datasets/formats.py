@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from detrkit.runtime.text import plural
+
 from .coco import COCO
 from .cvat import CVAT
 from .dataset_images import Problems
@@ -54,13 +56,13 @@ def recognise(source: Path, problems: Problems, name: str | None = None) -> tupl
         found = original
     if len(found) > 1:
         seen = " and ".join(f"{layout.title} ({place})" for layout, place in found)
-        raise ValueError(f"{source} looks like {seen}: say --format")
+        raise ValueError(f"{source} looks like {seen}: say which by format={found[0][0].name}")
     if not found:
         images = 0 if source.is_file() else sum(1 for _ in image_files(source))
         if images:
             raise ValueError(
-                f"{source} has {images} images and no annotations: put files of annotations beside them, in one of the "
-                f"layouts {', '.join(layout.title for layout in layouts)}"
+                f"{source} has {plural(images, 'image')} and no annotations: put files of annotations beside them, in "
+                f"one of the layouts {', '.join(layout.title for layout in layouts)}"
             )
         if source.is_dir() and not any(source.iterdir()):
             raise ValueError(f"{source} is empty: give a folder of images and annotations")

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from detrkit.runtime.text import plural
+
 from .dataset_images import ALL, Box, Corners, DatasetImage, Problems, add_box, inspect_images, read_text, relative
 from .files import DatasetFiles, beginning, image_files
 from .images import image_suffixes
@@ -41,12 +43,14 @@ def find_yolo(files: DatasetFiles) -> Path | None:
 
 
 def guess_yolo(files: DatasetFiles) -> Path | None:
-    """data.yaml, another YAML file with class names, or a list of class names."""
+    """data.yaml, another YAML file with class names, or a list of class names; else the folder, if it has images and
+    label files."""
     found = _yaml_files(files.root)
     usual = [path for path in found if path.stem == "data"]
     named = [path for path in found if _describes(path)]
     lists = [files.root / name for name in NAME_LISTS if (files.root / name).is_file()]
-    return next(iter([*usual, *named, *lists]), None)
+    labelled = [files.root] if files.images and any(map(_has_relative_rows, files.sample(".txt"))) else []
+    return next(iter([*usual, *named, *lists, *labelled]), None)
 
 
 def read_yolo(files: DatasetFiles, description: Path, problems: Problems, options: ReadOptions) -> Dataset:
@@ -70,11 +74,12 @@ def read_yolo(files: DatasetFiles, description: Path, problems: Problems, option
         splits = _splits(content, root, description, problems)
         has_keypoints = "kpt_shape" in content
     else:
-        content, root, has_keypoints = {}, description.parent, False
-        names = list(classes or ()) or [line.strip() for line in read_text(description).splitlines() if line.strip()]
+        content, has_keypoints = {}, False
+        root = description if description.is_dir() else description.parent
+        names = list(classes or ()) or _listed_names(description)
         splits = _splits_of_folders(root)
     if not names:
-        raise ValueError(f"{description} names no classes: add `names`, or give them by --classes")
+        raise ValueError(f"{description} names no classes: add `names`, or give them by classes=")
     if "nc" in content and content["nc"] != str(len(names)):
         problems.add("number of classes", f"{description.name} says nc: {content['nc']}, but has {len(names)} names")
     for number, name in enumerate(names):
@@ -93,7 +98,7 @@ def read_yolo(files: DatasetFiles, description: Path, problems: Problems, option
             _read_labels(image, labels[path], names, root, problems, has_keypoints)
     for split, paths in splits.items():
         if paths and not any(labels[path].is_file() for path in paths):
-            line = f"{split}: none of {len(paths)} images has one, such as {relative(labels[paths[0]], root)}"
+            line = f"{split}: none of {plural(len(paths), 'image')} has one, such as {relative(labels[paths[0]], root)}"
             problems.add("no label files", line)
     _report_lost_labels(labels, root, problems)
     parts = {split: [images[path] for path in paths if path in images] for split, paths in splits.items()}
@@ -131,8 +136,30 @@ def _describes(path: Path, *splits: str) -> bool:
 
 def _has_rows(path: Path) -> bool:
     """Whether a text file begins with a row of labels."""
+    return bool(_first_row(path))
+
+
+def _has_relative_rows(path: Path) -> bool:
+    """Whether a text file begins with a row of labels whose coordinates are parts of the image."""
+    row = _first_row(path)
+    return bool(row) and all(0 <= value <= 1 for value in row[1:])
+
+
+def _first_row(path: Path) -> list[float]:
+    """The numbers of the first row of labels of a text file; [] if it does not begin with one."""
     row = next((line for line in beginning(path).splitlines() if line.strip()), "").split()
-    return len(row) >= 5 and all(to_number(word) is not None for word in row) and row[0].isdecimal()
+    numbers = [number for word in row if (number := to_number(word)) is not None]
+    return numbers if len(numbers) == len(row) >= 5 and row[0].isdecimal() else []
+
+
+def _listed_names(description: Path) -> list[str]:
+    """The names of a list of class names; ValueError for a dataset's folder, which has none."""
+    if description.is_dir():
+        raise ValueError(
+            f"{description} has YOLO's labels without names of their classes: list the names in "
+            f"{description / NAME_LISTS[0]}, one in a line, in the order of their numbers; or convert it with classes="
+        )
+    return [line.strip() for line in read_text(description).splitlines() if line.strip()]
 
 
 def _names(names: Any, description: Path) -> list[str]:
@@ -300,4 +327,5 @@ def _has_image(stem: Path, root: Path) -> bool:
     return any(path.suffix.lower() in suffixes for path in image.parent.glob(f"{glob.escape(image.name)}.*"))
 
 
-YOLO = Format("yolo", "YOLO", "data.yaml, or a list of class names in classes.txt", find_yolo, read_yolo, guess_yolo)
+CONTENT = "data.yaml, or class names in classes.txt and text files of labels"
+YOLO = Format("yolo", "YOLO", CONTENT, find_yolo, read_yolo, guess_yolo)

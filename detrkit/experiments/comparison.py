@@ -101,10 +101,10 @@ def make_table(families: Sequence[Mapping], planned: int) -> str:
     text = (
         "Mean ± standard deviation over n seeds, of the last evaluation; AP in %. The last column has the difference "
         f"of mean AP from the detector's own supervision and its {seeds.CONFIDENCE:.0%} interval (Student's t); "
-        "within noise: the interval contains 0. Boxes per object: predictions that score 0.3 or more. BR in top N: the "
-        "share of objects whose best box is among an image's N highest scores. Pearson, Spearman: correlation of score "
-        "and IoU of the matched predictions. Same query: the share of objects matched to one query in a decoder layer "
-        "and the next."
+        "within noise: the interval contains 0. Boxes per object: predictions that score 0.3 or more. Best boxes in "
+        "top N: the share of objects whose best box is among the N highest scores of an image with N objects. Pearson, "
+        "Spearman: correlation of score and IoU of the matched predictions. Same query: the share of objects matched "
+        "to one query in a decoder layer and the next."
     )
     missing = sum(planned - row["n"] for row in rows)
     if missing:

@@ -15,11 +15,12 @@ import torch
 from matplotlib.figure import Figure
 
 from align_detr._platform import describe
+from detrkit.runtime.extras import pip_install
 
 from . import CONSOLE
 from .runs import Run, write
 
-EXTRA = 'pip install "align-detr[experiments]"'
+EXTRA = pip_install("experiments")
 
 
 @dataclass(frozen=True)

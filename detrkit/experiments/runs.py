@@ -26,7 +26,7 @@ METRICS = {  # kept of each run: name in metrics.json -> name and digits in a ta
     "bbox/AP50": ("AP50", 2),
     "bbox/AP75": ("AP75", 2),
     "alignment/boxes_per_object": ("boxes per object", 2),
-    "alignment/best_in_top_n": ("BR in top N", 3),
+    "alignment/best_in_top_n": ("best boxes in top N", 3),
     "alignment/pearson": ("Pearson", 3),
     "alignment/spearman": ("Spearman", 3),
     "layers/same_query": ("same query", 3),

@@ -10,6 +10,8 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from tabulate import tabulate
 
+from detrkit.runtime.text import plural
+
 from .network import Network, Predictions
 
 THRESHOLD = 0.05  # of the scores that count
@@ -112,8 +114,20 @@ def agreement_table(results: list[Comparison], names: tuple[str, str]) -> str:
     rows = [_row("all", results)]
     rows += [_row(result.name, [result]) for result in wrong[:LISTED]]
     rows += [[f"and {len(wrong) - LISTED} more"]] if len(wrong) > LISTED else []
-    heads = ["pictures", "", *names, "unmatched", "boxes, px", "scores", *(f"{name}, s" for name in names)]
+    heads = ["images", "", *names, "unmatched", "boxes, px", "scores", *(f"{name}, s" for name in names)]
     return tabulate(rows, heads, disable_numparse=True, colalign=("left", *["right"] * (len(heads) - 1)))
+
+
+def verdict(results: list[Comparison], names: tuple[str, str]) -> str:
+    """Return whether the networks agree, in one line with the largest differences."""
+    reference, other = names
+    wrong, alone = sum(not result.agrees for result in results), sum(result.unmatched for result in results)
+    box, score = _largest(results)
+    largest = f"boxes differ by at most {box} px, scores by at most {score}"
+    if not wrong:
+        return f"{other} and {reference} agree on {plural(len(results), 'image')}: {largest}"
+    unmatched = f", and {plural(alone, 'detection')} without a partner" if alone else ""
+    return f"{other} and {reference} disagree on {wrong} of {plural(len(results), 'image')}: {largest}{unmatched}"
 
 
 def rounding_table(results: Mapping[str, list[Comparison]]) -> str:

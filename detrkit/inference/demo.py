@@ -25,10 +25,12 @@ from detrkit.config.exported import test_options
 from detrkit.datasets.classes import Classes, classes_of_dataset, dataset_names
 from detrkit.datasets.images import image_suffixes, read_image
 from detrkit.inference.detector import SCORE_THRESHOLD, Detector
-from detrkit.inference.pictures import draw
+from detrkit.inference.pictures import draw, reason_of
 from detrkit.inference.runtimes import is_graph
 from detrkit.inference.sources import classes_in_file, load_named_config, stored_threshold
 from detrkit.runtime.allocation import keep_freed_memory
+from detrkit.runtime.scores import checked_score
+from detrkit.runtime.text import plural
 from detrkit.training.loading import load_detector
 
 
@@ -60,6 +62,10 @@ class Options:
     runtime: str | None = None
     dtype: str = "float32"
 
+    def __post_init__(self):
+        if self.score_threshold is not None:
+            checked_score(self.score_threshold, "score_threshold")
+
 
 @dataclass
 class Outcome:
@@ -78,7 +84,7 @@ class Outcome:
     def line(self, options: Options) -> str:
         """Return a summary; where nothing was detected, with the highest score."""
         if not self.entries:
-            return f"no image could be read of {len(self.failed)} inputs: nothing was drawn"
+            return f"no image could be read of {plural(len(self.failed), 'input')}: nothing was drawn"
         count = sum(map(len, self.entries.values()))
         places = [f"drawn in {options.output}"] if options.output else []
         places += [f"results in {options.results}"] if options.results else []
@@ -87,7 +93,8 @@ class Outcome:
         if self.entries and not count and self.highest >= 0.01:
             lower = int(self.highest * 0.8 * 100) / 100
             hint = f"; highest score {self.highest:.2f}: try --score-threshold {lower:.2g}"
-        return f"{count} detections in {len(self.entries)} images: {', '.join(places)}{left_out}{hint}"
+        counts = f"{plural(count, 'detection')} in {plural(len(self.entries), 'image')}"
+        return f"{counts}: {', '.join(places)}{left_out}{hint}"
 
 
 class Example(NamedTuple):
@@ -192,7 +199,6 @@ def _with_detector(
     return examples, detector.classes, _threshold_of(options, detector.score_threshold)
 
 
-
 def _of_detector(
     detector: Detector, files: Sequence[Path], batch_size: int, failed: list[str], progress: tqdm
 ) -> Iterator[Example]:
@@ -255,8 +261,7 @@ def progress_of(files: Sequence[Path], missing: Sequence[str]) -> Iterator[tqdm]
 def leave_out(file: Path, error: BaseException, failed: list[str], progress: tqdm) -> None:
     """Report a file that cannot be read."""
     failed.append(str(file))
-    reason = " ".join(str(error).split()) or type(error).__name__
-    progress.write(f"left out {file}: {reason}", file=sys.stderr)
+    progress.write(f"left out {file}: {reason_of(error)}", file=sys.stderr)
     progress.update()
 
 

@@ -16,11 +16,12 @@ from omegaconf import DictConfig
 
 from detrkit.config.test_augmentation import set_tta
 from detrkit.datasets.classes import Classes
+from detrkit.runtime.scores import checked_score
 from detrkit.runtime.soft_nms import checked_threshold, soft_nms
 
 from .detections import Detections
 from .network import Network, Predictions
-from .pictures import CHANNEL_ORDERS, Picture, all_of, name_of, read_picture
+from .pictures import CHANNEL_ORDERS, Picture, all_of, name_of, read_picture, reason_of
 from .pytorch import PyTorchNetwork
 from .runtimes import is_graph, open_graph
 from .sources import find_source, stored_threshold
@@ -43,8 +44,8 @@ class Detector:
         source: `zoo:NAME`, the folder of a training, or a file of `align-detr export`. Of a folder, `config.yaml` and
             `model_final.pth` are taken, else `model_best.pth`, else the newest checkpoint. Nothing in them is run. An
             ONNX file goes to ONNX Runtime, an `.xml` file to OpenVINO.
-        which: the "best" or the "final" checkpoint of the folder. The log and the attribute `weights` say which was
-            taken.
+        which: the "best" or the "final" checkpoint of the folder; a training that was stopped has no final one. The log
+            and the attribute `weights` say which was taken.
         config: instead, a config: a `.py` file (which is run), a `.yaml` file, or a config as LazyConfig loads it.
         weights: a checkpoint (`.pth`), weights alone (`.pth`, `.safetensors`) or `zoo:NAME`; beside `source`, in place
             of its own. They must cover the whole model. Averaged weights are used where the config has them.
@@ -196,13 +197,15 @@ class Detector:
             skip_unreadable: leave out images that cannot be read, with a warning in the log, instead of ending.
 
         Raises:
-            ValueError: an image cannot be read; the message names it. Detections of earlier images have been returned.
+            ValueError: an argument is out of range; or an image cannot be read: the message names it, and detections of
+                earlier images have been returned.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: at least 1, please")
         if channel_order not in CHANNEL_ORDERS:
             raise ValueError(f"channel_order={channel_order!r} is none of {', '.join(CHANNEL_ORDERS)}")
         threshold = self.score_threshold if score_threshold is None else score_threshold
+        checked_score(threshold, "score_threshold")
         return self._in_windows(all_of(pictures), threshold, batch_size, channel_order, skip_unreadable)
 
     def _in_windows(
@@ -224,8 +227,7 @@ class Detector:
                 try:
                     read.append((name, read_picture(picture, channel_order)))
                 except Exception as error:  # Pillow's decoders raise many kinds on broken files
-                    reason = " ".join(str(error).split()) or type(error).__name__
-                    problem = ValueError(f"{name} cannot be read: {reason}")
+                    problem = ValueError(f"{name} cannot be read: {reason_of(error)}")
                     if not skip_unreadable:
                         problem.__cause__ = error
                         break

@@ -13,12 +13,12 @@ from omegaconf import DictConfig
 
 from detrkit.config.exported import input_size, test_options, threshold_metadata, write_exported
 from detrkit.datasets.files import image_files
-from detrkit.datasets.images import read_image
 
-from .agreement import LISTED, Comparison, compare, compare_each
+from .agreement import LISTED, THRESHOLD, Comparison, compare, compare_each
 from .graph import Shape, metadata_of, trace_onnx, write_bytes, write_openvino, write_program
 from .low_precision import to_float16, to_int8
 from .network import Network
+from .pictures import readable_images
 from .pytorch import PyTorchNetwork
 from .runtimes import GraphNetwork, ProgramNetwork, open_graph
 from .sources import find_source, stored_threshold
@@ -94,8 +94,9 @@ def export(
     _check_options(path, batch, size, dynamic)
     _check_precision(path, precision, calibration)
     cfg, weights, classes = find_source(source, config, checkpoint, overrides, which)
+    images = readable_images(calibration_files(calibration) if calibration else [])
     if path.resolve() == Path(weights).resolve():
-        raise ValueError(f"--output {path} is where the weights come from: give another name")
+        raise ValueError(f"output={path} is where the weights come from: give another name")
     network = PyTorchNetwork(cfg, weights, classes, "cpu", "float32")
     network = network.in_float64() if precision == "float64" else network
     if path.suffix == WEIGHTS:
@@ -109,9 +110,8 @@ def export(
     if path.suffix == ".pt2":
         write_program(network.model, path, metadata, shape, example)
     else:
-        images = map(read_image, calibration_files(calibration)) if calibration else iter(())
         graph = trace_onnx(network.model, metadata, shape, example)
-        _write_graph(graph, path, precision, calibration_inputs(path, metadata, shape, images))
+        _write_graph(graph, path, precision, calibration_inputs(path, metadata, shape, (image for _, image in images)))
     return ExportedFile(path, network, shape, weights)
 
 
@@ -144,9 +144,9 @@ def calibration_files(source: str | os.PathLike) -> list[Path]:
     elif os.fspath(source) in DatasetCatalog.list():
         files = [Path(entry["file_name"]) for entry in DatasetCatalog.get(os.fspath(source))]
     else:
-        raise ValueError(f"--calibration {source} is neither a folder of images nor the name of a dataset")
+        raise ValueError(f"calibration={source} is neither a folder of images nor the name of a dataset")
     if not files:
-        raise ValueError(f"--calibration {source}: no images there")
+        raise ValueError(f"calibration={source}: no images there")
     step = max(1, len(files) / MOST_CALIBRATION_IMAGES)
     return [files[int(index * step)] for index in range(min(len(files), MOST_CALIBRATION_IMAGES))]
 
@@ -163,28 +163,30 @@ def calibration_inputs(
 def _check_precision(path: Path, precision: str, calibration: str | os.PathLike | None) -> None:
     """Raise ValueError if a precision does not fit the kind of file, or has no images to calibrate with."""
     if precision not in PRECISIONS:
-        raise ValueError(f"--precision {precision} is none of {', '.join(PRECISIONS)}")
+        raise ValueError(f"precision={precision} is none of {', '.join(PRECISIONS)}")
     if path.suffix not in PRECISIONS[precision]:
-        raise ValueError(f"--precision {precision} is for {' and '.join(PRECISIONS[precision])}, not for {path}")
+        raise ValueError(f"precision={precision} is for {' and '.join(PRECISIONS[precision])}, not for {path}")
     if precision == "int8" and not calibration:
         raise ValueError(
-            "--precision int8 needs images to calibrate with, best those of the training: give --calibration FOLDER, "
-            "or the name of a dataset"
+            "precision=int8 needs images to calibrate with, best those of the training: give calibration=FOLDER, or "
+            "the name of a dataset"
         )
     if calibration and precision != "int8":
-        raise ValueError(f"--calibration {calibration} is for --precision int8")
+        raise ValueError(f"calibration={calibration} is for precision=int8")
 
 
 def _check_options(path: Path, batch: int | None, size: Sequence[int] | None, dynamic: bool) -> None:
     """Raise ValueError if options do not fit the kind of file."""
     if path.suffix not in (WEIGHTS, *GRAPHS):
         suffixes = f"{WEIGHTS}, {', '.join(GRAPHS[:-1])} or {GRAPHS[-1]}"
-        raise ValueError(f"--output {path}: a name that ends in {suffixes}, please")
-    given = {"batch": batch is not None, "size": size is not None, "dynamic": dynamic}
-    if path.suffix == WEIGHTS and (graph_only := [name for name, is_given in given.items() if is_given]):
-        raise ValueError(f"--{graph_only[0]} is for {', '.join(GRAPHS)}: a {WEIGHTS} file has no graph")
-    if any(number is not None and number < 1 for number in (batch, *(size or []))):
-        raise ValueError("--batch and --size are at least 1")
+        raise ValueError(f"output={path}: a name that ends in {suffixes}, please")
+    given = {"batch": batch, "size": size, "dynamic": dynamic or None}
+    given = {name: value for name, value in given.items() if value is not None}
+    for name, value in given.items() if path.suffix == WEIGHTS else ():
+        raise ValueError(f"{name}={value} is for {', '.join(GRAPHS)}: a {WEIGHTS} file has no graph")
+    for name, numbers in {"batch": [] if batch is None else [batch], "size": size or []}.items():
+        if any(number < 1 for number in numbers):
+            raise ValueError(f"{name}={' '.join(map(str, numbers))}: at least 1")
 
 
 def open_exported(path: Path) -> Network:
@@ -204,8 +206,23 @@ class Check(NamedTuple):
     rounding: tuple
 
 
+def check_images(folder: Path) -> list[Path]:
+    """Return the image files that `check_graph` compares on.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it has no images.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"--check {folder}: no such folder")
+    files = list(image_files(folder))
+    if not files:
+        raise ValueError(f"--check {folder}: no image in this folder")
+    return files
+
+
 def check_graph(reference: PyTorchNetwork, other: Network, folder: Path, *, explain: bool = True) -> Check:
-    """Run the images of a folder through PyTorch and a graph.
+    """Run the images of a folder through PyTorch and a graph. Images that cannot be read are left out with a warning.
 
     Args:
         reference: the detector in PyTorch.
@@ -213,16 +230,21 @@ def check_graph(reference: PyTorchNetwork, other: Network, folder: Path, *, expl
         explain: run the images that disagree in float64 as well.
 
     Raises:
-        ValueError: the folder has no images, or nothing is detected there, so nothing was compared.
+        FileNotFoundError, ValueError: see `check_images`; or no image can be read, or nothing is detected there, so
+            nothing was compared.
     """
-    files = list(image_files(folder))
-    if not files:
-        raise ValueError(f"--check {folder}: no image in this folder")
-    results = list(compare(reference, other, ((path.name, read_image(path)) for path in files)))
+    files: list[Path] = []
+
+    def pictures() -> Iterator[tuple[str, np.ndarray]]:
+        for path, pixels in readable_images(check_images(folder)):
+            files.append(path)
+            yield path.name, pixels
+
+    results = compare(reference, other, pictures())
     if not any(result.counts[0] for result in results):
-        raise ValueError(f"--check {folder}: nothing scores above 0.05 there, so nothing was compared")
+        raise ValueError(f"--check {folder}: nothing scores above {THRESHOLD:g} there, so nothing was compared")
     wrong = [path for path, result in zip(files, results, strict=True) if not result.agrees]
     if not wrong or not explain:
         return Check(results, ())
-    images = ((path.name, read_image(path)) for path in wrong[:LISTED])
+    images = ((path.name, pixels) for path, pixels in readable_images(wrong[:LISTED]))
     return Check(results, compare_each(reference.in_float64(), [reference, other], other.prepare, images))

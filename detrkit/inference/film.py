@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from detrkit.runtime.text import plural
+
 from .detections import Detections
 from .detector import Detector
 from .frames import SUFFIX, Film, FilmWriter, FrameFolder
@@ -64,7 +66,8 @@ class FilmOutcome:
     def line(self) -> str:
         """Return a summary."""
         files = " and ".join(map(str, self.written))
-        return f"{self.name}: {self.detections} detections in {self.frames} frames: {files}"
+        counts = f"{plural(self.detections, 'detection')} in {plural(self.frames, 'frame')}"
+        return f"{self.name}: {counts}: {files}"
 
 
 def output_files(films: Sequence[Path], options: FilmOptions) -> list[list[Path]]:
@@ -76,12 +79,12 @@ def output_files(films: Sequence[Path], options: FilmOptions) -> list[list[Path]
     suffixes = (".jsonl", SUFFIX) if options.draws else (".jsonl",)
     names = [film.resolve().stem for film in films]
     if doubled := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"two films are called {doubled[0]}: choose another --output for each of them")
+        raise ValueError(f"two films are called {doubled[0]}: choose another output for each of them")
     files = [[options.output / f"{name}{suffix}" for suffix in suffixes] for name in names]
     inputs = {film.resolve() for film in films}
     for file in (file for pair in files for file in pair):
         if file.resolve() in inputs:
-            raise ValueError(f"{file} is among the inputs and would be overwritten: choose another --output")
+            raise ValueError(f"{file} is among the inputs and would be overwritten: choose another output")
     return files
 
 

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import ImageFont
+
+if TYPE_CHECKING:
+    from matplotlib import font_manager
 
 logger = logging.getLogger(__name__)
 
 LATIN_GREEK_CYRILLIC = "DejaVuSans.ttf"  # comes with matplotlib
 SHOWN = 10  # letters in a warning
+PLACEHOLDERS = "LastResort"  # begins the name of fonts whose glyphs are a box for each script
+PACKAGES = dict.fromkeys(("CJK", "Hiragana", "Katakana", "Hangul"), "fonts-noto-cjk")  # of Debian, by script
+OTHER_PACKAGE = "fonts-noto-core"
 
 
 @contextmanager
@@ -73,14 +81,13 @@ def _dejavu() -> str:
 @cache
 def _system_font(missing: frozenset[str]) -> str | None:
     """The font file with most of the letters, among equals an upright one without serifs; None if none has any."""
-    from matplotlib import font_manager
 
     def preference(entry: font_manager.FontEntry) -> tuple:
         is_regular = str(entry.weight) in ("400", "normal", "regular", "book")
         return entry.style != "normal", not is_regular, "sans" not in entry.name.lower(), entry.fname
 
     best, most = None, 0
-    for entry in sorted(font_manager.fontManager.ttflist, key=preference):
+    for entry in sorted(_entries(), key=preference):
         count = len(missing & _letters(entry.fname))
         if count > most:
             best, most = entry.fname, count
@@ -88,13 +95,34 @@ def _system_font(missing: frozenset[str]) -> str | None:
             break
     if most < len(missing):
         absent = sorted(missing - _letters(best)) if best else sorted(missing)
+        scripts = sorted(set(map(_script, absent)))
         logger.warning(
-            "no font of this computer has the letters %s%s: boxes stand for them; install such a font, or name a file "
-            "by font= in Python or --font in commands",
+            "no font of this computer has the letters %s%s (%s): boxes stand for them; install a font that has them "
+            "(%s), or name a file by font= in Python or --font in commands",
             "".join(absent[:SHOWN]),
             "…" if len(absent) > SHOWN else "",
+            ", ".join(scripts),
+            "on Debian and Ubuntu: apt install " + " ".join(sorted({PACKAGES.get(s, OTHER_PACKAGE) for s in scripts})),
         )
     return best
+
+
+def _entries() -> list[font_manager.FontEntry]:
+    """The fonts of this computer with glyphs of their own, also those installed since matplotlib wrote its list."""
+    from matplotlib import font_manager
+
+    listed = font_manager.fontManager.ttflist
+    entries = [entry for entry in listed if not Path(entry.fname).name.startswith(PLACEHOLDERS)]
+    for file in sorted(set(font_manager.findSystemFonts()) - {entry.fname for entry in listed}):
+        with suppress(Exception):  # FreeType raises many kinds on damaged fonts
+            entries.append(font_manager.ttfFontProperty(font_manager.get_font(file)))
+    return entries
+
+
+def _script(letter: str) -> str:
+    """The script of a letter, by the first word of its Unicode name: "CJK", "Thai"."""
+    word = unicodedata.name(letter, "unnamed").partition(" ")[0]
+    return word if word == "CJK" else word.capitalize()
 
 
 @cache

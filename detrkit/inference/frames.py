@@ -14,10 +14,11 @@ import numpy as np
 from PIL import Image
 
 from detrkit.datasets.images import image_suffixes
+from detrkit.runtime.extras import pip_install
 
 from .pictures import Picture
 
-EXTRA = "pip install 'align-detr[video]'"
+EXTRA = pip_install("video")
 # Read by programs and browsers without a patented codec; a film whose writing was cut can be played up to there.
 SUFFIX, CODEC = ".webm", "VP80"
 DEFAULT_RATE = 25.0  # frames per second, of a film that does not say

@@ -22,6 +22,7 @@ from align_detr._platform import is_upstream
 from detrkit.config.exported import CLASSES, INPUT, InputSize
 from detrkit.config.load import call_parameters
 from detrkit.datasets.classes import Classes
+from detrkit.runtime.extras import pip_install
 from detrkit.runtime.files import atomic_write
 
 from .float64 import IN_OTHER_OPERATORS, Float64
@@ -32,8 +33,7 @@ if TYPE_CHECKING:
 OUTPUTS = ("boxes", "scores", "classes")
 OPSET = 17  # the first with layer norms; grid_sample came one before
 OPSET_FLOAT64 = 20  # the first whose grid_sample ONNX Runtime has in float64
-EXTRA = "pip install 'align-detr[onnx]'"
-OPENVINO_EXTRA = "pip install 'align-detr[openvino]'"
+EXTRA, OPENVINO_EXTRA = pip_install("onnx"), pip_install("openvino")
 
 
 class Shape(NamedTuple):

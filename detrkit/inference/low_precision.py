@@ -95,7 +95,7 @@ def to_int8(graph: ModelProto, images: Iterable[np.ndarray]) -> ModelProto:
 
     nodes = [node.name for node in graph.graph.node if INT8_NODES.search(node.name)]
     if not nodes:
-        raise ValueError("--precision int8: this detector has no convolutions or feed-forward blocks to quantise")
+        raise ValueError("precision=int8: this detector has no convolutions or feed-forward blocks to quantise")
     metadata = {entry.key: entry.value for entry in graph.metadata_props}
     with tempfile.TemporaryDirectory() as folder, _quiet():
         source, target = Path(folder, "float32.onnx"), Path(folder, "int8.onnx")

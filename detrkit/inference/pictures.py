@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,11 @@ from PIL import Image
 
 from detrkit.datasets.images import read_image, to_rgb
 from detrkit.runtime.colors import class_colors
+from detrkit.runtime.text import plural
 
 from .fonts import label_font
+
+logger = logging.getLogger(__name__)
 
 MIN_SIDE = 480  # pixels of the longer side of an image; smaller images are enlarged, or labels would hide them
 Picture = str | os.PathLike | np.ndarray | Image.Image
@@ -74,6 +78,30 @@ def name_of(picture: Picture, index: int) -> str:
 def all_of(pictures: Picture | Iterable[Picture]) -> Iterable[Picture]:
     """Return an iterable of one or several images."""
     return [pictures] if is_picture(pictures) else pictures
+
+
+def readable_images(files: Sequence[Path]) -> Iterator[tuple[Path, np.ndarray]]:
+    """Yield files and their pixels, (H, W, 3) RGB uint8; files that cannot be read are left out, with a warning.
+
+    Raises:
+        ValueError: none of the files can be read.
+    """
+    count = 0
+    for file in files:
+        try:
+            pixels = read_image(file)
+        except Exception as error:  # Pillow's decoders raise many kinds on broken files
+            logger.warning("left out %s: %s", file, reason_of(error))
+            continue
+        count += 1
+        yield file, pixels
+    if files and not count:
+        raise ValueError(f"none of {plural(len(files), 'image')} can be read, such as {files[0]}")
+
+
+def reason_of(error: BaseException) -> str:
+    """Why an image cannot be read, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def draw(

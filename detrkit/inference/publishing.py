@@ -15,7 +15,9 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from detrkit.config.exported import write_exported
+from detrkit.runtime.extras import pip_install
 from detrkit.runtime.files import atomic_write
+from detrkit.runtime.text import plural
 from detrkit.weights import hub
 
 from .detections import Detections
@@ -37,7 +39,7 @@ tags:
 
 # {title}
 
-{model} with {count} classes, trained with [Align-DETR](https://arxiv.org/abs/2304.07527)'s code base.
+{model} with {count}, trained with [Align-DETR](https://arxiv.org/abs/2304.07527)'s code base.
 
 ```python
 from detrkit import Detector
@@ -138,7 +140,7 @@ def push_to_hub(
     try:
         from huggingface_hub import HfApi
     except ImportError as error:
-        raise ValueError("uploading to the hub needs a package: pip install 'align-detr[hub]'") from error
+        raise ValueError(f"uploading to the hub needs a package: {pip_install('hub')}") from error
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(detector, folder, repository=repository, metrics=metrics, pictures=pictures)
         api = HfApi(token=token)
@@ -193,7 +195,7 @@ def model_card(detector: Publishable, repository: str, metrics: Mapping[str, flo
     return CARD_TEXT.format(
         title=repository.rpartition("/")[2],
         model=type(detector.network.model).__name__,
-        count=len(names),
+        count=plural(len(names), "class"),
         repository=repository,
         threshold=detector.score_threshold,
         metrics=f"\n## Metrics\n\n| on the validation images, % | |\n| --- | --- |\n{table}" if table else "",

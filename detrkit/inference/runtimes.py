@@ -30,6 +30,15 @@ PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 # OpenVINO's names of the types that it computes in: as a hint, and among the capabilities of a device.
 OPENVINO_TYPES = {"float32": ("f32", "FP32"), "bfloat16": ("bf16", "BF16"), "float16": ("f16", "FP16")}
 MAX_SIDE = 1 << 16
+# In the messages of ONNX Runtime and OpenVINO on files that are cut off, or of another kind.
+UNREADABLE = (
+    "INVALID_PROTOBUF",
+    "No graph was found",
+    "Error parsing",
+    "tags mismatch",
+    "Unable to read the model",
+    "Incorrect weights in bin file",
+)
 logger = logging.getLogger(__name__)
 
 
@@ -155,7 +164,7 @@ class OnnxNetwork(GraphNetwork):
         try:
             self._session = onnxruntime.InferenceSession(os.fspath(path), options, providers=[there[device]])
         except Exception as error:  # its own derive from it directly
-            raise ValueError(f"{path} is no ONNX file that can be run: {' '.join(str(error).split())}") from error
+            raise ValueError(_problem(path, "ONNX file that can be run", error)) from error
         metadata = self._session.get_modelmeta().custom_metadata_map
         inputs, outputs = self._session.get_inputs(), [output.name for output in self._session.get_outputs()]
         _check_origin(path, metadata, len(inputs), outputs)
@@ -207,7 +216,7 @@ class OpenVinoNetwork(GraphNetwork):
             model = core.read_model(path)
             compiled = core.compile_model(model, device.upper(), options)
         except Exception as error:
-            raise ValueError(f"{path} is no file that OpenVINO can run: {' '.join(str(error).split())}") from error
+            raise ValueError(_problem(path, "file that OpenVINO can run", error)) from error
         metadata = _openvino_metadata(model)
         _check_origin(path, metadata, len(model.inputs), [next(iter(output.names), "") for output in model.outputs])
         self._request, self._lock = compiled.create_infer_request(), threading.Lock()
@@ -234,6 +243,15 @@ class ProgramNetwork(GraphNetwork):
     @torch.no_grad()
     def run(self, images: np.ndarray) -> Sequence[np.ndarray]:
         return [output.numpy() for output in self._module(torch.from_numpy(images))]
+
+
+def _problem(path: str | os.PathLike, kind: str, error: Exception) -> str:
+    """Why a runtime cannot read a file, in one line."""
+    text = " ".join(str(error).split())
+    if any(words in text for words in UNREADABLE):
+        beside = f" or {Path(path).stem}.bin beside it" if Path(path).suffix == ".xml" else ""
+        return f"{path}{beside} is incomplete, or no {kind}: copy or export it again"
+    return f"{path} is no {kind}: {text}"
 
 
 def _check_origin(path: str | os.PathLike, metadata: Mapping[str, str], inputs: int, outputs: Sequence[str]) -> None:

@@ -16,12 +16,13 @@ from detrkit.config.exported import read_exported
 from detrkit.config.load import load_config, load_config_file
 from detrkit.datasets.classes import Classes, classes_in_checkpoint, classes_of_dataset
 from detrkit.runtime.files import LAST_CHECKPOINT
-from detrkit.runtime.weight_files import is_name
+from detrkit.runtime.weight_files import is_name, weights_problem
 from detrkit.weights import classes_of_weights, is_of_other_code_base, local_path, look_at, prepare_config, zoo
 
 logger = logging.getLogger(__name__)
 
 ERRORS = "errors.json"  # of a training's folder; see `detrkit.reports.errors`
+WEIGHT_SUFFIXES = (".pth", ".pt", ".bin")  # of files that do not hold a config
 # Files of weights in the folder of a training, by the names that users give them.
 CHECKPOINTS = {"final": "model_final.pth", "best": "model_best.pth"}
 
@@ -44,8 +45,7 @@ def find_source(
     """Find the detector that `Detector` was given. Its config has the settings that belong to the weights.
 
     Args:
-        which: "best" or "final" checkpoint of a training's folder; None for the final one, else the best, else the
-            newest.
+        which: "best" or "final" checkpoint of a training's folder, see `weights_of_run`.
         overrides: `key=value` that the config was changed by, which are not replaced by these settings.
 
     Raises:
@@ -59,6 +59,8 @@ def find_source(
     if source is not None and os.fspath(source).startswith(zoo.PREFIX):
         config, weights, source = zoo.config_of(os.fspath(source)), weights or source, None
     source, weights = source and local_path(source), weights and local_path(weights)
+    if weights and Path(weights).is_file() and (problem := weights_problem(weights)):
+        raise ValueError(problem)
     if source is not None and Path(source).suffix == ".safetensors":
         exported = read_exported(source)
         if exported is None:
@@ -128,17 +130,28 @@ def _run_folder(path: Path) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"no such folder or file: {path}")
     if not path.is_dir():
-        raise ValueError(f"{path} is neither the folder of a training nor an exported file: weights need a config too")
+        if path.suffix in WEIGHT_SUFFIXES:
+            one_file = "`align-detr export` makes one file of both"
+            raise ValueError(f"{weights_alone(path)}, or its config too, by config= and weights=; {one_file}")
+        raise ValueError(f"{path} is neither the folder of a training nor an exported file")
     if not (path / "config.yaml").is_file():
         raise FileNotFoundError(f"{path} is not the folder of a training: it has no config.yaml")
     return path
+
+
+def weights_alone(path: Path) -> str:
+    """The beginning of an error: a file of weights was given, and nothing says of which model they are."""
+    folder = f" {path.parent}" if (path.parent / "config.yaml").is_file() else ""
+    return f"{path} holds weights alone: give the folder of its training{folder}"
 
 
 def weights_of_run(folder: Path, which: str | None = None) -> Path:
     """Return the file of weights in the folder of a training, and log its name.
 
     Args:
-        which: "best" or "final"; None for the final one, else the best, else the newest.
+        which: "best": the checkpoint that evaluated best; "final": the one at the end of the training, which a training
+            that was stopped does not have. None: the final one; of a training that was stopped, the best, else the
+            newest.
 
     Raises:
         FileNotFoundError: the folder has no such file.
@@ -156,7 +169,8 @@ def weights_of_run(folder: Path, which: str | None = None) -> Path:
     there = [word for word, name in CHECKPOINTS.items() if (folder / name).is_file()]
     if which:
         advice = f"choose {there[0]}" if there else f"leave out the choice for {named}" if named else "train it first"
-        raise FileNotFoundError(f"{folder} has no {CHECKPOINTS[which]}: {advice}")
+        reason = ", since its training has not ended" if which == "final" else ""
+        raise FileNotFoundError(f"{folder} has no {CHECKPOINTS[which]}{reason}: {advice}")
     raise FileNotFoundError(f"{folder} has no weights yet: no {', no '.join(CHECKPOINTS.values())}, and no checkpoint")
 
 
@@ -199,7 +213,10 @@ def find_named(source: str, checkpoint: str | None = None, which: str | None = N
         return Named(str(folder / "config.yaml"), checkpoint or str(weights_of_run(folder, which)), folder)
     if which is not None:
         raise ValueError(f"--which {which} chooses a checkpoint of a training's folder, but none is given")
-    is_file = is_name(source) or Path(source or checkpoint or "").suffix in (".safetensors", ".onnx", ".xml")
+    only = source or checkpoint or ""
+    is_file = is_name(only) or Path(only).suffix in (".safetensors", ".onnx", ".xml")
+    if not is_file and Path(only).suffix in WEIGHT_SUFFIXES:
+        raise ValueError(f"{weights_alone(Path(only))}, or its config too: `CONFIG --checkpoint {only}`")
     return Named(source or checkpoint or "", checkpoint or (source if is_file else ""))
 
 

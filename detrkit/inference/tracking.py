@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from detrkit.runtime.extras import pip_install
+
 from .detections import Detections
 
-EXTRA = "pip install 'align-detr[track]'"
+EXTRA = pip_install("track")
 LOW_SCORES = 0.5  # factor of the threshold: detections that score less cannot continue a track
 NO_TRACK = -1
 

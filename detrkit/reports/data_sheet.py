@@ -17,8 +17,9 @@ from PIL import Image, ImageDraw
 
 from detrkit.datasets.classes import dataset_names
 from detrkit.inference.fonts import label_font
-from detrkit.reports.sheet import CELL, FAINT, GAP, INK, MARGIN, PAPER, cell, legend, plural, shorten
+from detrkit.reports.sheet import CELL, FAINT, GAP, INK, MARGIN, PAPER, cell, legend, shorten
 from detrkit.runtime.colors import class_colors
+from detrkit.runtime.text import plural
 from detrkit.training.builders import build_loader
 from detrkit.training.randomness import random_states_kept, seed_cpu
 

@@ -23,6 +23,7 @@ from detrkit.datasets.annotations import annotations_explained
 from detrkit.datasets.mapper import with_rgb_images
 from detrkit.datasets.registration import register_coco
 from detrkit.inference.sources import find_source, weights_of_run
+from detrkit.runtime.scores import checked_score
 from detrkit.training.loading import load_detector
 from detrkit.training.preflight import match_evaluation
 
@@ -128,8 +129,7 @@ def explore(
 def _check(iou_threshold: float, min_score: float, num_images: int | None) -> None:
     """Raise ValueError for a number out of its range."""
     check_iou_threshold(iou_threshold)
-    if not 0 <= min_score <= 1:
-        raise ValueError(f"the lowest score is {min_score}: give a number from 0 to 1")
+    checked_score(min_score, "min_score")
     if num_images is not None and num_images < 1:
         raise ValueError(f"the number of images is {num_images}: give a number from 1 up")
 

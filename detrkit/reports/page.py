@@ -21,11 +21,11 @@ class Row(NamedTuple):
 
 
 GROUPS: dict[str, tuple[Row, ...]] = {
-    "Best-regressed samples": (
-        Row("best_in_top_n", "recall in the top N", "share among the N highest-scoring predictions of an image"),
-        Row("best_in_top_2n", "recall in the top 2N", "the same for twice as many"),
-        Row("best_iou", "mean IoU", "of the best-regressed samples"),
-        Row("best_score", "mean score", "of the best-regressed samples", better=""),
+    "Best boxes": (
+        Row("best_in_top_n", "best boxes in top N", "share among the N highest scores of an image with N objects"),
+        Row("best_in_top_2n", "best boxes in top 2N", "the same for twice as many scores"),
+        Row("best_iou", "mean IoU", "of the best boxes"),
+        Row("best_score", "mean score", "of the best boxes", better=""),
     ),
     "Matched predictions": (
         Row("spearman", "Spearman correlation", "of score and IoU, by rank"),

@@ -18,6 +18,8 @@ from detrkit.datasets.images import read_image
 from detrkit.datasets.results import with_ids_of_copy
 from detrkit.inference.fonts import label_font
 from detrkit.runtime.colors import RGB, class_colors
+from detrkit.runtime.scores import checked_score
+from detrkit.runtime.text import plural
 
 CELL = 320  # side of the square that an image is fitted into, pixels
 GAP = 8
@@ -173,11 +175,6 @@ def shorten(text: str, width: float, font: ImageFont.FreeTypeFont) -> str:
     return short
 
 
-def plural(count: int, noun: str) -> str:
-    """Such as "1 image", "2 images"."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
 def contact_sheet(
     images: list[dict],
     predictions: list[Instances],
@@ -252,6 +249,7 @@ def draw_sheet(
     """
     if num_images < 1:
         raise ValueError(f"--num must be at least 1, not {num_images}")
+    checked_score(score_threshold, "score_threshold")
     images, found = read_detections(results, dataset)
     metadata = MetadataCatalog.get(dataset)
     if not hasattr(metadata, "thing_colors"):

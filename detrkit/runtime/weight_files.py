@@ -47,7 +47,14 @@ def weights_problem(path: str | os.PathLike) -> str | None:
             file.seek(8)
             expected = 8 + length + _data_bytes(file.read(length))
             return f"{path} is incomplete, {size} of {expected} bytes: {INCOMPLETE}" if size < expected else None
+    if path.suffix == ".safetensors" or (path.suffix != ".pkl" and is_text(head)):
+        return f"{path} is no file of weights: it begins with {head[:16]!r}"
     return None
+
+
+def is_text(head: bytes) -> bool:
+    """Whether the first bytes of a file are text, such as a page of an error, or a pointer of Git LFS."""
+    return not any(byte < 32 and byte not in b"\t\n\r\f" for byte in head.removeprefix(b"\xef\xbb\xbf"))
 
 
 def _is_archive(path: Path) -> bool:

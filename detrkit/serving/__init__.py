@@ -1,3 +1,5 @@
 """Detection over HTTP: `align-detr serve`."""
 
-EXTRA = "pip install 'align-detr[serve]'"
+from detrkit.runtime.extras import pip_install
+
+EXTRA = pip_install("serve")

@@ -19,6 +19,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from detrkit.inference import Detections, Detector
+from detrkit.runtime.scores import checked_score
 
 from .batching import Batcher
 from .requests import (
@@ -60,6 +61,10 @@ class Options:
     max_wait: float = 0.01
     score_threshold: float | None = None
     top: int = 100
+
+    def __post_init__(self):
+        if self.score_threshold is not None:
+            checked_score(self.score_threshold, "score_threshold")
 
 
 def create_app(detector: Detector, options: Options | None = None) -> Starlette:

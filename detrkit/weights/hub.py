@@ -6,6 +6,8 @@ import os
 import re
 from pathlib import Path
 
+from detrkit.runtime.extras import pip_install
+
 PREFIX = "hf://"
 ADDRESS = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w.-]+))?/([\w.+-]+(?:/[\w.+-]+)*)")
 BESIDE = "config.json"
@@ -26,7 +28,7 @@ def get(address: str) -> Path:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError
     except ImportError as error:
-        raise ValueError(f"{address} needs a package: pip install 'align-detr[hub]'") from error
+        raise ValueError(f"{address} needs a package: {pip_install('hub')}") from error
     try:
         try:
             beside = f"{name.rpartition('/')[0]}/{BESIDE}".removeprefix("/")

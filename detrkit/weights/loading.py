@@ -15,7 +15,7 @@ from torch import Tensor
 from detrkit.datasets.classes import Classes
 
 from .classes import as_classes
-from .convert import Recognised, convert, look_at
+from .conversion import Recognised, convert, look_at
 from .files import read
 from .formats import recognise
 from .names import is_name, local_path

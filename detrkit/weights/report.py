@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
+from detrkit.runtime.text import plural
+
 from .classes import as_classes
-from .convert import Recognised
+from .conversion import Recognised
 from .tables import Trace
 
 
@@ -35,7 +37,7 @@ class Report:
             parts.append(f"{len(trace.dropped)} dropped ({details})")
         if trace.unknown:
             parts.append(f"{len(trace.unknown)} unknown ({', '.join(trace.unknown[:3])}, ...)")
-        return f"{self.recognised.source}: {len(self.recognised.file.state)} tensors: {'; '.join(parts)}"
+        return f"{self.recognised.source}: {plural(len(self.recognised.file.state), 'tensor')}: {'; '.join(parts)}"
 
     def lines(self) -> Iterator[str]:
         """All of it."""

@@ -13,17 +13,18 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 import yaml
-from omegaconf import DictConfig
 
-from detrkit.config.catalogue import config_files
-from detrkit.config.load import load_config
+from detrkit.config.catalogue import is_config
 from detrkit.runtime.weight_files import ZOO as PREFIX
 
 from .download import DownloadError, cache_folder, download
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 OWN_CATALOGUE = "ALIGN_DETR_ZOO"
 CATALOGUE = Path(__file__).with_name("zoo.yaml")
@@ -76,7 +77,7 @@ class ZooEntry:
     @property
     def lacks(self) -> str:
         """What this project lacks to use these weights; empty if they can be used."""
-        if self.config and (self.config in config_files() or Path(self.config).is_file()):
+        if self.config and (is_config(self.config) or Path(self.config).is_file()):
             return ""
         return self.missing or f"the config {self.config}"
 
@@ -154,6 +155,8 @@ def config_of(name: str, overrides: tuple[str, ...] | list[str] = ()) -> DictCon
     Raises:
         ValueError: there is no such entry, this project lacks something for it, or an override does not fit.
     """
+    from detrkit.config.load import load_config  # imports PyTorch, which listing the entries does not need
+
     entry = find_entry(name)
     if entry.lacks:
         raise ValueError(f"{PREFIX}{entry.name} cannot be used: this project does not have {entry.lacks}")

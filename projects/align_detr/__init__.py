@@ -1,7 +1,8 @@
 """Align-DETR (arXiv 2304.07527): IoU-aware classification targets and mixed matching for DETR detectors.
 
 Importing this package makes `detectron2`, `detrex` and `projects.*` importable. Installed packages are used first, the
-embedded engine replaces missing ones (see `_platform`). `align_detr.Detector` runs a trained model on images.
+embedded engine replaces missing ones (see `_platform`). `align_detr.Detector` is `detrkit.Detector`, which runs a
+trained model on images.
 """
 
 import sys

@@ -71,6 +71,9 @@ def test_resumed_and_evaluated(tmp_path):
     assert rows(tmp_path)[-1]["iteration"] in (3, 4)
     again = evaluate(toy(tmp_path / "again"), tmp_path / "model_final.pth")
     assert again == results
+    assert evaluate(toy(tmp_path / "again"), tmp_path) == results
+    with pytest.raises(ValueError, match="which='last' is not one of final, best"):
+        evaluate(toy(tmp_path / "again"), tmp_path, which="last")
 
 
 def test_mistakes_are_exceptions(tmp_path):
@@ -79,6 +82,8 @@ def test_mistakes_are_exceptions(tmp_path):
         evaluate(toy(tmp_path))
     with pytest.raises(FileNotFoundError, match="no such file"):
         evaluate(toy(tmp_path), "gone.pth")
+    with pytest.raises(ValueError, match="precision=int4 is none of float32, "):
+        export(tmp_path, tmp_path / "x.onnx", precision="int4")
     with pytest.raises(FileNotFoundError, match="no such config: gone"):
         load_config("gone")
 

@@ -76,7 +76,7 @@ def _pixel_statistic(model_name: str, name: str) -> list[float]:
     try:
         import timm
     except ImportError as error:
-        raise ImportError(f'the normalisation of {model_name} needs timm: pip install "align-detr[timm]"') from error
+        raise ImportError(f"the normalisation of {model_name} needs timm: pip install timm") from error
     config = timm.get_pretrained_cfg(model_name)
     if config is None:
         raise ValueError(f"timm {timm.__version__} has no model {model_name!r}: set pixel_mean and pixel_std")

@@ -58,7 +58,7 @@ def _feature_maps(model_name: str) -> tuple[tuple[int, int], ...]:
     try:
         import timm
     except ImportError as error:
-        raise ImportError(f'the feature maps of {model_name} need timm: pip install "align-detr[timm]"') from error
+        raise ImportError(f"the feature maps of {model_name} need timm: pip install timm") from error
     try:
         with torch.device("cpu"):
             info = timm.create_model(model_name, features_only=True).feature_info

@@ -64,7 +64,7 @@ def test_by_hand(by_hand):
     figures = summarize(table)
     assert table.query.tolist() == [[0, 1], [0, 1], [1, 2]]
     assert table.final_owner.tolist() == [[OTHER, NONE], [OTHER, NONE], [SAME, SAME]]
-    # Of the scores 0.92, 0.62, 0.4, 0.2, ... A's best-regressed sample has the fourth, B's the second.
+    # Of the scores 0.92, 0.62, 0.4, 0.2, ... A's best box has the fourth, B's the second.
     assert table.best_rank.tolist() == [4, 2]
     expected = {
         "best_in_top_n": 1 / 2,  # N = 2

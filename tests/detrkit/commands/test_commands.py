@@ -38,7 +38,9 @@ def without_torch(*words, cwd):
     return align_detr(*words, cwd=cwd, python=("-c", script))
 
 
-@pytest.mark.parametrize("words", [[], ["--help"], ["configs"], ["completion", "bash"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [[], ["--help"], ["configs"], ["completion", "bash"], ["weights", "list"]], ids=" ".join
+)
 def test_lists_do_not_wait_for_pytorch(tmp_path, words):
     """An import of torch takes seconds; here it fails."""
     result = without_torch(*words, cwd=tmp_path)
@@ -256,6 +258,10 @@ def completions(line, folder, cache=None, run=run_alone):
         ("align-detr demo dino_tiny --input ", ["photos/"]),
         ("align-detr eval phot", ["photos/"]),
         ("align-detr completion ", ["bash", "zsh", "fish"]),
+        ("align-detr demo --checkpoint zo", ["zoo:"]),
+        ("align-detr demo zoo:align_detr_r50_4scale_12ep_rel", ["align_detr_r50_4scale_12ep_released"]),
+        ("align-detr serve zoo:align_detr_r50_4scale_12ep_rel", ["align_detr_r50_4scale_12ep_released"]),
+        ("align-detr eval --checkpoint phot", ["photos/"]),
     ],
 )
 def test_tab_completes_options_choices_and_configs(tmp_path, line, found):

@@ -216,4 +216,4 @@ def test_mistakes(run, odd_images, tmp_path, capsys):
     assert error(weights="nowhere.pth") == "error: no such checkpoint: nowhere.pth"
     broken = tmp_path / "broken.safetensors"
     broken.write_text("hello")
-    assert "is not a safetensors file" in error(weights=broken)
+    assert "is no file of weights" in error(weights=broken)

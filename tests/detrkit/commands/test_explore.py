@@ -148,7 +148,8 @@ def test_mistakes_end_in_one_line(files, monkeypatch, capsys, change, message):
     (["nowhere"], "error: no such folder: nowhere\n"),
     (["bare"], "error: bare/coco_instances_results.json is not there: `align-detr eval bare` writes it\n"),
     (["bare", "--iou", "0"], "error: the IoU threshold is 0.0: give a number above 0, up to 1\n"),
-    (["bare", "--min-score", "2"], "error: the lowest score is 2.0: give a number from 0 to 1\n"),
+    (["bare", "--min-score", "2"], "error: argument --min-score: 2: expected a score from 0 to 1 (`align-detr explore "
+     "--help` lists the options)\n"),
     (["bare", "--num", "0"], "error: the number of images is 0: give a number from 1 up\n"),
 ])  # fmt: skip
 def test_mistakes_with_a_folder(tmp_path, monkeypatch, capsys, options, message):

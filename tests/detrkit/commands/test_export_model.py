@@ -105,10 +105,11 @@ def test_onnx_that_is_checked(run_folder, tmp_path):
     output = tmp_path / "model.onnx"
     done = run_tool(run_folder, "--output", output, "--dynamic", "--check", tmp_path / "pictures")
     assert done.returncode == 0, done.stderr
-    weights, first, heads, _, values = done.stdout.splitlines()
+    weights, first, heads, _, values, verdict = done.stdout.splitlines()
     assert weights == f"weights: {run_folder / 'model_final.pth'}"
     assert first.endswith("DINO with 3 classes, any number of images of any size")
     assert "ONNX Runtime" in heads and values.split()[:2] == ["all", "2"]
+    assert verdict.startswith("ONNX Runtime and PyTorch agree on 2 images: boxes differ by at most ")
     assert len(next(Detector(output, device="cpu")(tmp_path / "pictures/0.png", 0.1))) > 3
     (tmp_path / "none").mkdir()
     done = run_tool(run_folder, "--output", output, "--size", 64, 64, "--check", tmp_path / "none")
@@ -125,6 +126,35 @@ def changed(folder, key, by):
     state["model"][key] += by
     torch.save(state, folder / "model_final.pth")
     return PyTorchNetwork(*find_source(folder), "cpu", "float32")
+
+
+def test_checking_leaves_out_broken_images(tmp_path, capsys, caplog):
+    """They are named, and the others are compared; the last line is the verdict."""
+    from detrkit.commands import export as export_model
+
+    (tmp_path / "images").mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)).save(tmp_path / "images/2.jpg")
+    content = (tmp_path / "images/2.jpg").read_bytes()
+    (tmp_path / "images/1.jpg").write_bytes(content[: len(content) // 2])
+    network = changed(tmp_path / "run", "class_embed.2.bias", 0)
+    export_model.print_check(network, network, tmp_path / "images", "ONNX Runtime")
+    assert f"left out {tmp_path / 'images/1.jpg'}: image file is truncated" in caplog.text
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "ONNX Runtime and PyTorch agree on 1 image: boxes differ by at most 0 px, scores by at most 0"
+    (tmp_path / "images/2.jpg").unlink()
+    with pytest.raises(ValueError, match="none of 1 image can be read, such as .*1.jpg"):
+        export_model.print_check(network, network, tmp_path / "images", "ONNX Runtime")
+
+
+def test_the_folder_to_check_on_comes_first(export, run_folder, tmp_path, capsys):
+    """Before anything is exported."""
+    output = tmp_path / "x.onnx"
+    (tmp_path / "none").mkdir()
+    for folder, said in (("none", "no image in this folder"), ("nowhere", "no such folder")):
+        with pytest.raises(SystemExit):
+            export(run_folder, "--output", output, "--check", tmp_path / folder)
+        assert capsys.readouterr().err.splitlines()[-1] == f"error: --check {tmp_path / folder}: {said}"
+        assert not output.exists()
 
 
 @pytest.mark.engine("`align-detr export` starts itself on the engine, whose modules compute in float64 too")
@@ -148,7 +178,7 @@ def test_a_graph_that_differs_fails(tmp_path, capsys, reference, other, beside):
         for name, change in (("reference", reference), ("other", other))
     ]
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)).save(tmp_path / "1.png")
-    with pytest.raises(ValueError, match="disagree on 1 of 1 images"):
+    with pytest.raises(ValueError, match="disagree on 1 of 1 image: boxes differ by"):
         export_model.print_check(*networks, tmp_path, "ONNX Runtime")
     table, rounding = capsys.readouterr().out.split("\n\n")
     assert "1.png" in table

@@ -437,7 +437,7 @@ def test_several_layouts_need_a_choice(tmp_path, convert):
     """Protects from the annotations that were not meant; what is made of others gives way to them."""
     labelme(tmp_path / "mine")
     kitti(tmp_path / "mine")
-    with pytest.raises(ValueError, match=r"looks like labelme \(.*a.json\) and KITTI \(.*\): say --format"):
+    with pytest.raises(ValueError, match=r"like labelme \(.*a.json\) and KITTI \(.*\): say which by format=labelme"):
         convert(tmp_path / "mine")
     assert rows(convert(tmp_path / "mine", format="labelme")) == EXPECTED
     assert rows(convert(tmp_path / "mine", format="kitti")) == EXPECTED

@@ -86,13 +86,57 @@ def test_a_checkpoint_that_is_not_there_is_not_chosen(run_folder, tmp_path):
     (folder / "model_best.pth").unlink()
     with pytest.raises(FileNotFoundError, match="run has no model_best.pth: choose final"):
         Detector(folder, which="best")
+    (folder / "model_best.pth").write_bytes(b"")
     (folder / "model_final.pth").unlink()
+    with pytest.raises(FileNotFoundError, match="no model_final.pth, since its training has not ended: choose best"):
+        Detector(folder, which="final")
+    (folder / "model_best.pth").unlink()
     with pytest.raises(FileNotFoundError, match="run has no weights yet"):
         Detector(folder)
     with pytest.raises(ValueError, match="which='last' is not one of final, best"):
         Detector(run_folder, which="last")
     with pytest.raises(ValueError, match="but none is given"):
         find_named("dino_tiny", "x.pth", "best")
+
+
+def error_of(words, capsys):
+    """The last line of what `align-detr demo` says on stderr."""
+    with pytest.raises(SystemExit):
+        demo.main(list(map(str, words)))
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_weights_alone(run_folder, photo, tmp_path, capsys):
+    """Protects who gives a .pth file alone: the line says what it needs, and how to type it."""
+    weights = run_folder / "model_final.pth"
+    for words in ([weights], ["--checkpoint", weights]):
+        assert error_of([*words, "--input", photo], capsys) == (
+            f"error: {weights} holds weights alone: give the folder of its training {run_folder}, or its config too: "
+            f"`CONFIG --checkpoint {weights}`"
+        )
+    with pytest.raises(ValueError, match="holds weights alone: .*, or its config too, by config= and weights=;"):
+        Detector(weights)
+
+
+def test_the_place_to_write_to_is_checked_first(photo, tmp_path, capsys):
+    """Before the detector is loaded: this one would not even be found."""
+    (tmp_path / "file.txt").write_text("hello")
+    words = ["dino_tiny", "--checkpoint", photo, "--input", photo]
+    assert error_of([*words, "--output", tmp_path / "file.txt"], capsys) == (
+        f"error: --output {tmp_path / 'file.txt'} is a file: give the name of a folder"
+    )
+    assert "cannot write to --output" in error_of([*words, "--output", tmp_path / "file.txt/out.d"], capsys)
+    assert "file.txt: Not a directory" in error_of([*words, "--json", tmp_path / "file.txt/a.json"], capsys)
+    assert "is a folder: give the name of a file" in error_of([*words, "--json", tmp_path], capsys)
+
+
+@pytest.mark.parametrize("value", ["1.5", "-0.1", "nan", "half"])
+def test_scores_are_from_0_to_1(run_folder, photo, capsys, value):
+    words = [run_folder, "--input", photo, "--score-threshold", value]
+    assert f"argument --score-threshold: {value}: expected a score from 0 to 1" in error_of(words, capsys)
+    if value != "half":
+        with pytest.raises(ValueError, match="score_threshold=.*: expected a score from 0 to 1"):
+            Detector(run_folder, device="cpu")(photo, float(value))
 
 
 def test_the_demo_takes_exported_files(run_folder, detect, tmp_path, photo, capsys):
@@ -116,17 +160,17 @@ def test_the_demo_takes_onnx(run_folder, detect, tmp_path, photo, capsys):
     assert (tmp_path / "out/1.png").is_file()
     with pytest.raises(SystemExit):
         demo.main([str(file), "--input", str(photo), "--layer", "1"])
-    assert "is a fixed graph: it takes no other weights, no --layer and no key=value" in capsys.readouterr().err
+    assert "--layer=1 needs a model of PyTorch" in capsys.readouterr().err
 
 
 def test_nothing_detected_names_a_threshold(run_folder, photo, tmp_path, monkeypatch, capsys):
     """Protects a beginner with a short training from an empty sheet without a hint."""
     monkeypatch.setenv("TINY_COCO_ROOT", str(tmp_path / "no_data"))
     with pytest.raises(SystemExit):
-        words = [run_folder, "--input", photo, "--output", tmp_path / "out", "--score-threshold", 1.1]
+        words = [run_folder, "--input", photo, "--output", tmp_path / "out", "--score-threshold", 1.0]
         demo.main([*map(str, words), "train.device=cpu"])
     line = capsys.readouterr().out.splitlines()[-1]
-    assert line.startswith("0 detections in 1 images") and "; highest score " in line
+    assert line.startswith("0 detections in 1 image: ") and "; highest score " in line
     assert ": try --score-threshold 0." in line
 
 

@@ -320,7 +320,7 @@ def test_a_model_with_too_few_classes_is_refused(tool):
 
 def test_a_workers_error_is_told_by_its_last_line(tool):
     """What a data loader's worker raised is a traceback in the message; the person wants the file's name."""
-    from detrkit.commands.command_line import _one_line
+    from detrkit.commands.error_line import _one_line
 
     error = OSError("Caught OSError in DataLoader worker process 0.\nTraceback:\n  File x\nOSError: a.jpg is cut off\n")
     assert _one_line(error) == "a.jpg is cut off"

@@ -4,6 +4,7 @@ import pytest
 
 from detrkit.commands import ablate, benchmark, compare
 from detrkit.commands.command_line import parse
+from detrkit.commands.error_line import as_options
 
 
 @pytest.mark.parametrize(
@@ -32,3 +33,17 @@ def test_a_word_too_many_is_an_error(command, words, capsys):
     with pytest.raises(SystemExit):
         parse(command.parser(), words)
     assert f"{words[-1]} is not a change as key=value" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "said, printed",
+    [
+        ("batch=0: at least 1", "--batch 0: at least 1"),
+        ("a.json is there already: replace it by force=True", "a.json is there already: replace it by --force"),
+        ("give them by classes=", "give them by --classes"),
+        ("train.output=x and num_classes=3, +output=y, http://a/?format=b", None),
+    ],
+)
+def test_errors_of_the_library_name_options(said, printed):
+    """Protects both kinds of users: a function names its arguments, a command its options; keys of configs stay."""
+    assert as_options(said) == (printed or said)

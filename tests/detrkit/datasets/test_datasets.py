@@ -293,6 +293,32 @@ def test_yolo_without_description(tmp_path, convert):
     assert boxes(found, "all") == [("a.JPG", "dog", [10, 9, 20, 12], 0)] and not found.problems.counts
 
 
+def test_yolo_without_names(tmp_path, convert):
+    """Protects folders of labels alone: the line says where the names go, and names from elsewhere are taken."""
+    image(tmp_path / "y/images/a.jpg")
+    write(tmp_path / "y/labels/a.txt", "1 0.5 0.5 0.5 0.4")
+    with pytest.raises(ValueError, match=r"without names of their classes: list the names in .*y/classes\.txt, "):
+        convert(tmp_path / "y")
+    found = convert(tmp_path / "y", classes=["cat", "dog"])
+    assert boxes(found, "all") == [("images/a.jpg", "dog", [10, 9, 20, 12], 0)]
+    image(tmp_path / "notes/a.jpg")
+    write(tmp_path / "notes/a.txt", "2024 12 31 23 59")
+    with pytest.raises(ValueError, match="1 image and no annotations"):
+        convert(tmp_path / "notes")
+
+
+@pytest.mark.parametrize("spelling", ["y", "y/../y", "y/classes.txt"])
+def test_the_dataset_is_not_its_own_output(tmp_path, spelling):
+    """Protects the folder from a second layout, after which it would be ambiguous."""
+    image(tmp_path / "y/a.jpg")
+    write(tmp_path / "y/a.txt", "1 0.5 0.5 0.5 0.4")
+    write(tmp_path / "y/classes.txt", "cat\ndog\n")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match="is the dataset's own folder, which is not changed: name another"):
+        convert_dataset(tmp_path / spelling, tmp_path / "y")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_yolo_files_that_are_missing_or_broken(tmp_path, convert):
     """Protects from labels without image, images that are none, lists with gaps, and splits without labels."""
     yaml = "train: images/train\nval: [images/val, images/more]\ntest: test.txt\nnames: [cat, cat, dog]\nnc: 2\n"
@@ -326,7 +352,7 @@ def test_what_is_no_dataset(tmp_path, convert):
         tmp_path / "nowhere": "no such folder",
         tmp_path / "empty": "is empty: give a folder of images and annotations",
         tmp_path / "notes": "is in no known layout. COCO: JSON files with images, annotations and categories; VOC: XML",
-        both: "looks like VOC .* and YOLO .*: say --format",
+        both: "looks like VOC .* and YOLO .*: say which by format=voc",
         voc(tmp_path / "nothing", {"a": voc_file()}): "no objects in",
         yolo(tmp_path / "tabs", {"a": ""}, "names: [\n\tcat"): "is not YAML: line 2",
         yolo(tmp_path / "text", {"a": ""}, "hello"): "does not describe a dataset",
@@ -350,7 +376,7 @@ def test_output_is_not_lost_and_images_can_come_along(tmp_path):
     write(root / "list.txt", f"images/train/a.jpg\n{tmp_path}/elsewhere/b.jpg\n")
     out = tmp_path / "out"
     write(out / "train.json", "mine")
-    with pytest.raises(FileExistsError, match="--force"):
+    with pytest.raises(FileExistsError, match="force=True"):
         convert_dataset(root, out)
     assert (out / "train.json").read_text() == "mine"
     found = convert_dataset(root, out, copy_images=True, force=True)

@@ -13,7 +13,7 @@ def test_without_dask_one_line_names_the_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "dask", None)
     monkeypatch.delitem(sys.modules, "detrkit.experiments.runner", raising=False)
     monkeypatch.delattr("detrkit.experiments.runner", raising=False)
-    with pytest.raises(ValueError, match=r'pip install "align-detr\[experiments\]"'):
+    with pytest.raises(ValueError, match=r'pip install "\.\[experiments\]"'):
         run_experiment([], Report(dict, dict, "plot.png"), Options(tmp_path, [0]), "nothing")
 
 

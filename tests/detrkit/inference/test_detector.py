@@ -159,7 +159,7 @@ def test_coco_entries_and_drawing(detector, pictures):
     picture = found.draw()
     assert picture.size == (480, 360)
     assert not np.array_equal(np.asarray(picture), np.asarray(Image.fromarray(pictures[1]).resize(picture.size)))
-    (nothing,) = detector(pictures[1], 1.1)
+    (nothing,) = detector(pictures[1], 1.0)
     assert len(nothing) == 0 and nothing.to_coco(1) == [] and nothing.boxes.shape == (0, 4) and nothing.draw()
 
 
@@ -169,7 +169,7 @@ def test_supervision(detector, pictures):
     detections = found.to_supervision()
     assert isinstance(detections, supervision.Detections) and len(detections) == len(found)
     assert list(detections["class_name"]) == found.labels
-    assert len(next(detector(pictures[1], 1.1)).to_supervision()) == 0
+    assert len(next(detector(pictures[1], 1.0)).to_supervision()) == 0
 
 
 def test_supervision_that_is_not_there(detector, pictures, monkeypatch):
@@ -247,7 +247,7 @@ def test_mistakes(tmp_path, run_folder):
     cases = [
         ({"source": tmp_path / "nowhere"}, FileNotFoundError, "no such folder or file"),
         ({"source": tmp_path}, FileNotFoundError, "has no config.yaml"),
-        ({"source": tmp_path / "less.pth"}, ValueError, "is neither the folder of a training nor an exported file"),
+        ({"source": tmp_path / "less.pth"}, ValueError, "holds weights alone: give the folder of its training, or its"),
         ({"source": run_folder, "config": cfg}, ValueError, "has a config of its own"),
         ({"config": cfg}, ValueError, "needs the folder of a training, an exported file, or both"),
         ({"config": cfg, "weights": tmp_path / "less.pth"}, ValueError, "lacks 1 of the model's tensors: neck.convs.0"),

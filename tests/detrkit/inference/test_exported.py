@@ -111,6 +111,28 @@ def test_damaged_metadata(tmp_path, classes):
         Detector(tmp_path / "bad.safetensors")
 
 
+@pytest.mark.parametrize("share", [0, 0.001, 0.01, 0.5, 0.999])
+def test_a_file_that_was_cut_off(tmp_path, share):
+    """Wherever it was cut off: `Detector` says that it is incomplete, and of weights beside a config too."""
+    cfg, state = export(tmp_path / "model.safetensors")
+    torch.save({"model": state}, tmp_path / "model.pth")
+    for name in ("model.safetensors", "model.pth"):
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content[: int(share * len(content))])
+    for source in ({"source": tmp_path / "model.safetensors"}, {"config": cfg, "weights": tmp_path / "model.pth"}):
+        with pytest.raises(ValueError, match="is incomplete|is empty: it was cut off") as error:
+            Detector(**source)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.pth"])
+def test_text_in_place_of_weights(tmp_path, name):
+    """Such as the page of an error that was downloaded."""
+    (tmp_path / name).write_text("<!DOCTYPE html>\n<html>not found</html>")
+    with pytest.raises(ValueError, match=f"{name} is no file of weights: it begins with b'<!DOCTYPE html>"):
+        Detector(config=small_config(), weights=tmp_path / name)
+
+
 def test_weights_alone(tmp_path, pictures):
     """They need a config, and are as good with one."""
     cfg = small_config()
@@ -123,7 +145,7 @@ def test_weights_alone(tmp_path, pictures):
     detector = Detector(config=cfg, weights=tmp_path / "weights.safetensors", device="cpu")
     assert len(next(detector(pictures[0], 0.1))) > 3
     (tmp_path / "text.safetensors").write_text("hello")
-    with pytest.raises(ValueError, match="text.safetensors is not a safetensors file"):
+    with pytest.raises(ValueError, match="text.safetensors is no file of weights"):
         Detector(tmp_path / "text.safetensors")
 
 

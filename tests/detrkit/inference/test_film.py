@@ -186,9 +186,9 @@ def test_an_interruption_keeps_what_was_written(run, monkeypatch):
      "and no key=value"),
     (["--input", "empty", "--frame-rate", "5"], "empty has no image"),
     (["--input", "empty", "--frame-rate", "0"], "--frame-rate 0: expected more than 0, at most 1000"),
-    (["--input", "text.mp4", "empty/text.mp4"], "two films are called text: choose another --output for each of them"),
+    (["--input", "text.mp4", "empty/text.mp4"], "two films are called text: choose another output for each of them"),
     (["--input", "out/same.webm"], "out/same.webm is among the inputs and would be overwritten: choose another "
-     "--output"),
+     "output"),
 ])  # fmt: skip
 def test_mistakes_end_in_one_line(run, words, message):
     Path("text.mp4").write_text("no film")
@@ -202,8 +202,8 @@ def test_mistakes_end_in_one_line(run, words, message):
 
 
 @pytest.mark.parametrize("package, words, message", [
-    ("cv2", [], "films need a package, OpenCV: pip install 'align-detr[video]'"),
-    ("trackers", ["--track"], "--track needs a package, trackers: pip install 'align-detr[track]'"),
+    ("cv2", [], 'films need a package, OpenCV: pip install ".[video]" in a clone of this project'),
+    ("trackers", ["--track"], '--track needs a package, trackers: pip install ".[track]" in a clone of this project'),
 ])  # fmt: skip
 def test_without_the_packages(run, monkeypatch, package, words, message):
     write_film("film.avi", 2)

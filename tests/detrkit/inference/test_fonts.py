@@ -1,6 +1,7 @@
 """Class names in any script, on the pictures that people look at."""
 
 import logging
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -60,6 +61,7 @@ def system_fonts(monkeypatch):
         fonts._system_font.cache_clear()
         entries = [font_manager.ttfFontProperty(font_manager.get_font(str(file))) for file in files]
         monkeypatch.setattr(font_manager.fontManager, "ttflist", entries)
+        monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [])
 
     yield use
     fonts._system_font.cache_clear()
@@ -88,6 +90,26 @@ def test_letters_that_no_font_has(system_fonts, caplog):
             drawn(CAT)
     (record,) = (record for record in caplog.records if record.name == fonts.logger.name)
     assert CAT in record.getMessage() and "font=" in record.getMessage() and "\n" not in record.getMessage()
+    assert "(CJK)" in record.getMessage() and "apt install fonts-noto-cjk" in record.getMessage()
+
+
+def test_a_font_of_placeholders_is_not_chosen(system_fonts, caplog):
+    """Protects sheets from matplotlib's LastResort, whose glyphs of a script are all the same box."""
+    placeholders = list(Path(matplotlib.get_data_path(), "fonts/ttf").glob("LastResort*"))
+    if not placeholders:
+        pytest.skip("this version of matplotlib has no LastResort")
+    system_fonts(fonts._dejavu(), *placeholders)
+    with fonts.label_font([CAT]) as of_size:
+        assert of_size(10).path == fonts._dejavu()
+    assert "(CJK)" in caplog.text
+
+
+def test_a_font_installed_since_matplotlib_made_its_list(font_file, system_fonts, monkeypatch):
+    """Protects who installs the font that the warning asks for."""
+    system_fonts(fonts._dejavu())
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(font_file)])
+    with fonts.label_font([CAT]) as of_size:
+        assert of_size(10).path == str(font_file)
 
 
 def test_a_font_of_ones_own(font_file, system_fonts, tmp_path):

@@ -268,7 +268,7 @@ def test_onnx_files_of_others(networks, pictures, tmp_path, monkeypatch):
     onnx.save(graph, tmp_path / "other.onnx")
     refused("was not written by `align-detr export`")
     (tmp_path / "other.onnx").write_bytes(b"hello")
-    refused("is no ONNX file that can be run")
+    refused("is incomplete, or no ONNX file that can be run: copy or export it again")
     refused("no such file", tmp_path / "nowhere.onnx", FileNotFoundError)
     refused("device=mps is not there", tmp_path / "model.onnx", device="mps")
     refused("has config and weights in it", tmp_path / "model.onnx", weights="x.pth")

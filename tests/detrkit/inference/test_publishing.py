@@ -120,5 +120,5 @@ def test_what_is_not_there(run, hub, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="neither a folder nor the name of a repository"):
         Detector.from_pretrained("none")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ValueError, match=r"pip install 'align-detr\[hub\]'"):
+    with pytest.raises(ValueError, match=r'pip install "\.\[hub\]"'):
         Detector(run, device="cpu").push_to_hub("user/name")

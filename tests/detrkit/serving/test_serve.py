@@ -280,7 +280,7 @@ def test_an_orderly_end(tmp_path, number):
     (["nothing"], "no such file or folder: nothing"),
     (["run", "--batch-size", "0"], "--batch-size 0: at least 1"),
     (["run", "--max-wait", "-1"], "--max-wait -1: expected 0 to 10000 milliseconds"),
-    (["run", "--score-threshold", "2"], "--score-threshold 2: expected 0 to 1"),
+    (["run", "--score-threshold", "2"], "argument --score-threshold: 2: expected a score from 0 to 1"),
     (["run", "--port", "70000"], "cannot listen on 127.0.0.1, port 70000: "),
     (["run", "--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid, port 8000: "),
 ])  # fmt: skip
@@ -304,5 +304,6 @@ def test_without_the_packages(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(serve, "find_spec", lambda name: None)
     with pytest.raises(SystemExit):
         serve.main([str(tmp_path)])
-    expected = "error: `align-detr serve` needs packages, starlette and uvicorn: pip install 'align-detr[serve]'\n"
+    packages = "error: `align-detr serve` needs packages, starlette and uvicorn"
+    expected = f'{packages}: pip install ".[serve]" in a clone of this project\n'
     assert capsys.readouterr().err == expected

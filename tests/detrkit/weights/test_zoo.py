@@ -417,7 +417,7 @@ def test_other_addresses_of_the_hub_are_refused(hub, name):
 
 def test_without_the_package_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ValueError, match=r"pip install 'align-detr\[hub\]'"):
+    with pytest.raises(ValueError, match=r'pip install "\.\[hub\]"'):
         local_path("hf://org/name/x.pth")
 
 

@@ -192,7 +192,7 @@ def test_a_path_is_no_value_of_pretrained():
 def test_without_timm_the_error_names_the_extra(monkeypatch):
     """timm is optional: the error names the package to install."""
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ImportError, match=r'pip install "align-detr\[timm\]"') as error:
+    with pytest.raises(ImportError, match="pip install timm torchvision") as error:
         TimmBackbone("resnet18")
     assert "\n" not in str(error.value)
 

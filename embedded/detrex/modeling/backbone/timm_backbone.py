@@ -106,7 +106,7 @@ def _import_timm() -> ModuleType:
         return importlib.import_module("timm")
     except ImportError as error:
         raise ImportError(
-            f'TimmBackbone needs timm and torchvision ({error}): pip install "align-detr[timm]"'
+            f"TimmBackbone needs timm and torchvision ({error}): pip install timm torchvision"
         ) from error
     except RuntimeError as error:  # torchvision's operators were compiled for another PyTorch
         raise ImportError(f"timm cannot be imported ({error}): install the torchvision of this PyTorch") from error
