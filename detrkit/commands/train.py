@@ -193,6 +193,7 @@ def write_config(args: argparse.Namespace) -> str:
         keep_classes=args.classes,
         epochs=args.epochs,
         resume="auto" if args.resume == "auto" else bool(args.resume),
+        allow_changes=args.allow_changes,
         overwrite=args.overwrite,
     )
     if written.conversion is not None:

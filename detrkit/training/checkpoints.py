@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from torch import Tensor
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
-from detrkit.runtime.files import LAST_CHECKPOINT, UNFINISHED, atomic_write
+from detrkit.runtime.files import LAST_CHECKPOINT, UNFINISHED, atomic_write, write_if_changed
 from detrkit.runtime.logs import terminal_quiet
 from detrkit.weights import load_state
 
@@ -142,7 +142,7 @@ class ResumePoint:
 def newest_checkpoint(folder: str | os.PathLike) -> ResumePoint | None:
     """The checkpoint named in `last_checkpoint`; if it is damaged, the newest valid one.
 
-    `last_checkpoint` is corrected. Every process of a run calls it; the main process searches.
+    Nothing is changed there. Every process of a run calls it; the main process searches.
 
     Returns:
         None if the folder has no checkpoint.
@@ -180,11 +180,16 @@ def find_checkpoint(folder: Path) -> ResumePoint | None:
         if name != named:
             why = f"names {named!r}, which {problems[named]}" if named else "is missing or empty"
             remark = f"{LAST_CHECKPOINT} {why}: resuming from {name}, the newest whole checkpoint"
-            with atomic_write(last) as file:
-                file.write(name.encode())
         return ResumePoint(name, content["iteration"], content.get("trainer", {}).get("hooks", {}), remark)
     seen = ", ".join(f"{name!r} {problem}" for name, problem in problems.items())
     raise ValueError(f"no checkpoint in {folder} can be resumed from: {seen}; without --resume it starts anew")
+
+
+def name_in_last_checkpoint(folder: str | os.PathLike, point: ResumePoint) -> None:
+    """Correct `last_checkpoint`, which detectron2's checkpointers resume from. Every process of a run calls it."""
+    if comm.is_main_process():
+        write_if_changed(Path(folder, LAST_CHECKPOINT), point.name.encode())
+    comm.synchronize()
 
 
 def _whole_content(path: Path) -> dict[str, Any] | None:

@@ -22,22 +22,21 @@ from tabulate import tabulate
 
 from align_detr._platform import describe
 from detrkit.config.changes import config_changes
-from detrkit.config.load import call_parameters
 from detrkit.datasets.classes import dataset_names
 from detrkit.datasets.registration import saved_registrations
-from detrkit.runtime.device import device_name, resolve_device
+from detrkit.runtime.device import device_name
 from detrkit.runtime.logs import LOGGERS, log_traceback, terminal_handlers
 from detrkit.runtime.weight_files import is_name, is_remote, weights_problem
 from detrkit.weights import Prepared, local_path, prepare_config
 
-from .builders import AMP_TYPES, amp_name, amp_type
+from .builders import amp_name, amp_type
 from .checkpoints import ResumePoint
+from .config_values import check_values, set_device
 from .run_state import RunState
 
 logger = logging.getLogger("detectron2.session")
 
 FAST_DEV_RUN = dict(max_iter=20, eval_period=10, log_period=1)
-SECTIONS = ("train", "model", "dataloader", "optimizer", "lr_multiplier")
 
 
 def join_torchrun() -> None:
@@ -46,18 +45,6 @@ def join_torchrun() -> None:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-
-
-def _check_config(cfg: DictConfig, config_file: str) -> None:
-    """Raise ValueError if the config lacks a section, or a value cannot be used."""
-    for key in SECTIONS:
-        if key not in cfg:
-            raise ValueError(f"{config_file or 'the config'} has no {key}, so it is not the config of a training")
-    if cfg.train.amp.enabled and amp_name(cfg) not in AMP_TYPES:
-        raise ValueError(f"train.amp.dtype={cfg.train.amp.dtype} is not one of {', '.join(AMP_TYPES)}")
-    accumulate = cfg.train.get("accumulate", 1)
-    if type(accumulate) is not int or accumulate < 1:
-        raise ValueError(f"train.accumulate={accumulate} is not a number of batches: give an integer from 1 up")
 
 
 def prepare(
@@ -82,10 +69,8 @@ def prepare(
     Raises:
         ValueError: the config lacks a section, or a value cannot be used here.
     """
-    _check_config(cfg, config_file)
-    cfg.train.device = resolve_device(cfg.train.device)
-    if "device" in call_parameters(cfg.model.get("_target_")):
-        cfg.model.device = cfg.train.device
+    check_values(cfg, config_file)
+    set_device(cfg)
     if cfg.train.fast_dev_run.enabled:
         cfg.train.update(FAST_DEV_RUN)
     evaluator = cfg.dataloader.get("evaluator", {})
