@@ -1,6 +1,7 @@
 """What a training writes while it runs: a line for each evaluation, on the terminal and in metrics.json."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -34,6 +35,31 @@ def test_the_terminal_has_one_line_for_each_evaluation_and_one_table(tmp_path, c
     assert not around
     assert sum("Results of bbox," in line for line in lines) == 1
     assert "nference on" in (tmp_path / "log.txt").read_text()
+
+
+def test_an_evaluation_before_an_error_has_its_own_iteration(tmp_path, monkeypatch, capfd):
+    """On a full disk, the line said that all iterations were done."""
+
+    def full_disk(self):
+        monkeypatch.undo()  # the writers write once more at the end
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("detectron2.utils.events.JSONWriter.write", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        train(load_config(TOY, [f"train.output_dir={tmp_path}", "train.log_period=5"]))
+    assert "Evaluation after 3 of 6 iterations" in capfd.readouterr().out
+
+
+def test_a_resumed_training_keeps_as_many_checkpoints(tmp_path):
+    """Those from before count, and those that an interruption saved; what an earlier resume repeats is newer."""
+    options = [f"train.output_dir={tmp_path}", "train.checkpointer.period=2", "train.checkpointer.max_to_keep=2"]
+    train(load_config(TOY, [*options, "train.max_iter=6"]))
+    for number, iteration in enumerate((1, 2, 4, 99)):  # as stops and a run of an earlier version left them
+        path = tmp_path / f"model_{iteration:07d}.pth"
+        path.write_bytes((tmp_path / "model_final.pth").read_bytes())
+        os.utime(path, (number, number))
+    train(load_config(TOY, [*options, "train.max_iter=8"]), resume=True)
+    assert sorted(path.name for path in tmp_path.glob("model_0*")) == ["model_0000005.pth", "model_0000007.pth"]
 
 
 def test_a_check_of_the_output_folder_creates_and_removes_nothing(tmp_path, monkeypatch):
