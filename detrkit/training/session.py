@@ -75,7 +75,7 @@ def prepare(
         cfg.train.update(FAST_DEV_RUN)
     evaluator = cfg.dataloader.get("evaluator", {})
     if evaluator.get("output_dir", "") is None:
-        evaluator.output_dir = cfg.train.output_dir
+        evaluator.output_dir = "${train.output_dir}"  # in config.yaml too, whose folder may be moved
 
     # The config.yaml in the output folder is no program, so it cannot register datasets itself.
     names = [name for split in ("train", "test") for name in dataset_names(cfg, split)]
