@@ -111,7 +111,8 @@ def train(
                 logger.warning(point.remark)
             if resume and point is None:
                 logger.warning("There is no checkpoint in %s to resume from: starting anew", cfg.train.output_dir)
-            facts = {"config": config_as_given, SETTINGS: weights.kept_settings() if weights else {}}
+            facts = {"config": config_as_given, "complete_config": flat_config(cfg)}
+            facts[SETTINGS] = weights.kept_settings() if weights else {}
             evaluations = run_iterations(cfg, point, bool(resume), facts, build_report(cfg))
             return finish(cfg, evaluations)
 

@@ -142,9 +142,12 @@ def check_unchanged(point: ResumePoint, config: Mapping[str, str]) -> None:
     Args:
         config: the config now, as `flat_config` gives it.
     """
-    before = point.hooks.get(RunState.__qualname__, {}).get("facts", {}).get("config")
-    differences = config_changes(before, config) if before else []
-    if differences:
+    facts = point.hooks.get(RunState.__qualname__, {}).get("facts", {})
+    # The config as the user gave it, and config.yaml, which has the settings of the initial weights too.
+    known = [facts[name] for name in ("config", "complete_config") if facts.get(name)]
+    differences = [config_changes(before, config) for before in known]
+    if differences and all(differences):
+        differences = differences[0]
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise ValueError(
             f"{point.name} is of a training with another config, so it is not resumed: "

@@ -12,9 +12,9 @@ from detrkit.commands import train as tool
 
 LOGGERS = ("detectron2", "detrex", "align_detr", "detrkit", "projects", "fvcore")
 SMALL = (
-    "model.embed_dim=16 model.position_embedding.num_pos_feats=8 model.neck.norm_layer.num_groups=4 model.num_queries=8 "
-    "model.select_box_nums_for_evaluation=8 dataloader.train.total_batch_size=2 dataloader.train.num_workers=0 "
-    "dataloader.test.num_workers=0 train.report.enabled=False train.log_period=1"
+    "model.embed_dim=16 model.position_embedding.num_pos_feats=8 model.neck.norm_layer.num_groups=4 "
+    "model.num_queries=8 model.select_box_nums_for_evaluation=8 dataloader.train.total_batch_size=2 "
+    "dataloader.train.num_workers=0 dataloader.test.num_workers=0 train.report.enabled=False train.log_period=1"
 ).split()
 
 
