@@ -35,12 +35,22 @@ from .live_line import LiveLine
 from .output_folder import claim_output_folder
 from .preflight import check_data, known_classes, match_training_classes
 from .run_state import RunState, cut_metrics
-from .session import check_exists, check_unchanged, join_torchrun, log_results, logs_closed_on_exit, prepare
+from .session import (
+    check_exists,
+    check_unchanged,
+    join_torchrun,
+    log_results,
+    logs_closed_on_exit,
+    prepare,
+    saved_facts,
+)
 from .sharding import gather_shards
 from .stopping import StopEarly
 from .watchdog import Watchdog
 
 logger = logging.getLogger("detectron2.training")
+
+NOTHING_TO_RESUME = "There is no checkpoint in {} to resume from: starting anew"
 
 
 class Report(Protocol):
@@ -107,10 +117,10 @@ def train(
                 name_in_last_checkpoint(cfg.train.output_dir, point)
                 checkpoint = str(Path(cfg.train.output_dir, point.name))
             weights = prepare(cfg, checkpoint, config_file=config_file, overrides=overrides, training=True)
-            if point and point.remark:
-                logger.warning(point.remark)
-            if resume and point is None:
-                logger.warning("There is no checkpoint in %s to resume from: starting anew", cfg.train.output_dir)
+            if remark := point.remark if point else resume and NOTHING_TO_RESUME.format(cfg.train.output_dir):
+                logger.warning(remark)
+            if point and not allow_changes:  # config.yaml may have been given, and the original config the next time
+                config_as_given = saved_facts(point).get("config", config_as_given)
             facts = {"config": config_as_given, "complete_config": flat_config(cfg)}
             facts[SETTINGS] = weights.kept_settings() if weights else {}
             evaluations = run_iterations(cfg, point, bool(resume), facts, build_report(cfg))

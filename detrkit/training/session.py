@@ -136,22 +136,27 @@ def logs_closed_on_exit() -> Iterator[None]:
             setup_logger.cache_clear()
 
 
+def saved_facts(point: ResumePoint) -> dict[str, Any]:
+    """The plain data that a training saved in a checkpoint; {} in those of early versions."""
+    return point.hooks.get(RunState.__qualname__, {}).get("facts", {})
+
+
 def check_unchanged(point: ResumePoint, config: Mapping[str, str]) -> None:
     """Raise ValueError if the checkpoint is of a training with another config.
 
     Args:
         config: the config now, as `flat_config` gives it.
     """
-    facts = point.hooks.get(RunState.__qualname__, {}).get("facts", {})
+    facts = saved_facts(point)
     # The config as the user gave it, and config.yaml, which has the settings of the initial weights too.
     known = [facts[name] for name in ("config", "complete_config") if facts.get(name)]
     differences = [config_changes(before, config) for before in known]
     if differences and all(differences):
-        differences = differences[0]
-        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        fewest = min(differences, key=len)
+        more = f" and {len(fewest) - 3} more" if len(fewest) > 3 else ""
         raise ValueError(
             f"{point.name} is of a training with another config, so it is not resumed: "
-            f"{', '.join(differences[:3])}{more}; "
+            f"{', '.join(fewest[:3])}{more}; "
             "--allow-changes goes on all the same, another train.output_dir starts anew"
         )
 
