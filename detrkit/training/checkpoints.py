@@ -7,6 +7,7 @@ import os
 import pickle
 import zipfile
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import hooks
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 from torch import Tensor
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
@@ -58,6 +60,22 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, Tensor]:
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
 
 
+def download(checkpoint: str) -> str:
+    """The local file of a URL, or of another name that detectron2 reads; downloaded if it is not in the cache.
+
+    Raises:
+        OSError: the download failed; the message has what to do.
+    """
+    try:
+        return PathManager.get_local_path(checkpoint)
+    except (OSError, HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        raise OSError(
+            f"cannot download {checkpoint} ({reason}): fetch it on another machine, and give the file by "
+            "train.init_checkpoint=FILE; train.init_checkpoint= begins with random weights, which takes much longer"
+        ) from error
+
+
 class SafeCheckpointer(DetectionCheckpointer):
     """DetectionCheckpointer that replaces files in one step, runs no code from files, and reads `.safetensors`.
 
@@ -78,8 +96,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             ValueError: a pickle contains other objects than arrays.
         """
         if str(path).endswith(".pkl"):
-            local = self.path_manager.get_local_path(path)
-            with open(local, "rb") as file:
+            with open(download(str(path)), "rb") as file:
                 try:
                     _ArraysOnly(file, encoding="latin1").load()
                 except Exception as error:  # a damaged file may raise anything

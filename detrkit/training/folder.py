@@ -55,15 +55,30 @@ def default_config(overrides: Sequence[str] = ()) -> str:
         if entry.lacks:
             raise ValueError(f"{zoo.PREFIX}{entry.name} cannot be used: this project does not have {entry.lacks}")
         return entry.config
-    if best_device() != "cpu" or any(importlib.util.find_spec(package) is None for package in CPU_PACKAGES):
+    if best_device() != "cpu":
         return BASE_CONFIG
+    if not (problem := _problem_of_cpu_packages()):
+        return CPU_CONFIG
+    if comm.is_main_process():
+        logger.warning(
+            "No GPU: %s is large for a CPU, and the small %s is not used, since %s: %s",
+            BASE_CONFIG,
+            CPU_CONFIG,
+            problem,
+            'pip install "align-detr[cpu]", in a checkout pip install ".[cpu]"',
+        )
+    return BASE_CONFIG
+
+
+def _problem_of_cpu_packages() -> str:
+    """Why the packages of the extra "cpu" cannot be used; "" if they can."""
+    if missing := [package for package in CPU_PACKAGES if importlib.util.find_spec(package) is None]:
+        return f"there is no package {missing[0].replace('_', '-')}"
     try:
         importlib.import_module("timm")
     except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision was built for another PyTorch
-        reason = str(error).splitlines()[0]
-        logger.warning("%s is not used, since timm cannot be imported: %s", CPU_CONFIG, reason)
-        return BASE_CONFIG
-    return CPU_CONFIG
+        return f"timm cannot be imported ({str(error).splitlines()[0]})"
+    return ""
 
 
 def _published(overrides: Sequence[str]) -> zoo.ZooEntry | None:
@@ -132,7 +147,7 @@ def write_folder_config(
     with output_folder_locked(output):
         check_output_folder(output, resume=resume, overwrite=overwrite, is_main=comm.is_main_process())
         if not resume:
-            check_exists(cfg.train.init_checkpoint)
+            check_exists(cfg.train.init_checkpoint, fetch=False)
         if comm.is_main_process():
             if "model.num_classes" in overridden:  # reading all pixels of a large folder takes minutes
                 _check_number_of_classes(cfg, _converted(folder, output, format, keep_classes, decode=False))

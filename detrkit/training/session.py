@@ -30,7 +30,7 @@ from detrkit.runtime.weight_files import is_name, is_remote, weights_problem
 from detrkit.weights import Prepared, local_path, prepare_config
 
 from .builders import amp_name, amp_type
-from .checkpoints import ResumePoint
+from .checkpoints import ResumePoint, download
 from .config_values import check_values, set_device
 from .run_state import RunState
 
@@ -161,16 +161,17 @@ def check_unchanged(point: ResumePoint, config: Mapping[str, str]) -> None:
         )
 
 
-def check_exists(checkpoint: str) -> None:
-    """Check that a file of weights is there and complete. A name is downloaded; URLs are checked on loading.
+def check_exists(checkpoint: str, *, fetch: bool = True) -> None:
+    """Check that a file of weights is there and complete. Names are downloaded, and URLs unless `fetch` is false.
 
     Raises:
         OSError: it is not there, or cannot be downloaded.
         ValueError: it is incomplete, or no file of weights; or there is no such name.
     """
-    if not checkpoint or (is_remote(checkpoint) and not is_name(checkpoint)):
+    if not checkpoint or (is_remote(checkpoint) and not is_name(checkpoint) and not fetch):
         return
-    checkpoint = local_path(checkpoint)
+    if is_remote(checkpoint):
+        checkpoint = local_path(checkpoint) if is_name(checkpoint) else download(checkpoint)
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(f"train.init_checkpoint={checkpoint}: no such file")
     if problem := weights_problem(checkpoint):

@@ -172,7 +172,8 @@ def test_a_page_of_a_stopped_training_says_so(train, tools, tmp_path, monkeypatc
         train()
     path = tmp_path / "toy/report.html"
     page = path.read_text()
-    assert "Stopped at iteration 4 of 6 (67%)" in page and "were left" not in page and 'http-equiv="refresh"' not in page
+    assert "Stopped at iteration 4 of 6 (67%)" in page
+    assert "were left" not in page and 'http-equiv="refresh"' not in page
     samples = '<h2>Predictions beside ground truth</h2>\n<p class="faint">After 3 iterations</p>\n'
     path.write_text(page.replace("<h2>Curves</h2>", f"{samples}<h2>Curves</h2>"))
     monkeypatch.delenv("FAIL_AT")

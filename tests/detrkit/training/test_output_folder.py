@@ -130,6 +130,20 @@ def test_values_are_refused_before_the_images_are_read(begun, monkeypatch):
     assert not (begun / "new").exists()
 
 
+def test_weights_that_cannot_be_downloaded(tmp_path, monkeypatch):
+    """Before anything is written; the line says what to do without a network."""
+    from urllib.error import URLError
+
+    def offline(*args, **kwargs):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr("detectron2.utils.file_io.PathManager.get_local_path", offline)
+    url = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
+    with pytest.raises(OSError, match=rf"cannot download {url} \(no route to host\): .*train.init_checkpoint=FILE"):
+        train(toy(tmp_path / "run", f"train.init_checkpoint={url}"))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("override", [
     "train.max_iter=0", "train.max_iter=-1", "train.max_iter=2.5", "train.log_period=0", "train.log_period=-5",
     "train.eval_period=-1", "train.checkpointer.period=-2", "train.checkpointer.max_to_keep=0",
