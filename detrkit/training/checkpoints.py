@@ -6,6 +6,7 @@ import logging
 import os
 import pickle
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -33,6 +34,9 @@ ARRAYS = {
     "_codecs": {"encode"},
     "collections": {"OrderedDict"},
 }
+
+
+BACKBONE = "backbone."  # begins the names of its tensors
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -88,6 +92,7 @@ class SafeCheckpointer(DetectionCheckpointer):
     """
 
     last_iteration: int | None = None
+    _source = ""
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load a checkpoint like DetectionCheckpointer.
@@ -95,6 +100,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         Raises:
             ValueError: a pickle contains other objects than arrays.
         """
+        self._source = str(path)
         if str(path).endswith(".pkl"):
             with open(download(str(path)), "rb") as file:
                 try:
@@ -113,6 +119,22 @@ class SafeCheckpointer(DetectionCheckpointer):
         state = read_safetensors(f)
         consume_prefix_in_state_dict_if_present(state, "module.")
         return {"model": state}
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        """Log what was not loaded: a warning, unless the file is a backbone's and gave all of its tensors."""
+        state = self.model.state_dict()
+        if not _has_backbone_alone(state, incompatible):
+            super()._log_incompatible_keys(incompatible)
+            return
+        count = sum(name.startswith(BACKBONE) for name in state)
+        self.logger.info(
+            "Initial weights of the backbone from %s: all of its %d tensors. The other %d tensors of the detector "
+            "begin with random values, as intended",
+            self._source,
+            count,
+            len(state) - count,
+        )
+        self.logger.debug("%s", incompatible)
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write `<name>.pth` with the states and `kwargs`, and name it in `last_checkpoint`.
@@ -137,6 +159,22 @@ class SafeCheckpointer(DetectionCheckpointer):
         """Name a file of `save_dir` in `last_checkpoint`."""
         with atomic_write(Path(self.save_dir, LAST_CHECKPOINT)) as file:
             file.write(last_filename_basename.encode())
+
+
+def _has_backbone_alone(state: Mapping[str, Tensor], incompatible: Any) -> bool:
+    """Whether a file had all tensors of the backbone, and none of the rest of the detector.
+
+    Args:
+        state: of the model.
+        incompatible: `missing_keys` and `incorrect_shapes` of loading the file. A parameter that is shared may be
+            missing under one of its names only.
+    """
+    missing = set(incompatible.missing_keys)
+    if incompatible.incorrect_shapes or not missing or any(name.startswith(BACKBONE) for name in missing):
+        return False
+    initial = {state[name].data_ptr() for name in missing if name in state}
+    others = [tensor for name, tensor in state.items() if not name.startswith(BACKBONE)]
+    return len(others) < len(state) and all(tensor.data_ptr() in initial for tensor in others)
 
 
 @dataclass(frozen=True)

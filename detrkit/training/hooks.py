@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,36 @@ class MetricsWriter(hooks.PeriodicWriter):
                 writer.write()
         else:
             super().after_step()
+
+
+class FirstLine(HookBase):
+    """Log one line after the first iteration, as the next line may be minutes away.
+
+    Register it before the writer, for the main process.
+    """
+
+    def __init__(self, log_period: int):
+        self._log_period = log_period
+        self._begin = 0.0
+
+    def before_step(self) -> None:
+        if self.trainer.iter == self.trainer.start_iter:
+            self._begin = time.perf_counter()
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if self.trainer.iter != self.trainer.start_iter or done % self._log_period == 0:
+            return
+        latest = self.trainer.storage.latest()
+        loss = f"total loss {latest['total_loss'][0]:.4g}, " if "total_loss" in latest else ""
+        logger.info(
+            "Iteration %d of %d is done: %s%.1f s; a line follows every %d iterations",
+            done,
+            self.trainer.max_iter,
+            loss,
+            time.perf_counter() - self._begin,
+            self._log_period,
+        )
 
 
 class EvaluationLine(HookBase):

@@ -30,7 +30,7 @@ from .data_workers import sigchld_restored
 from .early_stopping import StoppedEarly, best_metric, early_stopping
 from .evaluation import Evaluations, build_evaluation
 from .folder_lock import output_folder_locked
-from .hooks import EvaluationLine, MetricsWriter, best_checkpointer, periodic_checkpointer, saves_at
+from .hooks import EvaluationLine, FirstLine, MetricsWriter, best_checkpointer, periodic_checkpointer, saves_at
 from .live_line import LiveLine
 from .output_folder import claim_output_folder
 from .preflight import check_data, known_classes, match_training_classes
@@ -195,6 +195,7 @@ def run_iterations(
         [
             FrozenBatchNorms(frozen_batch_norms(cfg, model)),  # keep the statistics that train.freeze names
             hooks.IterationTimer(),  # seconds of each iteration
+            FirstLine(cfg.train.log_period) if is_main else None,  # log that iterations have begun
             ema.EMAHook(cfg, model) if cfg.train.model_ema.enabled else None,  # update the averaged weights
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),  # set the learning rate of the next iteration
             state.before_checkpoint(),  # collect random states and data position for a checkpoint
