@@ -72,6 +72,8 @@ def download(checkpoint: str) -> str:
     """
     try:
         return PathManager.get_local_path(checkpoint)
+    except FileNotFoundError:  # of weights in a package, with its name
+        raise
     except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise OSError(

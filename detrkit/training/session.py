@@ -168,10 +168,13 @@ def check_exists(checkpoint: str, *, fetch: bool = True) -> None:
         OSError: it is not there, or cannot be downloaded.
         ValueError: it is incomplete, or no file of weights; or there is no such name.
     """
-    if not checkpoint or (is_remote(checkpoint) and not is_name(checkpoint) and not fetch):
+    if not checkpoint:
         return
-    if is_remote(checkpoint):
-        checkpoint = local_path(checkpoint) if is_name(checkpoint) else download(checkpoint)
+    if is_remote(checkpoint) and not is_name(checkpoint):
+        if fetch:
+            download(checkpoint)
+        return  # its content is checked on loading
+    checkpoint = local_path(checkpoint)
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(f"train.init_checkpoint={checkpoint}: no such file")
     if problem := weights_problem(checkpoint):
