@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from .checkpoints import ResumePoint
 from .early_stopping import best_metric
 
+BEST = "model_best.pth"
 OF_REPORT = ("alignment", "errors")  # beginnings of metrics that the report adds to those of the evaluation
 
 
@@ -89,5 +90,7 @@ def _nested(row: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 def _lacks_best(cfg: DictConfig, point: ResumePoint, row: Mapping[str, Any]) -> bool:
     """Whether the process ended after the last evaluation, and before it saved that model as the best one."""
+    if point.name == BEST:  # which detectron2 saves before it notes the new value
+        return False
     value, best = row.get(best_metric(cfg)), point.hooks.get("BestCheckpointer", {}).get("best")
     return value is not None and math.isfinite(value) and (best is None or value > best)
