@@ -15,7 +15,7 @@ from detectron2.utils import comm
 from detrex.modeling import ema
 from omegaconf import DictConfig
 
-from detrkit.config.changes import flat_config
+from detrkit.config.changes import flat_config, without_harmless
 from detrkit.runtime.program import subnormals_flushed
 from detrkit.runtime.threads import number_of_threads_kept
 from detrkit.weights import SETTINGS
@@ -121,7 +121,7 @@ def train(
                 logger.warning(remark)
             if point and not allow_changes:  # config.yaml may have been given, and the original config the next time
                 config_as_given = saved_facts(point).get("config", config_as_given)
-            facts = {"config": config_as_given, "complete_config": flat_config(cfg)}
+            facts = {"config": config_as_given, "complete_config": without_harmless(flat_config(cfg))}
             facts[SETTINGS] = weights.kept_settings() if weights else {}
             evaluations = run_iterations(cfg, point, bool(resume), facts, build_report(cfg))
             return finish(cfg, evaluations)
