@@ -124,6 +124,7 @@ def take_folder(args: argparse.Namespace) -> None:
 
     Raises:
         FileNotFoundError: it is another folder; the message has --data for one with images or annotations.
+        ValueError: its config.yaml cannot be loaded.
     """
     folder = Path(args.config)
     if args.eval_only or not args.config or not folder.is_dir():
@@ -132,7 +133,16 @@ def take_folder(args: argparse.Namespace) -> None:
         holds_data = any(path.suffix.lower() in DATA_FILES for path in islice(folder.rglob("*"), MOST_FILES))
         advice = f"to train on its images: `align-detr train --data {args.config}`" if holds_data else "give a CONFIG"
         raise FileNotFoundError(f"{args.config} is not the folder of a training, it has no config.yaml; {advice}")
+    from detrkit.config.load import load_config_file
+
     args.config = str(folder / "config.yaml")
+    try:
+        load_config_file(args.config)
+    except ValueError as error:  # it names code of the user's
+        raise ValueError(
+            f"{error}: resume it by the config that it began with, `align-detr train CONFIG.py --resume "
+            f"train.output_dir={folder}`"
+        ) from error
     if not any(text.startswith("train.output_dir=") for text in args.overrides):
         args.overrides.insert(0, f"train.output_dir={folder}")
 

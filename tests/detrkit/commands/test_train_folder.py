@@ -12,6 +12,7 @@ from align_detr._platform import is_upstream
 from detrkit.commands import train as tool
 
 LOGGERS = ("detectron2", "detrex", "align_detr", "detrkit", "projects", "fvcore")
+TOY = str(Path(__file__).with_name("toy_config.py"))
 DIM = 256 if is_upstream() else 16  # detrex computes the positions of its queries for 256 channels
 SMALL = (
     f"model.embed_dim={DIM} model.position_embedding.num_pos_feats={DIM // 2} model.neck.norm_layer.num_groups=4 "
@@ -59,6 +60,12 @@ def test_the_folder_of_a_training_is_resumed_by_its_name(train, error_of):
     train("--resume", "copy", "train.max_iter=4")
     assert iterations("copy")[-1] == 4
     assert before == {path: path.read_bytes() for path in Path("output").rglob("*") if path.is_file()}
+
+
+def test_a_training_with_code_of_the_users_is_resumed_by_its_config(train, error_of):
+    """A config.yaml runs no code; the line says what to type."""
+    train(TOY, "train.output_dir=own", "train.max_iter=1")
+    assert "`align-detr train CONFIG.py --resume train.output_dir=own`" in error_of("own", "--resume")
 
 
 def test_other_folders_are_told_apart(tmp_path, error_of):
