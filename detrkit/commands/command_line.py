@@ -13,12 +13,12 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
 from detrkit.commands.choices import RUNTIME_TYPES, RUNTIMES
 from detrkit.commands.error_line import errors_in_one_line
+from detrkit.commands.near_options import advice
 
 OVERRIDE = re.compile(r"([+~]{0,2}[\w.]+=)|~[\w.]+$")
 
@@ -207,14 +207,14 @@ def parse(parser: argparse.ArgumentParser, words: Sequence[str] | None = None) -
 def check_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     """Exit with one line if a word is an option that the parser does not have."""
     known = [text for text in parser._option_string_actions if text.startswith("--")]
-    for word in words:
+    for word, following in zip(words, [*words[1:], ""], strict=False):
         if word == "--":
             return
         name = word.partition("=")[0]
         if not re.match(r"--\w", name) or any(option.startswith(name) for option in known):
             continue
-        near = get_close_matches(name, known, n=1, cutoff=0.5)
-        parser.error(f"there is no option {name}" + (f": did you mean {near[0]}?" if near else ""))
+        hint = advice(word, following, known, any(action.dest == "overrides" for action in parser._actions))
+        parser.error(f"there is no option {name}" + (f": {hint}" if hint else ""))
 
 
 def take_overrides(words: list[str], overrides: list[str]) -> None:

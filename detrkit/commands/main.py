@@ -100,6 +100,18 @@ def tree(name: str) -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    try:
+        try:
+            run()
+        finally:  # also on an exit, such as that of --help
+            sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def run() -> None:
+    """Run the command that `sys.argv` names."""
     if "_ARGCOMPLETE" in os.environ:  # the shell asks what may follow
         complete()
     name, *words = sys.argv[1:] or ["--help"]
@@ -115,10 +127,5 @@ def main() -> None:
         print(f"error: there is no command {name}: {hint}", file=sys.stderr)
         sys.exit(2)
     sys.argv = [f"align-detr {name}", *words]
-    try:
-        with interrupts_end():
-            module_of(name).main(words)
-        sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    with interrupts_end():
+        module_of(name).main(words)

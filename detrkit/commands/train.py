@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from detrkit.commands import command_line
@@ -15,12 +16,15 @@ from detrkit.commands.choices import LAYOUTS
 DESCRIPTION = """\
 Train a detector, on a CPU, on GPUs, in one process or several (--num-gpus, or torchrun).
 
-Give a CONFIG for its dataset, or --data for a folder of annotated images. The output folder, train.output_dir, gets
-checkpoints, log.txt, metrics.json and report.html."""
+Give a CONFIG for its dataset, or --data for a folder of annotated images; --resume also takes the folder of a training.
+The output folder, train.output_dir, gets checkpoints, log.txt, metrics.json and report.html."""
 EXAMPLES = (
     "align-detr train align_detr_tiny train.max_iter=100",
     "align-detr train --data FOLDER --epochs 20 train.output_dir=output/mine",
+    "align-detr train --resume output/mine",
 )
+DATA_FILES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".xml"}
+MOST_FILES = 10_000  # looked at in a folder
 RESUME = "go on from the newest checkpoint in train.output_dir"
 
 
@@ -115,6 +119,34 @@ def parse(parser: argparse.ArgumentParser, words: Sequence[str] | None = None) -
     return args
 
 
+def take_folder(args: argparse.Namespace) -> None:
+    """Replace the folder of a training, given as the config, by its config.yaml and by itself as `train.output_dir`.
+
+    Raises:
+        FileNotFoundError: it is another folder; the message has --data for one with images or annotations.
+        ValueError: its config.yaml cannot be loaded.
+    """
+    folder = Path(args.config)
+    if args.eval_only or not args.config or not folder.is_dir():
+        return
+    if not (folder / "config.yaml").is_file():
+        holds_data = any(path.suffix.lower() in DATA_FILES for path in islice(folder.rglob("*"), MOST_FILES))
+        advice = f"to train on its images: `align-detr train --data {args.config}`" if holds_data else "give a CONFIG"
+        raise FileNotFoundError(f"{args.config} is not the folder of a training, it has no config.yaml; {advice}")
+    from detrkit.config.load import load_config_file
+
+    args.config = str(folder / "config.yaml")
+    try:
+        load_config_file(args.config)
+    except ValueError as error:  # it names code of the user's
+        raise ValueError(
+            f"{error}: resume it by the config that it began with, `align-detr train CONFIG.py --resume "
+            f"train.output_dir={folder}`"
+        ) from error
+    if not any(text.startswith("train.output_dir=") for text in args.overrides):
+        args.overrides.insert(0, f"train.output_dir={folder}")
+
+
 def check_options(args: argparse.Namespace) -> None:
     """Check options, config, checkpoint, output folder and data, in this order, before PyTorch is imported.
 
@@ -193,6 +225,7 @@ def write_config(args: argparse.Namespace) -> str:
         keep_classes=args.classes,
         epochs=args.epochs,
         resume="auto" if args.resume == "auto" else bool(args.resume),
+        allow_changes=args.allow_changes,
         overwrite=args.overwrite,
     )
     if written.conversion is not None:
@@ -206,6 +239,7 @@ def write_config(args: argparse.Namespace) -> str:
 def run(args: argparse.Namespace) -> None:
     """Check the options, and start the processes."""
     with command_line.errors_in_one_line():
+        take_folder(args)
         check_options(args)
     launch_processes(work, args)
 

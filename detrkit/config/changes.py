@@ -84,9 +84,18 @@ def _values(node: Any, key: str) -> Iterator[tuple[str, str]]:
         yield key, type(node).__name__
 
 
+def without_harmless(config: Mapping[str, str]) -> dict[str, str]:
+    """Return a flat config without the settings that may change when a training is resumed."""
+    return {key: value for key, value in config.items() if not _is_harmless(key)}
+
+
+def _is_harmless(key: str) -> bool:
+    return any(fnmatch.fnmatchcase(key, pattern) for pattern in HARMLESS)
+
+
 def config_changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """Return the differences that change the training, such as "optimizer.lr=0.1 (was 0.2)"."""
     before, now = {**DEFAULTS, **before}, {**DEFAULTS, **now}
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    serious = [key for key in keys if not any(fnmatch.fnmatchcase(key, pattern) for pattern in HARMLESS)]
+    serious = [key for key in keys if not _is_harmless(key)]
     return [f"{key}={now.get(key, 'nothing')} (was {before.get(key, 'nothing')})" for key in serious]

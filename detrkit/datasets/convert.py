@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from detrkit.runtime.files import atomic_write
+from detrkit.runtime.files import write_if_changed
 from detrkit.runtime.text import plural
 
 from .dataset_images import DatasetImage, Problems
@@ -47,6 +47,15 @@ class Conversion:
     @property
     def classes(self) -> list[str]:
         return [category["name"] for category in next(iter(self.contents.values()))["categories"]]
+
+    def texts(self) -> dict[Path, bytes]:
+        """The content of each file, as `write` writes it."""
+        return {file: json.dumps(self.contents[split]).encode() for split, file in self.files.items()}
+
+    def write(self) -> None:
+        """Write the files that are not there with this content already."""
+        for path, text in self.texts().items():
+            write_if_changed(path, text)
 
     def table(self) -> str:
         """Counts by split and class, and problems by kind."""
@@ -92,6 +101,7 @@ def convert_dataset(
     copy_images: bool = False,
     decode: bool = True,
     force: bool = False,
+    write: bool = True,
 ) -> Conversion:
     """Write `<output>/<split>.json` for each split of a dataset, which is not changed.
 
@@ -109,6 +119,7 @@ def convert_dataset(
         copy_images: copy the images to `<output>/images`; otherwise the annotations refer to them where they are.
         decode: decode all pixels, as training does; otherwise read only the size.
         force: replace existing annotation files.
+        write: False leaves it to `Conversion.write`.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -127,17 +138,16 @@ def convert_dataset(
         used = {p.path for images in splits.values() for p in images}
         unused = {split: len(images) for split, images in found.items() if used.isdisjoint(p.path for p in images)}
     files = _output_files(output, splits, force)
-    output.mkdir(parents=True, exist_ok=True)
     root = dataset.image_root
     file_names = _file_names({p.path for images in splits.values() for p in images}, root)
     if copy_images:
         root = output / "images"
         file_names = _copy_images(file_names, root)
     contents = {split: to_coco(images, names, file_names) for split, images in splits.items()}
-    for split, content in contents.items():
-        with atomic_write(files[split]) as file:
-            file.write(json.dumps(content).encode())
-    return Conversion(files, contents, root, problems, unused)
+    conversion = Conversion(files, contents, root, problems, unused)
+    if write:
+        conversion.write()
+    return conversion
 
 
 def check_output(source: Path, output: Path) -> None:

@@ -6,12 +6,14 @@ import base64
 import io
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from html import escape
 from pathlib import Path
 from string import Template
+from types import MappingProxyType
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
@@ -45,6 +47,8 @@ class Progress:
     Attributes:
         rows: of metrics.json, in order of `iteration`; see `read_metrics`.
         written: date and time.
+        stopped: whether the training ended before `max_iter`.
+        kept: sections of an earlier page by title, for those of which there is nothing new; see `read_sections`.
         config: the config as YAML.
         samples_note: what `samples` show.
         figures: `detrkit.analysis.summarize` of the last evaluation's detections; None before there are any.
@@ -58,6 +62,8 @@ class Progress:
     max_iter: int
     rows: Rows
     written: str
+    stopped: bool = False
+    kept: Mapping[str, str] = field(default_factory=dict)
     config: str = ""
     samples: Sequence[Sample] = ()
     samples_note: str = ""
@@ -88,22 +94,30 @@ def read_metrics(path: Path) -> list[dict[str, float | None]]:
     return rows
 
 
+def read_sections(path: Path) -> dict[str, str]:
+    """The sections of a page by title; {} if there is no such file."""
+    if not path.is_file():
+        return {}
+    _, *parts = re.split(r"<h2>(.*?)</h2>\n", path.read_text(encoding="utf-8", errors="replace"))
+    return {title: content.rstrip("\n") for title, content in zip(parts[::2], parts[1::2], strict=True)}
+
+
 def render(progress: Progress) -> str:
     """The page as HTML."""
-    complete = progress.iteration >= progress.max_iter
+    is_over = progress.stopped or progress.iteration >= progress.max_iter
     plots = "\n".join(_plot(draw(), text) for draw, text in curves(progress.rows))
     evaluations = _evaluations(progress.rows, progress.max_iter) + _classes(progress.rows, progress.max_iter)
     return PAGE.substitute(
         title=f"Training of {escape(progress.name)}",
-        reload="" if complete else f'<meta http-equiv="refresh" content="{RELOAD_SECONDS}">',
+        reload="" if is_over else f'<meta http-equiv="refresh" content="{RELOAD_SECONDS}">',
         style=STYLE + EXTRA_STYLE,
         lead=_lead(progress),
         tiles="\n".join(f"<div><b>{value}</b><small>{name}</small></div>" for name, value in _tiles(progress)),
         evaluations=_section("Evaluations", evaluations),
         plots=_section("Curves", f'<div class="plots">{plots}</div>' if plots else ""),
-        samples=_section("Predictions beside ground truth", _samples(progress)),
-        alignment=_section("Scores and boxes", _alignment(progress)),
-        errors=_section("Threshold and errors", _errors(progress)),
+        samples=_section("Predictions beside ground truth", _samples(progress), progress.kept),
+        alignment=_section("Scores and boxes", _alignment(progress), progress.kept),
+        errors=_section("Threshold and errors", _errors(progress), progress.kept),
         facts="\n".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in progress.facts.items()),
         config=escape(progress.config),
     )
@@ -112,12 +126,15 @@ def render(progress: Progress) -> str:
 def _lead(progress: Progress) -> str:
     if progress.iteration >= progress.max_iter:
         return f"All {progress.max_iter} iterations are done. Written {escape(progress.written)}."
+    share = f"{progress.iteration} of {progress.max_iter} ({progress.iteration / progress.max_iter:.0%})"
+    written = escape(progress.written)
+    if progress.stopped:
+        return f"Stopped at iteration {share}. Written {written}; --resume goes on."
     left = _latest(progress.rows, "eta_seconds")
-    eta = "" if left is None else f", about {timedelta(seconds=round(left))} left"
-    share = progress.iteration / progress.max_iter
+    eta = "" if left is None else f", when about {timedelta(seconds=round(left))} were left"
     return (
-        f"Iteration {progress.iteration} of {progress.max_iter} ({share:.0%}{eta}). "
-        f"Written {escape(progress.written)}; this page reloads every minute."
+        f"Iteration {share}. Written {written}{eta}. Each evaluation writes this page anew, and it reloads every "
+        "minute; if that time is long past, the training was killed."
     )
 
 
@@ -247,7 +264,8 @@ def _errors(progress: Progress) -> str:
     return f'{errors_tables(progress.errors)}<div class="plots">{plot}</div>'
 
 
-def _section(title: str, content: str) -> str:
+def _section(title: str, content: str, kept: Mapping[str, str] = MappingProxyType({})) -> str:
+    content = content or kept.get(title, "")
     return f"<h2>{title}</h2>\n{content}" if content else ""
 
 

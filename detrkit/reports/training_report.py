@@ -119,19 +119,33 @@ class ReportWriter(HookBase):
         self._seen = 0
         self._samples: list[Sample] = []
         self._written = False
+        self._done = 0
+        self._kept: dict[str, str] = {}
+
+    def before_train(self) -> None:
+        self._done = self.trainer.start_iter
+        if self._done > 0:  # resumed: keep the images and figures of the last evaluation until the next one
+            from detrkit.reports.training_page import read_sections
+
+            with log_exceptions(f"read {NAME}"):
+                self._kept = read_sections(self._folder / NAME)
 
     def after_step(self) -> None:
-        if self._sample.detections is not None:
-            self._refresh(self.trainer.iter + 1)
+        self._done = self.trainer.iter + 1
+        says_stopped = self._kept and not self._written
+        if self._sample.detections is not None or says_stopped:
+            self._refresh(self._done)
 
     def after_train(self) -> None:
         if self.trainer.storage.histories():
-            self._refresh(min(self.trainer.iter, self.trainer.max_iter))
+            complete = self.trainer.iter >= self.trainer.max_iter
+            self._refresh(self.trainer.max_iter if complete else self._done, stopped=not complete)
 
-    def _refresh(self, done: int) -> None:
+    def _refresh(self, done: int, stopped: bool = False) -> None:
         begin = time.perf_counter()
         detections, self._sample.detections = self._sample.detections, None
         if detections:
+            self._kept = {}
             with log_exceptions("read the ground truth of the evaluation"):
                 images = self._images(detections)
                 with log_exceptions("measure the alignment of scores and boxes"):
@@ -141,7 +155,7 @@ class ReportWriter(HookBase):
                 with log_exceptions("draw the detections of the evaluation"):
                     self._draw(images, detections, done)
         with log_exceptions(f"write {NAME}"):
-            path = self._write(done)
+            path = self._write(done, stopped)
             level = logging.DEBUG if self._written else logging.INFO
             logger.log(level, "Wrote %s, in %.1f s; each evaluation updates it", path, time.perf_counter() - begin)
             self._written = True
@@ -211,7 +225,7 @@ class ReportWriter(HookBase):
         if rows:
             self.trainer.storage.put_image("ground_truth_and_predictions", np.concatenate(rows).transpose(2, 0, 1))
 
-    def _write(self, done: int) -> Path:
+    def _write(self, done: int, stopped: bool) -> Path:
         from detrkit.reports import training_page as training
 
         storage = self.trainer.storage
@@ -223,6 +237,8 @@ class ReportWriter(HookBase):
                 max_iter=self.trainer.max_iter,
                 rows=with_newest(rows, storage.latest_with_smoothing_hint(20)),
                 written=datetime.now().strftime("%Y-%m-%d %H:%M:%S"),
+                stopped=stopped,
+                kept=self._kept,
                 config=read_config(self._folder / "config.yaml"),
                 samples=self._samples,
                 samples_note=self._samples_note if self._samples else "",

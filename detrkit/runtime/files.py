@@ -44,6 +44,19 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             logger.debug("Could not delete %s", unfinished)
 
 
+def write_if_changed(path: Path, content: bytes) -> None:
+    """Write a file in one step, unless it has this content already. Its folder is created.
+
+    Raises:
+        OSError: as `atomic_write`.
+    """
+    if path.is_file() and path.read_bytes() == content:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        file.write(content)
+
+
 def check_writable(folder: Path, name: str) -> None:
     """Write a temporary file into a folder, or into its nearest existing parent. No folder is created.
 

@@ -6,7 +6,9 @@ import logging
 import os
 import pickle
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,11 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import hooks
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 from torch import Tensor
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
-from detrkit.runtime.files import LAST_CHECKPOINT, UNFINISHED, atomic_write
+from detrkit.runtime.files import LAST_CHECKPOINT, UNFINISHED, atomic_write, write_if_changed
 from detrkit.runtime.logs import terminal_quiet
 from detrkit.weights import load_state
 
@@ -31,6 +34,9 @@ ARRAYS = {
     "_codecs": {"encode"},
     "collections": {"OrderedDict"},
 }
+
+
+BACKBONE = "backbone."  # begins the names of its tensors
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -58,6 +64,24 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, Tensor]:
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
 
 
+def download(checkpoint: str) -> str:
+    """The local file of a URL, or of another name that detectron2 reads; downloaded if it is not in the cache.
+
+    Raises:
+        OSError: the download failed; the message has what to do.
+    """
+    try:
+        return PathManager.get_local_path(checkpoint)
+    except FileNotFoundError:  # of weights in a package, with its name
+        raise
+    except (OSError, HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        raise OSError(
+            f"cannot download {checkpoint} ({reason}): fetch it on another machine, and give the file by "
+            "train.init_checkpoint=FILE; train.init_checkpoint= begins with random weights, which takes much longer"
+        ) from error
+
+
 class SafeCheckpointer(DetectionCheckpointer):
     """DetectionCheckpointer that replaces files in one step, runs no code from files, and reads `.safetensors`.
 
@@ -70,6 +94,7 @@ class SafeCheckpointer(DetectionCheckpointer):
     """
 
     last_iteration: int | None = None
+    _source = ""
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load a checkpoint like DetectionCheckpointer.
@@ -77,9 +102,9 @@ class SafeCheckpointer(DetectionCheckpointer):
         Raises:
             ValueError: a pickle contains other objects than arrays.
         """
+        self._source = str(path)
         if str(path).endswith(".pkl"):
-            local = self.path_manager.get_local_path(path)
-            with open(local, "rb") as file:
+            with open(download(str(path)), "rb") as file:
                 try:
                     _ArraysOnly(file, encoding="latin1").load()
                 except Exception as error:  # a damaged file may raise anything
@@ -96,6 +121,22 @@ class SafeCheckpointer(DetectionCheckpointer):
         state = read_safetensors(f)
         consume_prefix_in_state_dict_if_present(state, "module.")
         return {"model": state}
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        """Log what was not loaded: a warning, unless the file is a backbone's and gave all of its tensors."""
+        state = self.model.state_dict()
+        if not _has_backbone_alone(state, incompatible):
+            super()._log_incompatible_keys(incompatible)
+            return
+        count = sum(name.startswith(BACKBONE) for name in state)
+        self.logger.info(
+            "Initial weights of the backbone from %s: all of its %d tensors. The other %d tensors of the detector "
+            "begin with random values, as intended",
+            self._source,
+            count,
+            len(state) - count,
+        )
+        self.logger.debug("%s", incompatible)
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write `<name>.pth` with the states and `kwargs`, and name it in `last_checkpoint`.
@@ -122,6 +163,22 @@ class SafeCheckpointer(DetectionCheckpointer):
             file.write(last_filename_basename.encode())
 
 
+def _has_backbone_alone(state: Mapping[str, Tensor], incompatible: Any) -> bool:
+    """Whether a file had all tensors of the backbone, and none of the rest of the detector.
+
+    Args:
+        state: of the model.
+        incompatible: `missing_keys` and `incorrect_shapes` of loading the file. A parameter that is shared may be
+            missing under one of its names only.
+    """
+    missing = set(incompatible.missing_keys)
+    if incompatible.incorrect_shapes or not missing or any(name.startswith(BACKBONE) for name in missing):
+        return False
+    initial = {state[name].data_ptr() for name in missing if name in state}
+    others = [tensor for name, tensor in state.items() if not name.startswith(BACKBONE)]
+    return len(others) < len(state) and all(tensor.data_ptr() in initial for tensor in others)
+
+
 @dataclass(frozen=True)
 class ResumePoint:
     """A checkpoint to resume from.
@@ -142,7 +199,7 @@ class ResumePoint:
 def newest_checkpoint(folder: str | os.PathLike) -> ResumePoint | None:
     """The checkpoint named in `last_checkpoint`; if it is damaged, the newest valid one.
 
-    `last_checkpoint` is corrected. Every process of a run calls it; the main process searches.
+    Nothing is changed there. Every process of a run calls it; the main process searches.
 
     Returns:
         None if the folder has no checkpoint.
@@ -180,11 +237,16 @@ def find_checkpoint(folder: Path) -> ResumePoint | None:
         if name != named:
             why = f"names {named!r}, which {problems[named]}" if named else "is missing or empty"
             remark = f"{LAST_CHECKPOINT} {why}: resuming from {name}, the newest whole checkpoint"
-            with atomic_write(last) as file:
-                file.write(name.encode())
         return ResumePoint(name, content["iteration"], content.get("trainer", {}).get("hooks", {}), remark)
     seen = ", ".join(f"{name!r} {problem}" for name, problem in problems.items())
     raise ValueError(f"no checkpoint in {folder} can be resumed from: {seen}; without --resume it starts anew")
+
+
+def name_in_last_checkpoint(folder: str | os.PathLike, point: ResumePoint) -> None:
+    """Correct `last_checkpoint`, which detectron2's checkpointers resume from. Every process of a run calls it."""
+    if comm.is_main_process():
+        write_if_changed(Path(folder, LAST_CHECKPOINT), point.name.encode())
+    comm.synchronize()
 
 
 def _whole_content(path: Path) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import math
 import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,15 +15,22 @@ from typing import NamedTuple
 from detectron2.utils import comm
 from omegaconf import DictConfig
 
+from detrkit.config.changes import flat_config
 from detrkit.config.load import load_config
 from detrkit.config.overrides import key_of
 from detrkit.datasets import Conversion, convert_dataset
+from detrkit.datasets.annotations import shortened
 from detrkit.datasets.registration import own_prefix
 from detrkit.runtime.device import best_device
+from detrkit.runtime.extras import pip_install
+from detrkit.runtime.files import write_if_changed
 from detrkit.weights import zoo
 
-from .output_folder import claim_output_folder
-from .session import check_exists
+from .checkpoints import find_checkpoint
+from .config_values import check_values
+from .folder_lock import output_folder_locked
+from .output_folder import check_output_folder, claim_output_folder
+from .session import check_exists, check_unchanged
 
 logger = logging.getLogger(__name__)
 
@@ -48,15 +56,30 @@ def default_config(overrides: Sequence[str] = ()) -> str:
         if entry.lacks:
             raise ValueError(f"{zoo.PREFIX}{entry.name} cannot be used: this project does not have {entry.lacks}")
         return entry.config
-    if best_device() != "cpu" or any(importlib.util.find_spec(package) is None for package in CPU_PACKAGES):
+    if best_device() != "cpu":
         return BASE_CONFIG
+    if not (problem := _problem_of_cpu_packages()):
+        return CPU_CONFIG
+    if comm.is_main_process():
+        logger.warning(
+            "No GPU: %s is large for a CPU, and the small %s is not used, since %s: %s",
+            BASE_CONFIG,
+            CPU_CONFIG,
+            problem,
+            pip_install("cpu"),
+        )
+    return BASE_CONFIG
+
+
+def _problem_of_cpu_packages() -> str:
+    """Why the packages of the extra "cpu" cannot be used; "" if they can."""
+    if missing := [package for package in CPU_PACKAGES if importlib.util.find_spec(package) is None]:
+        return f"there is no package {missing[0].replace('_', '-')}"
     try:
         importlib.import_module("timm")
     except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision was built for another PyTorch
-        reason = str(error).splitlines()[0]
-        logger.warning("%s is not used, since timm cannot be imported: %s", CPU_CONFIG, reason)
-        return BASE_CONFIG
-    return CPU_CONFIG
+        return f"timm cannot be imported ({str(error).splitlines()[0]})"
+    return ""
 
 
 def _published(overrides: Sequence[str]) -> zoo.ZooEntry | None:
@@ -89,12 +112,13 @@ def write_folder_config(
     keep_classes: Sequence[str] | None = None,
     epochs: int | None = None,
     resume: bool | str = False,
+    allow_changes: bool = False,
     overwrite: bool = False,
 ) -> FolderConfig:
     """Convert a folder to COCO's format, and write the config of a training on it.
 
-    Both go to `train.output_dir`, by default `output/<name of the folder>`. The first process of a run writes; all
-    processes call it.
+    Both go to `train.output_dir`, by default `output/<name of the folder>`. The first process of a run writes, once
+    all checks are done; all processes call it.
 
     Args:
         folder: in a layout of `detrkit.datasets.formats`. Without a validation part, it is split.
@@ -103,11 +127,13 @@ def write_folder_config(
         format: the layout; None to recognise it.
         keep_classes: train on these classes alone.
         epochs: passes over the images with objects, if `train.max_iter` is not overridden.
-        resume: refuse data that changed since the training began, and a folder without a checkpoint unless "auto".
+        resume: refuse changed data and settings, and a folder without a checkpoint unless "auto".
+        allow_changes: with `resume`: other settings are accepted.
         overwrite: the output folder may hold a training, whose data are replaced.
 
     Raises:
-        ValueError: the folder cannot be used, its data changed, or the output folder holds another training.
+        ValueError: the folder or a value cannot be used, its data or the settings changed, or the output folder holds
+            another training, or is in use.
     """
     if epochs is not None and epochs < 1:
         raise ValueError(f"--epochs {epochs}: at least 1")
@@ -115,23 +141,27 @@ def write_folder_config(
     if (entry := _published(overrides)) and entry.config == config:
         overrides = [*entry.overrides, *overrides]
     cfg = load_config(config, list(overrides))
+    check_values(cfg, config)
     overridden = {key_of(text) for text in overrides}
-    name = _name(folder)
-    output = Path(cfg.train.output_dir if "train.output_dir" in overridden else f"output/{name}")
-    file = output / "config.py"
-    if not resume:
-        check_exists(cfg.train.init_checkpoint)
-    claim_output_folder(output, resume=resume, overwrite=overwrite)
-    conversion = None
-    if comm.is_main_process():
-        conversion = _convert(folder, output / "data", format, keep_classes, bool(resume))
-        prefix = own_prefix(name)
-        if resume and file.is_file() and f"'{prefix}_train'" not in file.read_text(encoding="utf-8"):
-            prefix = name  # as earlier versions called it
-        values = _values(cfg, conversion, prefix, output, epochs, "train.max_iter" in overridden)
-        values = {key: value for key, value in values.items() if key not in overridden}
-        file.write_text(_text(name, config, overrides, cfg, conversion, prefix, values), encoding="utf-8")
-    comm.synchronize()
+    output = Path(cfg.train.output_dir if "train.output_dir" in overridden else f"output/{_name(folder)}")
+    file, conversion, text = output / "config.py", None, ""
+    with output_folder_locked(output):
+        check_output_folder(output, resume=resume, overwrite=overwrite, is_main=comm.is_main_process())
+        if not resume:
+            check_exists(cfg.train.init_checkpoint, fetch=False)
+        if comm.is_main_process():
+            if "model.num_classes" in overridden:  # reading all pixels of a large folder takes minutes
+                _check_number_of_classes(cfg, _converted(folder, output, format, keep_classes, decode=False))
+            conversion = _converted(folder, output, format, keep_classes)
+            prefix = _prefix(_name(folder), file if resume else None)
+            text = _text(_name(folder), config, overrides, cfg, conversion, prefix, output, epochs)
+            if resume:
+                _check_resumes(folder, output, conversion, None if allow_changes else text)
+        claim_output_folder(output, resume=resume, overwrite=overwrite)
+        if conversion is not None:
+            conversion.write()
+            write_if_changed(file, text.encode())
+        comm.synchronize()
     return FolderConfig(config, file, conversion)
 
 
@@ -140,19 +170,49 @@ def _name(folder: Path) -> str:
     return re.sub(r"[^\w.-]", "_", folder.parent.name if folder.is_file() else folder.name)
 
 
-def _convert(
-    folder: Path, data: Path, format: str | None, keep_classes: Sequence[str] | None, resume: bool
+def _prefix(name: str, resumed: Path | None) -> str:
+    """The beginning of the datasets' names; `resumed` is the config of a training that may have another one."""
+    prefix = own_prefix(name)
+    if resumed and resumed.is_file() and f"'{prefix}_train'" not in resumed.read_text(encoding="utf-8"):
+        return name  # as earlier versions called it
+    return prefix
+
+
+def _converted(
+    folder: Path, output: Path, format: str | None, keep_classes: Sequence[str] | None, decode: bool = True
 ) -> Conversion:
-    before = {file: file.read_bytes() for file in sorted(data.glob("*.json"))} if resume else {}
-    conversion = convert_dataset(folder, data, format=format, only=keep_classes, two_parts=True, force=True)
-    for file, content in before.items():
-        if file.read_bytes() != content:
-            file.write_bytes(content)
+    """Convert the folder, and write nothing yet."""
+    options = {"format": format, "only": keep_classes, "decode": decode}
+    return convert_dataset(folder, output / "data", **options, two_parts=True, force=True, write=False)
+
+
+def _check_number_of_classes(cfg: DictConfig, conversion: Conversion) -> None:
+    count, names = cfg.model.num_classes, conversion.classes
+    if count < len(names):
+        raise ValueError(
+            f"model.num_classes={count}, but the images have {len(names)} classes ({shortened(names)}): leave out "
+            "model.num_classes, or choose classes by --classes"
+        )
+
+
+def _check_resumes(folder: Path, output: Path, conversion: Conversion, text: str | None) -> None:
+    """Raise ValueError if the training in `output` began with other data or with other settings.
+
+    Args:
+        conversion: the data now.
+        text: the config now, as a Python file; None not to check it.
+    """
+    for file, content in conversion.texts().items():
+        if file.is_file() and file.read_bytes() != content:
             raise ValueError(
-                f"{folder} or --classes are not as they were when the training in {data.parent} began, so it is not "
+                f"{folder} or --classes are not as they were when the training in {output} began, so it is not "
                 "resumed: another train.output_dir starts anew"
             )
-    return conversion
+    if text is not None and (point := find_checkpoint(output)):
+        with tempfile.TemporaryDirectory() as place:  # the config in the folder belongs to the training until then
+            config = Path(place, "config.py")
+            config.write_text(text, encoding="utf-8")
+            check_unchanged(point, flat_config(load_config(str(config))))
 
 
 def _values(
@@ -187,9 +247,12 @@ def _text(
     cfg: DictConfig,
     conversion: Conversion,
     prefix: str,
-    values: dict[str, object],
+    output: Path,
+    epochs: int | None,
 ) -> str:
     """The config as a Python file."""
+    overridden = {key_of(text) for text in overrides}
+    values = _values(cfg, conversion, prefix, output, epochs, "train.max_iter" in overridden)
     registrations = [
         f"register_coco({f'{prefix}_{split}'!r}, {str(file.absolute())!r}, {str(conversion.image_root.absolute())!r})"
         for split, file in conversion.files.items()
@@ -206,7 +269,7 @@ def _text(
         "",
         *registrations,
         "",
-        *(f"{key} = {value!r}" for key, value in values.items()),
+        *(f"{key} = {value!r}" for key, value in values.items() if key not in overridden),
         "",
     ]
     return "\n".join(lines)

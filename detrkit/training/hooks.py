@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,29 @@ from .loggers import build_loggers
 logger = logging.getLogger("detectron2.training")
 
 
-def periodic_checkpointer(cfg: DictConfig, checkpointer: SafeCheckpointer) -> hooks.PeriodicCheckpointer:
+class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
+    """detectron2's `PeriodicCheckpointer`, which counts the checkpoints from before a resume in `max_to_keep` too.
+
+    Among them are those that `StopEarly` saved.
+    """
+
+    def after_step(self) -> None:
+        super().after_step()
+        done = self.trainer.iter + 1
+        if self.max_to_keep is None or not (done % self.period == 0 or done >= self.trainer.max_iter):
+            return
+        numbered = re.compile(rf"{re.escape(self.file_prefix)}_\d{{7}}\.pth")
+        files = [path for path in Path(self.checkpointer.save_dir).iterdir() if numbered.fullmatch(path.name)]
+        files.sort(key=lambda path: (path.stat().st_mtime, path.name))  # a resume may repeat iterations
+        for path in files[: -self.max_to_keep]:
+            path.unlink(missing_ok=True)
+        self.recent_checkpoints = [str(path) for path in files[-self.max_to_keep :]]
+
+
+def periodic_checkpointer(cfg: DictConfig, checkpointer: SafeCheckpointer) -> PeriodicCheckpointer:
     """Save every `train.checkpointer.period` iterations and at the end; with a period of 0 at the end only."""
     period, max_to_keep = cfg.train.checkpointer.period, cfg.train.checkpointer.max_to_keep
-    return hooks.PeriodicCheckpointer(checkpointer, period or cfg.train.max_iter + 1, max_to_keep=max_to_keep)
+    return PeriodicCheckpointer(checkpointer, period or cfg.train.max_iter + 1, max_to_keep=max_to_keep)
 
 
 def best_checkpointer(cfg: DictConfig, checkpointer: SafeCheckpointer) -> BestCheckpointer | None:
@@ -60,6 +81,36 @@ class MetricsWriter(hooks.PeriodicWriter):
             super().after_step()
 
 
+class FirstLine(HookBase):
+    """Log one line after the first iteration, as the next line may be minutes away.
+
+    Register it before the writer, for the main process.
+    """
+
+    def __init__(self, log_period: int):
+        self._log_period = log_period
+        self._begin = 0.0
+
+    def before_step(self) -> None:
+        if self.trainer.iter == self.trainer.start_iter:
+            self._begin = time.perf_counter()
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if self.trainer.iter != self.trainer.start_iter or done % self._log_period == 0:
+            return
+        latest = self.trainer.storage.latest()
+        loss = f"total loss {latest['total_loss'][0]:.4g}, " if "total_loss" in latest else ""
+        logger.info(
+            "Iteration %d of %d is done: %s%.1f s; a line follows every %d iterations",
+            done,
+            self.trainer.max_iter,
+            loss,
+            time.perf_counter() - self._begin,
+            self._log_period,
+        )
+
+
 class EvaluationLine(HookBase):
     """Log one line after each evaluation: AP, AP50, AP75, and the best metric so far.
 
@@ -81,7 +132,8 @@ class EvaluationLine(HookBase):
         self._log(self.trainer.iter + 1)
 
     def after_train(self) -> None:
-        self._log(self.trainer.max_iter)
+        # An error of another hook may have ended the training between an evaluation and its line.
+        self._log(min(self.trainer.iter + 1, self.trainer.max_iter))
 
     def _log(self, done: int) -> None:
         if self._evaluations.count == self._logged:

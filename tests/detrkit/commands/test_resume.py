@@ -174,7 +174,7 @@ def copy_of(folder, name, upto=7):
 def test_the_newest_whole_checkpoint_is_found(folder, harm, said):
     """Instead of a traceback, or a run that starts anew over the checkpoints of the old one. A name that leads out of
     the folder is not followed, and a line of metrics.json that was cut short is taken away."""
-    from detrkit.training.checkpoints import newest_checkpoint
+    from detrkit.training.checkpoints import name_in_last_checkpoint, newest_checkpoint
 
     out = copy_of(folder, harm)
     newest, last = out / "model_0000007.pth", out / "last_checkpoint"
@@ -192,6 +192,7 @@ def test_the_newest_whole_checkpoint_is_found(folder, harm, said):
         last.unlink()
     point = newest_checkpoint(out)
     assert said in point.remark and "\n" not in point.remark
+    name_in_last_checkpoint(out, point)
     assert last.read_text() == point.name
 
 

@@ -165,6 +165,34 @@ def test_written_at_each_evaluation_without_changing_the_training(train, tmp_pat
     assert "max_iter: 6" in page and "PyTorch" in page and describe().removeprefix("platform: ") in html.unescape(page)
 
 
+def test_a_page_of_a_stopped_training_says_so(train, tools, tmp_path, monkeypatch):
+    """Until it is resumed: then the images of the last evaluation stay until the next one."""
+    monkeypatch.setenv("FAIL_AT", "4")
+    with pytest.raises(SystemExit):
+        train()
+    path = tmp_path / "toy/report.html"
+    page = path.read_text()
+    assert "Stopped at iteration 4 of 6 (67%)" in page
+    assert "were left" not in page and 'http-equiv="refresh"' not in page
+    samples = '<h2>Predictions beside ground truth</h2>\n<p class="faint">After 3 iterations</p>\n'
+    path.write_text(page.replace("<h2>Curves</h2>", f"{samples}<h2>Curves</h2>"))
+    monkeypatch.delenv("FAIL_AT")
+    pages = []
+    write = tools.report.ReportWriter._write
+
+    def kept(self, *args):
+        written = write(self, *args)
+        pages.append(path.read_text())
+        return written
+
+    monkeypatch.setattr(tools.report.ReportWriter, "_write", kept)
+    words = [f"train.output_dir={tmp_path}/toy", "train.report.enabled=True", "--resume"]
+    tools.train_net.main(["--config-file", TOY, *words])
+    first, last = pages[0], pages[-1]
+    assert "Iteration 4 of 6" in first and "Stopped" not in first and first.count(samples) == 1
+    assert "All 6 iterations are done" in last
+
+
 @pytest.mark.parametrize("broken", ["render", "read_metrics"])
 def test_an_error_in_it_is_logged_and_the_training_goes_on(train, monkeypatch, capsys, broken):
     def fail(*args, **kwargs):

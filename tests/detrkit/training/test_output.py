@@ -1,12 +1,17 @@
 """What a training writes while it runs: a line for each evaluation, on the terminal and in metrics.json."""
 
 import json
+import logging
+import os
 import re
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from detrkit import load_config, train
+from detrkit.training.checkpoints import SafeCheckpointer
 from detrkit.training.output_folder import check_output_folder
 
 TOY = str(Path(__file__).parents[1] / "commands" / "toy_config.py")
@@ -34,6 +39,53 @@ def test_the_terminal_has_one_line_for_each_evaluation_and_one_table(tmp_path, c
     assert not around
     assert sum("Results of bbox," in line for line in lines) == 1
     assert "nference on" in (tmp_path / "log.txt").read_text()
+
+
+def test_an_evaluation_before_an_error_has_its_own_iteration(tmp_path, monkeypatch, capfd):
+    """On a full disk, the line said that all iterations were done."""
+
+    def full_disk(self):
+        monkeypatch.undo()  # the writers write once more at the end
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("detectron2.utils.events.JSONWriter.write", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        train(load_config(TOY, [f"train.output_dir={tmp_path}", "train.log_period=5"]))
+    assert "Evaluation after 3 of 6 iterations" in capfd.readouterr().out
+
+
+def test_a_resumed_training_keeps_as_many_checkpoints(tmp_path):
+    """Those from before count, and those that an interruption saved; what an earlier resume repeats is newer."""
+    options = [f"train.output_dir={tmp_path}", "train.checkpointer.period=2", "train.checkpointer.max_to_keep=2"]
+    train(load_config(TOY, [*options, "train.max_iter=6"]))
+    for number, iteration in enumerate((1, 2, 4, 99)):  # as stops and a run of an earlier version left them
+        path = tmp_path / f"model_{iteration:07d}.pth"
+        path.write_bytes((tmp_path / "model_final.pth").read_bytes())
+        os.utime(path, (number, number))
+    train(load_config(TOY, [*options, "train.max_iter=8"]), resume=True)
+    assert sorted(path.name for path in tmp_path.glob("model_0*")) == ["model_0000005.pth", "model_0000007.pth"]
+
+
+@pytest.mark.parametrize("period, lines", [(100, 1), (4, 1), (1, 0)])
+def test_the_first_iteration_is_a_line(tmp_path, capfd, period, lines):
+    """In a short training nothing was seen before the first evaluation; a log line of each iteration is enough."""
+    train(load_config(TOY, [f"train.output_dir={tmp_path}", f"train.log_period={period}"]))
+    out = capfd.readouterr().out
+    assert len(re.findall(r"Iteration 1 of 6 is done: total loss [\d.]+, [\d.]+ s; a line follows", out)) == lines
+
+
+@pytest.mark.parametrize("left_out, is_warning", [((), False), (("backbone.0.bias",), True), (("head.bias",), True)])
+def test_the_weights_of_a_backbone_are_no_warning(tmp_path, caplog, left_out, is_warning):
+    """All tensors of the backbone and none of the rest: as it should be. Any other part of a model is a warning."""
+    model = nn.ModuleDict({"backbone": nn.Sequential(nn.Linear(2, 2)), "head": nn.Linear(2, 2)})
+    names = model.state_dict().keys() if "head.bias" in left_out else ("backbone.0.weight", "backbone.0.bias")
+    state = {name: tensor for name, tensor in model.state_dict().items() if name in names and name not in left_out}
+    torch.save({"model": state}, tmp_path / "part.pth")
+    with caplog.at_level(logging.INFO):
+        SafeCheckpointer(model).load(str(tmp_path / "part.pth"))
+    text = "Initial weights of the backbone from .*part.pth: all of its 2 tensors. The other 2 tensors"
+    assert bool(re.search(text, caplog.text)) != is_warning
+    assert any(record.levelno >= logging.WARNING for record in caplog.records) == is_warning
 
 
 def test_a_check_of_the_output_folder_creates_and_removes_nothing(tmp_path, monkeypatch):

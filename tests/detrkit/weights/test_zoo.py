@@ -348,6 +348,10 @@ def test_training_on_a_folder_begins_with_a_name(tiny, folder, tmp_path, capsys)
     theirs = tiny["class_embed.0.weight"]
     for name, number in {"dog": 16, "person": 0}.items():
         assert (rows[name] - theirs[number]).abs().max() < 0.01
+    train.main(["out", "--resume", "train.max_iter=2"])  # its config.yaml has the settings of the weights
+    config = str(tmp_path / "out/config.py")
+    train.main([config, "--resume", "train.max_iter=3"])
+    assert torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)["iteration"] == 2
 
 
 def test_evaluation_takes_a_name(tiny, folder, tmp_path, monkeypatch, capsys):
