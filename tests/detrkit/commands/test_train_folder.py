@@ -35,7 +35,7 @@ def error_of(train, capsys):
     def error_of(*words):
         with pytest.raises(SystemExit) as stop:
             train(*words)
-        (line,) = capsys.readouterr().err.splitlines()
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert stop.value.code == 1
         return line
 
