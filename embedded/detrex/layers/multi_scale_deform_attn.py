@@ -277,15 +277,24 @@ class MultiScaleDeformableAttention(nn.Module):
     def _locations(self, offsets: Tensor, reference: Tensor, spatial_shapes: SpatialShapes) -> Tensor:
         """Return sampling locations (B, Lq, H, L, P, 2) in [0, 1], at least float32: float16 would round to pixels."""
         dtype = torch.promote_types(offsets.dtype, torch.float32)
-        offsets = offsets.to(dtype).unflatten(-1, (self.num_heads, self.num_levels, self.num_points, 2))
-        reference = reference.to(dtype)[:, :, None, :, None]
+        offsets = offsets.to(dtype).unflatten(-1, (self.num_heads, -1))
+        reference = reference.to(dtype)[:, :, None]
         if reference.shape[-1] == 2:
-            size = _shapes_tensor(spatial_shapes, offsets.device).flip(-1)[:, None].to(dtype)
-            return torch.addcdiv(reference, offsets, size)
+            size = _shapes_tensor(spatial_shapes, offsets.device).flip(-1).to(dtype)
+            locations = torch.addcdiv(self._per_sample(reference), offsets, self._per_sample(size))
+            return locations.unflatten(-1, (self.num_levels, self.num_points, 2))
         if reference.shape[-1] == 4:
-            center, size = reference.split(2, dim=-1)
-            return torch.addcmul(center, offsets, size, value=0.5 / self.num_points)
+            center, size = map(self._per_sample, reference.split(2, dim=-1))
+            locations = torch.addcmul(center, offsets, size, value=0.5 / self.num_points)
+            return locations.unflatten(-1, (self.num_levels, self.num_points, 2))
         raise ValueError(f"reference_points must end in 2 (points) or 4 (boxes), got {reference.shape[-1]}")
+
+    def _per_sample(self, pairs: Tensor) -> Tensor:
+        """Repeat the pairs of each level (…, L, 2) for all its points: (…, L·P·2).
+
+        Without the copy they would be broadcast over rows of two numbers, which takes a CPU eight times as long.
+        """
+        return pairs.unsqueeze(-2).expand(*pairs.shape[:-2], self.num_levels, self.num_points, 2).flatten(-3)
 
     def _weights(self, logits: Tensor) -> Tensor:
         """Return attention weights (B, Lq, H, L, P), a softmax over the samples of a head."""

@@ -250,6 +250,26 @@ def module_and_inputs(**overrides):
     return module, inputs
 
 
+@pytest.mark.parametrize("levels", [2, 1], ids=["per_level", "shared_by_levels"])
+@pytest.mark.parametrize("width", [2, 4], ids=["points", "boxes"])
+def test_sampling_locations(width, levels):
+    """Sampling locations and the gradients of the offsets equal the broadcast formula bit for bit."""
+    module, inputs = module_and_inputs()
+    shapes, points = inputs["spatial_shapes"], torch.rand(2, 5, levels, width).requires_grad_()
+    offsets = torch.randn(2, 5, 3 * 2 * 2 * 2).requires_grad_()
+    places, steps = points[:, :, None, :, None], offsets.view(2, 5, 3, 2, 2, 2)
+    if width == 2:
+        expected = torch.addcdiv(places, steps, shapes.flip(-1)[:, None].float())
+    else:
+        expected = torch.addcmul(places[..., :2], steps, places[..., 2:], value=0.5 / 2)
+    locations = module._locations(offsets, points, shapes)
+    assert torch.equal(locations, expected)
+    upstream = torch.randn_like(expected)
+    ours, wanted = (torch.autograd.grad(x, (offsets, points), upstream) for x in (locations, expected))
+    assert torch.equal(ours[0], wanted[0])
+    torch.testing.assert_close(ours[1], wanted[1])  # sums of another order
+
+
 def test_padding_is_not_read():
     """Values in padding have no influence, even if they are not finite."""
     module, inputs = module_and_inputs(dropout=0.0)
