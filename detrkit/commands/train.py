@@ -162,6 +162,8 @@ def check_options(args: argparse.Namespace) -> None:
         raise ValueError("--data is for training; to evaluate on its images, give the config.py that training wrote")
     if args.epochs is not None and args.epochs < 1:
         raise ValueError(f"--epochs {args.epochs}: at least 1")
+    if args.resume and args.overwrite:
+        raise ValueError("--resume goes on with a training, --overwrite deletes it: give one of them")
     if not args.data and not args.config:
         raise ValueError(
             "no config: give its name (`align-detr configs` lists them) or its path, or a folder of images by --data"

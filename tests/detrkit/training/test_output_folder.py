@@ -185,3 +185,31 @@ def test_a_training_without_its_last_evaluation_is_not_complete(tmp_path):
     train(toy(tmp_path, "train.max_iter=4"), resume=True)
     last, removed = json.loads(metrics.read_text().splitlines()[-1]), json.loads(lines[-1])
     assert last["iteration"] == 4 and last["bbox/AP"] == removed["bbox/AP"]
+
+
+def test_files_of_the_user_are_not_replaced(tmp_path, monkeypatch):
+    """Annotations in `data/`, a config.py of another kind, the dataset itself: each is refused, and stays as it is."""
+    monkeypatch.chdir(tmp_path)
+    make_data.main(["--synthetic", "--train", "4", "--val", "2", "--output", "mine"])
+    for name, text in (("annotated/data/train.json", "{}"), ("configured/config.py", "lr = 1")):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    before = content(tmp_path)
+    for output, message in (
+        ("annotated", r"annotated/data/train.json is not of a training with --data.*another train.output_dir"),
+        ("configured", "configured/config.py is not of a training with --data"),
+        ("mine", "mine is the dataset's own folder"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            write_folder_config(Path("mine"), "align_detr_tiny", [f"train.output_dir={output}"], overwrite=True)
+    assert content(tmp_path) == before
+
+
+def test_a_shorter_training_is_said(tmp_path):
+    train(toy(tmp_path, "train.max_iter=3", "train.checkpointer.period=1", "train.checkpointer.max_to_keep=9"))
+    for path in tmp_path.glob("model_*"):
+        if path.name != "model_0000000.pth":
+            path.unlink()
+    train(toy(tmp_path, "train.max_iter=2"), resume=True)
+    assert "train.max_iter was 3, and is 2 now" in (tmp_path / "log.txt").read_text()
