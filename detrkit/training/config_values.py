@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from omegaconf import DictConfig, OmegaConf
 
 from detrkit.config.load import call_parameters
@@ -46,6 +48,10 @@ def check_values(cfg: DictConfig, config_file: str = "") -> None:
         if (type(value) is not int or value < least) and not (value is None and key in MAY_BE_NULL):
             note = f" ({least}: {meaning})" if meaning else ""
             raise ValueError(f"{key}={value}: expected an integer from {least} up{note}")
+    for key in ("optimizer.lr", "optimizer.weight_decay"):
+        value = OmegaConf.select(cfg, key, default=0)
+        if isinstance(value, (int, float)) and not 0 <= value < math.inf:
+            raise ValueError(f"{key}={value}: expected a finite number from 0 up")
     if cfg.train.amp.enabled and amp_name(cfg) not in AMP_TYPES:
         raise ValueError(f"train.amp.dtype={amp_name(cfg)} is not one of {', '.join(AMP_TYPES)}")
     resolve_device(cfg.train.device)
@@ -56,4 +62,3 @@ def set_device(cfg: DictConfig) -> None:
     cfg.train.device = resolve_device(cfg.train.device)
     if "device" in call_parameters(cfg.model.get("_target_")):
         cfg.model.device = cfg.train.device
-

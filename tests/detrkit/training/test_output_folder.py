@@ -124,6 +124,7 @@ def test_values_are_refused_before_the_images_are_read(begun, monkeypatch):
         ("train.device=cuda:7", "cuda:7 is not available"),
         ("train.init_checkpoint=gone.pth", "gone.pth"),
         ("train.max_iter=-3", "train.max_iter=-3: expected"),
+        ("optimizer.lr=-0.1", "optimizer.lr=-0.1: expected a finite number from 0 up"),
     ):
         with pytest.raises((ValueError, OSError), match=message):
             write_folder_config(Path("mine"), "align_detr_tiny", ["train.output_dir=new", override])
