@@ -159,13 +159,16 @@ def load_config_file(path: str) -> DictConfig:
     path = str(find_config(path))
     if Path(path).suffix in (".yaml", ".yml"):
         # These imports are slow, and only configs in YAML need them.
-        from detrkit.datasets.registration import register_own_datasets, register_saved
+        from detrkit.datasets.registration import moved_registrations, register_own_datasets, register_saved
 
         register_own_datasets()
         cfg = load_yaml(path)
         datasets = cfg.get("datasets") or {}
         if not isinstance(datasets, DictConfig | dict) or not all(isinstance(d, DictConfig) for d in datasets.values()):
             raise ValueError(f"{path}: datasets is not a mapping of names to json_file and image_root")
+        recorded = OmegaConf.select(cfg, "train.output_dir", throw_on_resolution_failure=False)
+        if datasets and isinstance(recorded, str):
+            cfg.datasets = datasets = moved_registrations(datasets, recorded, Path(path).parent)
         register_saved(datasets)
         return cfg
     if Path(path).suffix == ".safetensors":
