@@ -11,6 +11,7 @@ from detectron2.utils import comm
 from omegaconf import DictConfig
 
 from detrkit.config.load import load_config
+from detrkit.config.overrides import as_list
 from detrkit.inference.graph_evaluation import evaluate_network
 from detrkit.inference.runtimes import is_graph, open_graph
 from detrkit.inference.sources import weights_of_run
@@ -111,7 +112,6 @@ def cfg_for_folder(
 
     The data in COCO's format and `config.py` are written to `train.output_dir`, by default `output/<folder's name>`.
     """
-    written = folder.write_folder_config(
-        Path(data), config, overrides, format=format, keep_classes=keep_classes, epochs=epochs, overwrite=overwrite
-    )
+    options = {"format": format, "keep_classes": keep_classes, "epochs": epochs, "overwrite": overwrite}
+    written = folder.write_folder_config(Path(data), config, as_list(overrides), **options)
     return load_config(str(written.file))

@@ -245,13 +245,13 @@ def complete_override(prefix: str, parsed_args: argparse.Namespace, **_) -> list
     return overrides(prefix, parsed_args)
 
 
-def check_exist(config: str | None, checkpoint: str | os.PathLike | None, kinds: str = "config") -> None:
+def check_exist(config: str | None, checkpoint: str | os.PathLike | None, kinds: str = "") -> None:
     """Check that what the command line names is there, before the library is imported.
 
     Args:
         config: a config, the folder of a training, an exported file, or `zoo:NAME`.
         checkpoint: a file, a URL or the folder of a training.
-        kinds: what `config` may be, for the message.
+        kinds: what `config` may be, for the message; "": a config, or a folder if it looks like the path of one.
 
     Raises:
         FileNotFoundError: it is not; the message has configs of similar names.
@@ -265,6 +265,8 @@ def check_exist(config: str | None, checkpoint: str | os.PathLike | None, kinds:
     elif config and not is_name(config):
         from detrkit.config.catalogue import find_config
 
+        is_path = len(Path(config).parts) > 1 or config.endswith(os.sep)
+        kinds = kinds or ("folder or config" if is_path and not Path(config).suffix else "config")
         try:
             find_config(config, trainings="folder" in kinds)
         except FileNotFoundError as error:

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     with command_line.errors_in_one_line():
         if not args.folder.is_dir():
             raise FileNotFoundError(f"no such folder: {args.folder}")
-        command_line.check_exist(args.config_file, None)
+        command_line.check_exist(args.config_file, None, "config")
         command_line.check_output_file(args.output)
         from detrkit.inference.sources import ERRORS
         from detrkit.reports.errors import errors_of_run, errors_table

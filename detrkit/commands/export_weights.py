@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     """Write the file, and print a table of it."""
     with command_line.errors_in_one_line():
-        command_line.check_exist(args.config, args.checkpoint)
+        command_line.check_exist(args.config, args.checkpoint, "config")
         command_line.check_output_file(args.output)
         from detrkit.inference.weights_file import export_weights
         from detrkit.weights import local_path

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError("no config: `align-detr configs` lists them")
         if min(args.size) < 1 or args.depth < 0:
             raise ValueError(f"--size {args.size[0]} {args.size[1]} --depth {args.depth}: at least 1, 1 and 0")
-        command_line.check_exist(args.config, None)
+        command_line.check_exist(args.config, None, "config")
         from detrkit.analysis.complexity import tables
         from detrkit.config.load import load_config
         from detrkit.training.loading import load_detector

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .catalogue import CONFIGS, find_config
-from .overrides import in_grammar, key_of
+from .overrides import as_list, in_grammar, key_of
 from .safe_yaml import load_yaml
 
 TARGET = "_target_"
@@ -46,10 +46,11 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
     Such as `train.max_iter=100`, `model.criterion.k=3`, `+new.key=1`.
 
     Raises:
-        ValueError: an override cannot be parsed, its key is not in the config, or its value has the wrong type.
+        ValueError: an override cannot be parsed, its key is not in the config, or its value has the wrong type;
+            or the overrides are one string.
         FileNotFoundError: no such config.
     """
-    return _overridden(load_config_file(path), list(overrides))
+    return _overridden(load_config_file(path), as_list(overrides))
 
 
 def load_configs(sources: Sequence[str | DictConfig], overrides: Sequence[str]) -> list[DictConfig]:
@@ -61,6 +62,7 @@ def load_configs(sources: Sequence[str | DictConfig], overrides: Sequence[str]) 
     Raises:
         As `load_config`; for an override that fits no config, the message is about the first config.
     """
+    overrides = as_list(overrides)
     configs = [source if isinstance(source, DictConfig) else load_config_file(source) for source in sources]
     fitting = [[override for override in overrides if _fits(cfg, override)] for cfg in configs]
     stray = [override for override in overrides if not any(override in fits for fits in fitting)]
@@ -159,13 +161,16 @@ def load_config_file(path: str) -> DictConfig:
     path = str(find_config(path))
     if Path(path).suffix in (".yaml", ".yml"):
         # These imports are slow, and only configs in YAML need them.
-        from detrkit.datasets.registration import register_own_datasets, register_saved
+        from detrkit.datasets.registration import moved_registrations, register_own_datasets, register_saved
 
         register_own_datasets()
         cfg = load_yaml(path)
         datasets = cfg.get("datasets") or {}
         if not isinstance(datasets, DictConfig | dict) or not all(isinstance(d, DictConfig) for d in datasets.values()):
             raise ValueError(f"{path}: datasets is not a mapping of names to json_file and image_root")
+        recorded = OmegaConf.select(cfg, "train.output_dir", throw_on_resolution_failure=False)
+        if datasets and isinstance(recorded, str):
+            cfg.datasets = datasets = moved_registrations(datasets, recorded, Path(path).parent)
         register_saved(datasets)
         return cfg
     if Path(path).suffix == ".safetensors":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -19,6 +20,17 @@ PATH_KEY = re.compile(r"(^|_)(checkpoint|dir|file|folder|path|root|weights)$")
 KEY = re.compile(r"\+{0,2}[\w.]+")
 QUOTES = ("'", '"')
 BRACKETS = ("[", "{")
+
+
+def as_list(overrides: Sequence[str]) -> list[str]:
+    """Return overrides as a list.
+
+    Raises:
+        ValueError: they are one string, which would be taken for a list of letters.
+    """
+    if isinstance(overrides, str):
+        raise ValueError(f"overrides={overrides!r}: expected a list of \"key=value\", such as [{overrides!r}]")
+    return list(overrides)
 
 
 def key_of(override: str) -> str:

@@ -9,7 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations, islice
 from pathlib import Path
 
 from tabulate import tabulate
@@ -18,12 +18,15 @@ from detrkit.runtime.files import write_if_changed
 from detrkit.runtime.text import plural
 
 from .dataset_images import DatasetImage, Problems
+from .files import image_files
 from .formats import recognise
+from .images import image_suffixes
 from .reading import Dataset, ReadOptions
 from .registration import own_prefix
 from .voc import DIFFICULT
 
 VALIDATION = 0.2  # share of the images, if a dataset has no validation split
+MOST_LOOKED_AT = 10_000  # files beside a dataset
 
 
 @dataclass
@@ -194,8 +197,21 @@ def _usable_splits(
     if not any(p.boxes for images in splits.values() for p in images):
         kind, count = next(iter(problems.counts.items()), ("", 0))
         what = f"no objects in {source}" if splits else f"no images with annotations in {source}"
-        raise ValueError(f"{what} that could be used" + (f"; {problems.report()[0]} ({kind}: {count})" if kind else ""))
+        first = f"; {problems.report()[0]} ({kind}: {count})" if kind else ""
+        raise ValueError(f"{what} that could be used{_images_above(source)}{first}")
     return splits
+
+
+def _images_above(source: Path) -> str:
+    """A hint, for a folder of annotations alone, that the folder above it also has images; "" if it has none."""
+    if not source.is_dir() or next(image_files(source), None):
+        return ""
+    above = source.parent if len(source.parts) > 1 else source.absolute().parent
+    suffixes = image_suffixes()
+    beside = islice(chain(above.glob("*"), above.glob("*/*")), MOST_LOOKED_AT)  # it may be a whole disk
+    if not any(path.suffix.lower() in suffixes for path in beside):
+        return ""
+    return f": it has no images, but the folder above has some, so give {above}"
 
 
 def _copy_images(file_names: Mapping[Path, str], folder: Path) -> dict[Path, str]:

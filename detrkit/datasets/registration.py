@@ -109,6 +109,38 @@ def register_saved(registrations: Mapping[str, Mapping[str, str]]) -> None:
         _register(name, Registration(json_file, image_root, {}), None)
 
 
+def moved_registrations(
+    registrations: Mapping[str, Mapping[str, str]], recorded: str, folder: Path
+) -> dict[str, dict[str, str]]:
+    """What `saved_registrations` returned in a training, after its folder was moved, renamed or copied.
+
+    Annotation files that lay inside the folder are those of the same place inside it now, if they are there. All else
+    is unchanged, such as the folders of images.
+
+    Args:
+        recorded: the training's `train.output_dir`, which may be a relative path.
+        folder: where the training's folder is now.
+    """
+    folder = folder.absolute()
+    return {
+        name: {**paths, "json_file": _moved(paths.get("json_file"), recorded, folder)}
+        for name, paths in registrations.items()
+    }
+
+
+def _moved(file: Any, recorded: str, folder: Path) -> Any:
+    # The folder that a relative path began from is not recorded, so its last parts have to do.
+    parts = tuple(part for part in Path(os.path.normpath(recorded)).parts if part != "..")
+    if not isinstance(file, str) or not parts:
+        return file
+    path = Path(os.path.normpath(file))
+    former = next((parent for parent in path.parents if parent.parts[-len(parts) :] == parts), None)
+    if former is None or path.is_relative_to(folder):
+        return file
+    here = folder / path.relative_to(former)
+    return str(here) if here.is_file() else file
+
+
 def _shared_order(name: str, classes: Sequence[str]) -> Sequence[str]:
     """The order in which another dataset has these classes, else their own."""
     keys = sorted(map(class_key, classes))

@@ -132,17 +132,23 @@ def _run_folder(path: Path) -> Path:
     if not path.is_dir():
         if path.suffix in WEIGHT_SUFFIXES:
             one_file = "`align-detr export` makes one file of both"
-            raise ValueError(f"{weights_alone(path)}, or its config too, by config= and weights=; {one_file}")
+            raise weights_alone(path, f", by config= and weights=; {one_file}")
         raise ValueError(f"{path} is neither the folder of a training nor an exported file")
     if not (path / "config.yaml").is_file():
         raise FileNotFoundError(f"{path} is not the folder of a training: it has no config.yaml")
     return path
 
 
-def weights_alone(path: Path) -> str:
-    """The beginning of an error: a file of weights was given, and nothing says of which model they are."""
+def weights_alone(path: Path, how: str) -> ValueError:
+    """The error that a file of weights was given, and nothing says of which model they are; or that it is incomplete.
+
+    Args:
+        how: the end of the message, how to give the config too.
+    """
+    if path.is_file() and (problem := weights_problem(path)):
+        return ValueError(problem)
     folder = f" {path.parent}" if (path.parent / "config.yaml").is_file() else ""
-    return f"{path} holds weights alone: give the folder of its training{folder}"
+    return ValueError(f"{path} holds weights alone: give the folder of its training{folder}, or its config too{how}")
 
 
 def weights_of_run(folder: Path, which: str | None = None) -> Path:
@@ -155,7 +161,7 @@ def weights_of_run(folder: Path, which: str | None = None) -> Path:
 
     Raises:
         FileNotFoundError: the folder has no such file.
-        ValueError: `which` is another word.
+        ValueError: `which` is another word, or the file is incomplete, or no file of weights.
     """
     if which is not None and which not in CHECKPOINTS:
         raise ValueError(f"which={which!r} is not one of {', '.join(CHECKPOINTS)}")
@@ -164,6 +170,8 @@ def weights_of_run(folder: Path, which: str | None = None) -> Path:
     names = [CHECKPOINTS[which]] if which else [*CHECKPOINTS.values(), *([named] if named else [])]
     for name in names:
         if (folder / name).is_file():
+            if problem := weights_problem(folder / name):
+                raise ValueError(f"{problem}{_others(folder, name)}")
             logger.info("Weights: %s%s", folder / name, _others(folder, name))
             return folder / name
     there = [word for word, name in CHECKPOINTS.items() if (folder / name).is_file()]
@@ -216,7 +224,7 @@ def find_named(source: str, checkpoint: str | None = None, which: str | None = N
     only = source or checkpoint or ""
     is_file = is_name(only) or Path(only).suffix in (".safetensors", ".onnx", ".xml")
     if not is_file and Path(only).suffix in WEIGHT_SUFFIXES:
-        raise ValueError(f"{weights_alone(Path(only))}, or its config too: `CONFIG --checkpoint {only}`")
+        raise weights_alone(Path(only), f": `CONFIG --checkpoint {only}`")
     return Named(source or checkpoint or "", checkpoint or (source if is_file else ""))
 
 

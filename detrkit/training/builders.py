@@ -22,6 +22,7 @@ from detrkit.datasets.annotations import annotations_explained
 from detrkit.datasets.mapper import with_rgb_images
 from detrkit.datasets.mixing import MixingMapper
 from detrkit.runtime.precision import autocast_is_faster
+from detrkit.runtime.text import plural
 
 from .activation_checkpointing import checkpoint_activations
 from .backbone_stages import freeze_backbone, with_layer_decay
@@ -175,7 +176,8 @@ def check_classes(cfg: DictConfig, names: list[str]) -> None:
     for name in names:
         need = len(MetadataCatalog.get(name).get("thing_classes") or ())
         if have is not None and need > have:
-            raise ValueError(f"model.num_classes={have}, but {name} has {need} classes: set model.num_classes={need}")
+            classes = plural(need, "class")
+            raise ValueError(f"model.num_classes={have}, but {name} has {classes}: set model.num_classes={need}")
 
 
 def build_trainer(

@@ -279,13 +279,16 @@ def _text(
     """The config as a Python file."""
     overridden = {key_of(text) for text in overrides}
     values = _values(cfg, conversion, prefix, output, epochs, "train.max_iter" in overridden)
+    images = str(conversion.image_root.absolute())
     registrations = [
-        f"register_coco({f'{prefix}_{split}'!r}, {str(file.absolute())!r}, {str(conversion.image_root.absolute())!r})"
+        f"register_coco({f'{prefix}_{split}'!r}, _folder / {file.relative_to(output).as_posix()!r}, {images!r})"
         for split, file in conversion.files.items()
     ]
     path = Path(config)
     lines = [
         f'"""{path.stem} on the images of {name}: {WRITTEN_BY}, and yours to change."""',
+        "",
+        "from pathlib import Path",
         "",
         "from detrkit import load_config, register_coco",
         "",
@@ -293,6 +296,7 @@ def _text(
         "",
         *(f"{key} = _base.{key}" for key in cfg),
         "",
+        "_folder = Path(__file__).absolute().parent  # which may be moved, with the annotations in it",
         *registrations,
         "",
         *(f"{key} = {value!r}" for key, value in values.items() if key not in overridden),

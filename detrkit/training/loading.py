@@ -14,6 +14,7 @@ from torch import nn
 
 from detrkit.config.load import call_parameters
 from detrkit.runtime.device import resolve_device
+from detrkit.runtime.text import plural
 from detrkit.runtime.weight_files import is_remote
 from detrkit.weights import prepare_config
 
@@ -64,8 +65,8 @@ class WholeModelCheckpointer(SafeCheckpointer):
         for name, saved, expected in shapes:
             if CLASS_HEADS.search(name) and saved[1:] == expected[1:]:
                 raise ValueError(
-                    f"{self._source} has {saved[0]} classes, the config's model has {expected[0]} ({name}): set "
-                    f"model.num_classes={saved[0]}"
+                    f"{self._source} has {plural(saved[0], 'class')}, the config's model has {expected[0]} ({name}): "
+                    f"set model.num_classes={saved[0]}"
                 )
             raise ValueError(
                 f"{self._source} is of another model: {name} is {_size(saved)} in it, {_size(expected)} in the "

@@ -25,6 +25,7 @@ from detrkit.datasets.classes import (
 )
 from detrkit.datasets.images import to_rgb
 from detrkit.datasets.registration import annotation_file_of, registration_of
+from detrkit.runtime.text import plural
 from detrkit.weights import classes_of_weights, local_file
 
 from .checkpoints import ResumePoint
@@ -89,7 +90,7 @@ def match_training_classes(cfg: DictConfig, point: ResumePoint | None) -> Classe
     count = cfg.model.get("num_classes")
     if count is not None and is_evaluated and not resumed and len(outputs.names) < count:
         raise ValueError(
-            f"model.num_classes={count}, but {origin} has {len(outputs.names)} classes "
+            f"model.num_classes={count}, but {origin} has {plural(len(outputs.names), 'class')} "
             f"({shortened(outputs.names)}): set model.num_classes={len(outputs.names)}"
         )
     outputs = outputs.for_outputs(max(count or 0, len(outputs.names)))
@@ -116,7 +117,8 @@ def match_evaluation(cfg: DictConfig, checkpoint: str) -> Classes | None:
         return None
     outputs, origin = known_classes(checkpoint, classes_of(test[0])), checkpoint
     if outputs is not None and count is not None and len(outputs.names) > count:
-        raise ValueError(f"{checkpoint} knows {len(outputs.names)} classes, but model.num_classes={count}")
+        known = plural(len(outputs.names), "class")
+        raise ValueError(f"{checkpoint} knows {known}, but model.num_classes={count}")
     if outputs is None:
         origin, outputs = dataset_of_outputs(cfg) or (test[0], classes_of(test[0]))
     if outputs is None:

@@ -86,6 +86,9 @@ def test_mistakes_are_exceptions(tmp_path):
         export(tmp_path, tmp_path / "x.onnx", precision="int4")
     with pytest.raises(FileNotFoundError, match="no such config: gone"):
         load_config("gone")
+    for call in (lambda text: load_config("dino_tiny", text), lambda text: cfg_for_folder(tmp_path, None, text)):
+        with pytest.raises(ValueError, match=r"='train.max_iter=2': expected a list of \"key=value\""):
+            call("train.max_iter=2")
 
 
 def test_a_folder_becomes_a_detector(tmp_path, monkeypatch):

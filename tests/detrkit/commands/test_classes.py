@@ -144,6 +144,12 @@ def test_another_number_of_outputs_than_classes(fails, count, said):
     assert f"model.num_classes={count}, but oracle_" in line and said in line
 
 
+def test_one_class_is_not_classes(root, fails):
+    for name in ("train.json", "val.json"):
+        oracle.annotate(root, name, {1: "cat"})
+    assert "has 1 class (cat): set model.num_classes=1" in fails("model.num_classes=7")
+
+
 # --- checkpoints -----------------------------------------------------------------------------------------------------
 
 

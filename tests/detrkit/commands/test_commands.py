@@ -89,6 +89,8 @@ MISTAKES = [
     ("train --num-gpus two dino_tiny", 2, "invalid int value: 'two'"),
     ("train", 1, "no config: give its name (`align-detr configs` lists them)"),
     ("train dino_tinny", 1, "no such config: dino_tinny; did you mean dino_tiny"),
+    ("train --resume outputs/nine", 1, "no such folder or config: outputs/nine; did you mean outputs/mine?"),
+    ("model outputs/nine", 1, "no such config: outputs/nine"),
     ("train dino_tiny --epochs 3", 1, "--epochs is for a folder of images: give it by --data"),
     ("train dino_tiny train.init_checkpoint=nowhere.pth", 1, "train.init_checkpoint=nowhere.pth: no such file"),
     ("train dino_tiny train.init_checkpoint=cut.pth", 1, "cut.pth is incomplete: it was cut off while it was written"),
@@ -144,7 +146,7 @@ def test_mistakes_do_not_wait_for_pytorch(tmp_path, line, status, message):
 
 
 def test_folders_of_trainings_are_proposed_where_they_are_taken(tmp_path):
-    """Protects from the proposal of what was typed: `train` takes configs alone."""
+    """Protects from the proposal of what was typed: `model` takes configs alone."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/config.yaml").touch()
     for trainings, hint in ((True, rf"; did you mean {tmp_path}/mine\?$"), (False, "/mini$")):

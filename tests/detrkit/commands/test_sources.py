@@ -118,6 +118,21 @@ def test_weights_alone(run_folder, photo, tmp_path, capsys):
         Detector(weights)
 
 
+def test_incomplete_weights_are_called_that(run_folder, photo, tmp_path, capsys):
+    """Alone and in a folder, which names its other checkpoint: the message was that a config lacks, or PyTorch's."""
+    folder = shutil.copytree(run_folder, tmp_path / "cut")
+    weights = folder / "model_final.pth"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    said = f"error: {weights} is incomplete: it was cut off while it was written or copied"
+    for words in ([weights], ["--checkpoint", weights], [folder], ["--checkpoint", folder]):
+        assert error_of([*words, "--input", photo], capsys).startswith(said)
+    assert error_of([folder, "--input", photo], capsys).endswith("choose it by --which 'best')")
+    for source in (weights, folder):
+        with pytest.raises(ValueError, match="is incomplete: it was cut off"):
+            Detector(source)
+    assert find_named(str(folder), which="best").weights == str(folder / "model_best.pth")
+
+
 def test_the_place_to_write_to_is_checked_first(photo, tmp_path, capsys):
     """Before the detector is loaded: this one would not even be found."""
     (tmp_path / "file.txt").write_text("hello")

@@ -60,6 +60,32 @@ def test_the_folder_of_a_training_is_resumed_by_its_name(train, error_of):
     train("--resume", "copy", "train.max_iter=4")
     assert iterations("copy")[-1] == 4
     assert before == {path: path.read_bytes() for path in Path("output").rglob("*") if path.is_file()}
+    assert "/copy/data/val.json" in Path("copy/config.yaml").read_text()  # not those of the original
+
+
+def test_a_folder_that_was_renamed_has_its_annotations(train):
+    """Its config.yaml and its config.py name those that moved with it, also where the former folder is another
+    training's now; annotations outside stay where they are."""
+    from detrkit import load_config
+    from detrkit.commands import errors, evaluate, make_data
+    from detrkit.datasets.registration import registration_of
+
+    make_data.main(["--synthetic", "--train", "2", "--val", "2", "--output", "mine"])
+    train("--data", "mine", "align_detr_tiny", *SMALL, "train.max_iter=1", "train.output_dir=output/t1")
+    Path("output/t1").rename("output/moved")
+    evaluate.main(["output/moved"])
+    errors.main(["output/moved"])
+    assert Path("output/moved/errors.json").is_file() and not Path("output/t1").exists()
+    shutil.copytree("output/moved", "output/t1")
+    for name in ("config.py", "config.yaml"):
+        load_config(f"output/moved/{name}")
+        assert Path(registration_of("mine_val").source) == Path("output/moved/data/val.json").absolute()
+        assert Path(registration_of("mine_val").image_root) == Path("mine").absolute()
+    shutil.move("output/t1/data", "outside")
+    text = Path("output/moved/config.yaml").read_text()
+    Path("output/moved/config.yaml").write_text(text.replace("/output/t1/data", "/outside"))
+    load_config("output/moved/config.yaml")
+    assert Path(registration_of("mine_val").source) == Path("outside/val.json").absolute()
 
 
 def test_a_training_with_code_of_the_users_is_resumed_by_its_config(train, error_of):

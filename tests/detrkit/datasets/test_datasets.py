@@ -369,6 +369,19 @@ def test_what_is_no_dataset(tmp_path, convert):
     assert len(boxes(convert(both, format="yolo"), "train")) == len(boxes(convert(both, format="voc"), "all")) == 1
 
 
+def test_annotations_without_their_images_name_the_folder_above(tmp_path, convert, monkeypatch):
+    """By the path that was given, or the whole one of a bare name; nothing is proposed where no images are."""
+    root = voc(tmp_path / "mine", {"a": voc_file(voc_object())})
+    with pytest.raises(ValueError, match=f"it has no images, but the folder above has some, so give {root}; missing"):
+        convert(root / "Annotations")
+    monkeypatch.chdir(root)
+    with pytest.raises(ValueError, match=f"so give {root}; missing image: a.xml"):
+        convert(Path("Annotations"))
+    shutil.rmtree(root / "JPEGImages")
+    with pytest.raises(ValueError, match="that could be used; missing image: a.xml"):
+        convert(root / "Annotations")
+
+
 def test_output_is_not_lost_and_images_can_come_along(tmp_path):
     """Protects annotation files that are there, and copies of the images that no longer need the source."""
     root = yolo(tmp_path / "y", {"a": "0 0.5 0.5 0.5 0.4"}, "train: list.txt\nnames: [cat]")
