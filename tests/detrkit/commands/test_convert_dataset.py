@@ -163,7 +163,8 @@ def test_configs_of_earlier_versions_go_on_working(tmp_path, monkeypatch):
     config.write_text(config.read_text().replace("own_coco_2017", "coco_2017"))
     for catalog in (DatasetCatalog, MetadataCatalog):  # the built-in ones come back after the test
         for name, value in vars(catalog).items():
-            monkeypatch.setattr(catalog, name, dict(value))
+            if isinstance(value, dict):
+                monkeypatch.setattr(catalog, name, dict(value))
     cfg = load_config(str(config), [])
     assert len(DatasetCatalog.get(cfg.dataloader.test.dataset.names)) == 2
     cfg = folder_config("coco_2017", "--config-file", "align_detr_tiny", "--resume=auto")
