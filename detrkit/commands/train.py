@@ -168,7 +168,7 @@ def check_options(args: argparse.Namespace) -> None:
         raise ValueError(
             "no config: give its name (`align-detr configs` lists them) or its path, or a folder of images by --data"
         )
-    command_line.check_exist(args.config, None)
+    command_line.check_exist(args.config, None, "folder or config" if args.resume else "")
     from detrkit.runtime.weight_files import is_remote
 
     given = dict(text.split("=", 1) for text in args.overrides if "=" in text)
