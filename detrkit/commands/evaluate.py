@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> None:
         is_graph = (args.checkpoint or "").endswith(RUNTIME_FILES)
         check_graph_options(args, is_graph)
         command_line.check_exist(args.config, None if is_graph else args.checkpoint, "folder or config")
+        check_one_checkpoint(args)
         config, args.checkpoint, folder = command_line.find_named(args)
         check_has_data(config, ".safetensors", *RUNTIME_FILES)
         # The results of a training's folder belong there, also after it was moved.
@@ -53,6 +54,17 @@ def run(args: argparse.Namespace) -> None:
         args.folder = folder if is_first else None
         args.config, args.overrides = config, command_line.with_tta(args)
     launch_processes(work, args)
+
+
+def check_one_checkpoint(args: argparse.Namespace) -> None:
+    """Raise ValueError if `train.init_checkpoint=` names other weights than --checkpoint or the training's folder."""
+    given = dict(text.split("=", 1) for text in args.overrides if "=" in text).get("train.init_checkpoint")
+    named = args.checkpoint or (args.config if Path(args.config).is_dir() else "")
+    if given and named and given != named:
+        raise ValueError(
+            f"train.init_checkpoint={given} is not evaluated, as {named} is: for other weights than a training's, give "
+            f"--checkpoint {given}"
+        )
 
 
 def check_graph_options(args: argparse.Namespace, is_graph: bool) -> None:

@@ -214,7 +214,8 @@ def check_images(folder: Path) -> list[Path]:
         ValueError: it has no images.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"--check {folder}: no such folder")
+        problem = "give a folder of images" if folder.exists() else "no such folder"
+        raise FileNotFoundError(f"--check {folder}: {problem}")
     files = list(image_files(folder))
     if not files:
         raise ValueError(f"--check {folder}: no image in this folder")

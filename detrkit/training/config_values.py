@@ -17,6 +17,7 @@ LEAST = {
     "dataloader.train.total_batch_size": (1, ""),
     "dataloader.train.num_workers": (0, "the training reads the images itself"),
     "dataloader.test.num_workers": (0, "the evaluation reads the images itself"),
+    "model.num_queries": (1, ""),
     "train.max_iter": (1, ""),
     "train.accumulate": (1, ""),
     "train.log_period": (1, ""),

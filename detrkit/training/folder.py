@@ -144,7 +144,7 @@ def write_folder_config(
     overridden = {key_of(text) for text in overrides}
     output = Path(cfg.train.output_dir if "train.output_dir" in overridden else f"output/{_name(folder)}")
     file, conversion, text = output / "config.py", None, ""
-    check_output(folder, output)
+    _check_outside(folder, output)
     with output_folder_locked(output):
         check_output_folder(output, resume=resume, overwrite=overwrite, is_main=comm.is_main_process())
         if not resume:
@@ -173,6 +173,14 @@ def _load(config: str, overrides: Sequence[str]) -> tuple[DictConfig, list[str]]
     cfg = load_config(config, all_overrides)
     check_values(cfg, config)
     return cfg, all_overrides
+
+
+def _check_outside(folder: Path, output: Path) -> None:
+    """Raise ValueError if the output would be read as a part of the dataset; `output/NAME` in its folder is not."""
+    check_output(folder, output)
+    place, root = output.resolve(), folder.resolve()
+    if root.is_dir() and place.is_relative_to(root) and place.relative_to(root).parts[:-1] != ("output",):
+        raise ValueError(f"the output {output} lies in the dataset's folder and would be read as data: name another")
 
 
 def _name(folder: Path) -> str:

@@ -129,9 +129,13 @@ def checkpoint_to_resume(cfg: DictConfig, config: Mapping[str, str], allow_chang
     """The newest checkpoint of the output folder; None if there is none.
 
     Raises:
-        ValueError: it is of a training with another config, and changes are not allowed.
+        ValueError: it is of a training with another config, and changes are not allowed; or it has more iterations than
+            the config.
     """
     point = newest_checkpoint(cfg.train.output_dir)
+    done, most = point.iteration + 1 if point else 0, cfg.train.max_iter
+    if done > most:
+        raise ValueError(f"{point.name} has {done} iterations already: train.max_iter={most} is too small")
     if point and not allow_changes:
         check_unchanged(point, config)
     return point

@@ -107,6 +107,7 @@ MISTAKES = [
     ("eval net.onnx", 1, "net.onnx has no test data: give a config that has"),
     ("eval dino_tiny --checkpoint net.onnx --num-gpus 2", 1, "net.onnx: a graph is evaluated in one process"),
     ("eval dino_tiny --checkpoint net.onnx --tta", 1, "net.onnx is a graph of one pass: --tta needs the detector"),
+    ("eval dino_tiny --checkpoint net.onnx train.init_checkpoint=a.pth", 1, "a.pth is not evaluated, as net.onnx is: "),
     ("eval dino_tiny --runtime openvino", 1, "--runtime and --dtype are for graphs (.onnx, .xml)"),
     ("demo net.onnx --input x --runtime tensorrt", 2, "argument --runtime: invalid choice: 'tensorrt'"),
     ("demo --input x", 1, "no detector: give the folder of a training, an exported file, or a config and --checkpoint"),

@@ -201,6 +201,7 @@ def test_files_of_the_user_are_not_replaced(tmp_path, monkeypatch):
         ("annotated", r"annotated/data/train.json is not of a training with --data.*another train.output_dir"),
         ("configured", "configured/config.py is not of a training with --data"),
         ("mine", "mine is the dataset's own folder"),
+        ("mine/out", "mine/out lies in the dataset's folder"),
     ):
         with pytest.raises(ValueError, match=message):
             write_folder_config(Path("mine"), "align_detr_tiny", [f"train.output_dir={output}"], overwrite=True)
@@ -214,3 +215,14 @@ def test_a_shorter_training_is_said(tmp_path):
             path.unlink()
     train(toy(tmp_path, "train.max_iter=2"), resume=True)
     assert "train.max_iter was 3, and is 2 now" in (tmp_path / "log.txt").read_text()
+
+
+def test_fewer_iterations_than_are_done_are_refused(tmp_path):
+    """They made a checkpoint that could not be resumed, and an evaluation with a wrong number of iterations."""
+    train(toy(tmp_path, "train.max_iter=3", "train.checkpointer.period=1", "train.eval_period=0"))
+    metrics = tmp_path / "metrics.json"
+    metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:-1]))  # as if killed before evaluating
+    before = content(tmp_path)
+    with pytest.raises(ValueError, match="has 3 iterations already: train.max_iter=2 is too small"):
+        train(toy(tmp_path, "train.max_iter=2"), resume=True)
+    assert content(tmp_path) == before
