@@ -9,6 +9,7 @@ from pathlib import Path
 from detrkit.commands import command_line
 from detrkit.commands.choices import RUNTIME_FILES
 from detrkit.commands.train import add_processes, launch_processes
+from detrkit.config.given import given_values
 
 DESCRIPTION = """\
 Evaluate a detector on the test data of its config, by COCO's metrics.
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
 
 def check_one_checkpoint(args: argparse.Namespace) -> None:
     """Raise ValueError if `train.init_checkpoint=` names other weights than --checkpoint or the training's folder."""
-    given = dict(text.split("=", 1) for text in args.overrides if "=" in text).get("train.init_checkpoint")
+    given = given_values(args.overrides).get("train.init_checkpoint")
     named = args.checkpoint or (args.config if Path(args.config).is_dir() else "")
     if given and named and given != named:
         raise ValueError(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from detrkit.commands import command_line
 from detrkit.commands.choices import LAYOUTS
+from detrkit.config.given import given_values
 
 DESCRIPTION = """\
 Train a detector, on a CPU, on GPUs, in one process or several (--num-gpus, or torchrun).
@@ -171,7 +172,7 @@ def check_options(args: argparse.Namespace) -> None:
     command_line.check_exist(args.config, None, "folder or config" if args.resume else "")
     from detrkit.runtime.weight_files import is_remote
 
-    given = dict(text.split("=", 1) for text in args.overrides if "=" in text)
+    given = given_values(args.overrides)
     if (checkpoint := given.get("train.init_checkpoint")) and not args.resume:
         if not is_remote(checkpoint) and not Path(checkpoint).is_file() and checkpoint not in ("null", "''"):
             raise FileNotFoundError(f"train.init_checkpoint={checkpoint}: no such file")

@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from omegaconf import DictConfig
 
 from detrkit.config.changes import flat_config
+from detrkit.config.given import given_values
 from detrkit.config.load import load_config
 from detrkit.config.overrides import key_of
 from detrkit.datasets import Conversion, convert_dataset
@@ -31,7 +32,7 @@ from .checkpoints import find_checkpoint
 from .config_values import check_values
 from .folder_lock import output_folder_locked
 from .output_folder import check_output_folder, claim_output_folder
-from .session import check_exists, check_unchanged
+from .session import check_exists, check_iterations, check_unchanged
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +87,7 @@ def _problem_of_cpu_packages() -> str:
 
 def _published(overrides: Sequence[str]) -> zoo.ZooEntry | None:
     """The published weights that a training with these overrides begins with."""
-    values = dict(text.split("=", 1) for text in overrides if "=" in text)
-    checkpoint = values.get("train.init_checkpoint", "").strip("'\"")
+    checkpoint = given_values(overrides).get("train.init_checkpoint", "").strip("'\"")
     return zoo.find_entry(checkpoint) if checkpoint.startswith(zoo.PREFIX) else None
 
 
@@ -156,7 +156,7 @@ def write_folder_config(
             prefix = _prefix(_name(folder), file if resume else None)
             text = _text(_name(folder), config, overrides, cfg, conversion, prefix, output, epochs)
             if resume:
-                _check_resumes(folder, output, conversion, None if allow_changes else text)
+                _check_resumes(folder, output, conversion, text, allow_changes)
             _check_replaced(file, conversion)
         claim_output_folder(output, resume=resume, overwrite=overwrite)
         if conversion is not None:
@@ -213,12 +213,13 @@ def _check_number_of_classes(cfg: DictConfig, conversion: Conversion) -> None:
         )
 
 
-def _check_resumes(folder: Path, output: Path, conversion: Conversion, text: str | None) -> None:
-    """Raise ValueError if the training in `output` began with other data or with other settings.
+def _check_resumes(folder: Path, output: Path, conversion: Conversion, text: str, allow_changes: bool) -> None:
+    """Raise ValueError if the training in `output` began with other data or settings, or has more iterations already.
 
     Args:
         conversion: the data now.
-        text: the config now, as a Python file; None not to check it.
+        text: the config now, as a Python file.
+        allow_changes: other settings are accepted.
     """
     for file, content in conversion.texts().items():
         if file.is_file() and file.read_bytes() != content:
@@ -226,11 +227,14 @@ def _check_resumes(folder: Path, output: Path, conversion: Conversion, text: str
                 f"{folder} or --classes are not as they were when the training in {output} began, so it is not "
                 "resumed: another train.output_dir starts anew"
             )
-    if text is not None and (point := find_checkpoint(output)):
+    if point := find_checkpoint(output):
         with tempfile.TemporaryDirectory() as place:  # the config in the folder belongs to the training until then
             config = Path(place, "config.py")
             config.write_text(text, encoding="utf-8")
-            check_unchanged(point, flat_config(load_config(str(config))))
+            cfg = load_config(str(config))
+        check_iterations(point, cfg.train.max_iter)
+        if not allow_changes:
+            check_unchanged(point, flat_config(cfg))
 
 
 def _check_replaced(config: Path, conversion: Conversion) -> None:

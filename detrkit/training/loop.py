@@ -37,6 +37,7 @@ from .preflight import check_data, known_classes, match_training_classes
 from .run_state import RunState, cut_metrics
 from .session import (
     check_exists,
+    check_iterations,
     check_unchanged,
     join_torchrun,
     log_results,
@@ -133,9 +134,8 @@ def checkpoint_to_resume(cfg: DictConfig, config: Mapping[str, str], allow_chang
             the config.
     """
     point = newest_checkpoint(cfg.train.output_dir)
-    done, most = point.iteration + 1 if point else 0, cfg.train.max_iter
-    if done > most:
-        raise ValueError(f"{point.name} has {done} iterations already: train.max_iter={most} is too small")
+    if point:
+        check_iterations(point, cfg.train.max_iter)
     if point and not allow_changes:
         check_unchanged(point, config)
     return point

@@ -161,6 +161,12 @@ def check_unchanged(point: ResumePoint, config: Mapping[str, str]) -> None:
         )
 
 
+def check_iterations(point: ResumePoint, max_iter: int) -> None:
+    """Raise ValueError if a training has more iterations already than it is to have."""
+    if (done := point.iteration + 1) > max_iter:
+        raise ValueError(f"{point.name} has {done} iterations already: train.max_iter={max_iter} is too small")
+
+
 def check_exists(checkpoint: str, *, fetch: bool = True) -> None:
     """Check that a file of weights is there and complete. Names are downloaded, and URLs unless `fetch` is false.
 

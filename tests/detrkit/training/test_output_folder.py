@@ -109,6 +109,7 @@ def begun(tmp_path, monkeypatch):
     ("mine", ["model.num_classes=2"], r"model.num_classes=2, but the images have 3 classes \(circle, square, triangle"),
     ("mine", ["dataloader.train.total_batch_size=0"], "total_batch_size=0: expected an integer from 1 up"),
     ("mine", ["train.device=cuda:7"], "train.device=cuda:7 is not available"),
+    ("mine", ["train.max_iter=3"], "model_final.pth has 4 iterations already: train.max_iter=3 is too small"),
 ])  # fmt: skip
 def test_a_refused_resume_changes_nothing(begun, folder, overrides, message):
     """Protects the data and the config of the other training."""
