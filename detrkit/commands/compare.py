@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from detrkit.commands import command_line
+from detrkit.commands.choices import LAYOUTS
 from detrkit.commands.experiment_options import add_options, options_of
 
 DESCRIPTION = """\
 Train detectors with Align-DETR's supervision and with their own, several seeds each, and compare them.
 
-A pair is two configs that differ in the supervision; several pairs may have the same baseline. `key=value` is for all
-runs. After each training, align-detr analyze measures all decoder layers of the model.
+A pair is two configs that differ in the supervision; several pairs may have the same baseline. Give --data to compare
+on your own annotated images. `key=value` is for all runs. After each training, align-detr analyze measures all decoder
+layers of the model.
 
 Every run is an `align-detr train` in its own folder. After an interruption or a failure the same command continues:
 finished runs are kept, others resume from their last checkpoint. Writes results.json, table.md and comparison.png."""
 EXAMPLES = (
+    "align-detr compare --data FOLDER --epochs 20 --output output/which",
     "align-detr compare model.embed_dim=128 model.position_embedding.num_pos_feats=64 --seeds 1 2 3",
     "align-detr compare --pairs align_dab_detr_tiny:dab_detr_tiny --output output/dab",
 )
@@ -25,16 +29,29 @@ EXAMPLES = (
 def parser() -> argparse.ArgumentParser:
     """Return the options of `align-detr compare`."""
     parser = command_line.CommandParser(DESCRIPTION, EXAMPLES, prog="align-detr compare")
-    parser.add_argument("--pairs", nargs="+", metavar="CONFIG:BASELINE", help="(default: the tiny DINO and H-DETR)")
+    parser.add_argument(
+        "--pairs",
+        nargs="+",
+        metavar="CONFIG:BASELINE",
+        help="(default: the tiny DINO and H-DETR; with --data the config of `align-detr train --data` and its DINO)",
+    )
     add_options(parser, [1, 2, 3], "output/detectors")
+    group = parser.add_argument_group("your own images")
+    group.add_argument("--data", type=Path, metavar="FOLDER", help="as for `align-detr train --data`")
+    group.add_argument("--format", choices=LAYOUTS, metavar="LAYOUT", help=f"of --data: {', '.join(LAYOUTS)}")
+    group.add_argument("--classes", nargs="+", metavar="NAME", help="of --data, train on these classes alone")
+    group.add_argument("--epochs", type=int, metavar="N", help="passes over --data without --max-iter (default: 50)")
     return parser
 
 
 def train(args: argparse.Namespace) -> bool:
     """Run the comparison; return whether all trainings succeeded."""
-    from detrkit.experiments.comparison import run_comparison
+    from detrkit.experiments.comparison import Folder, run_comparison
 
-    return run_comparison(args.pairs or (), options_of(args))
+    data = Folder(args.data, args.format, args.classes, args.epochs) if args.data else None
+    if not data and (given := [name for name in ("format", "classes", "epochs") if getattr(args, name)]):
+        raise ValueError(f"--{given[0]} is for a folder of images: give it by --data")
+    return run_comparison(args.pairs or (), options_of(args), data)
 
 
 def run(args: argparse.Namespace) -> None:

