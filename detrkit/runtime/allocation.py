@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import platform
-import resource
-from pathlib import Path
 
 # from malloc.h of glibc
 M_TRIM_THRESHOLD = -1
@@ -28,23 +26,3 @@ def keep_freed_memory() -> bool:
         return False
     malloc_option = ctypes.CDLL(None).mallopt
     return bool(malloc_option(M_MMAP_MAX, 0) and malloc_option(M_TRIM_THRESHOLD, -1))
-
-
-def return_freed_memory() -> bool:
-    """Return the memory to the system that this process has freed, also between buffers in use.
-
-    Returns:
-        Whether the C library supports it.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    return bool(ctypes.CDLL(None).malloc_trim(0))
-
-
-def resident_bytes() -> int:
-    """Bytes of this process in memory; 0 where the system does not say."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
-    return pages * resource.getpagesize()

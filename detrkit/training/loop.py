@@ -32,7 +32,6 @@ from .evaluation import Evaluations, build_evaluation
 from .folder_lock import output_folder_locked
 from .hooks import EvaluationLine, FirstLine, MetricsWriter, best_checkpointer, periodic_checkpointer, saves_at
 from .live_line import LiveLine
-from .memory import bounded_memory
 from .output_folder import claim_output_folder
 from .preflight import check_data, known_classes, match_training_classes
 from .run_state import RunState, cut_metrics
@@ -164,11 +163,10 @@ def finish(cfg: DictConfig, evaluations: Evaluations) -> dict[str, Any]:
     return evaluations.results
 
 
-def lengths(cfg: DictConfig) -> dict[str, int | None]:
-    """Number of images of an optimizer step, None if the data loader does not say it, and number of steps."""
+def images_of_a_step(cfg: DictConfig) -> int | None:
+    """Number of images of an optimizer step; None if the data loader does not say it."""
     batch_size = cfg.dataloader.train.get("total_batch_size")
-    images = batch_size and batch_size * cfg.train.get("accumulate", 1)
-    return {"batch_size": images, "max_iter": cfg.train.max_iter}
+    return batch_size and batch_size * cfg.train.get("accumulate", 1)
 
 
 def run_iterations(
@@ -200,7 +198,8 @@ def run_iterations(
     is_main = comm.is_main_process()
     if is_main:
         cut_metrics(Path(cfg.train.output_dir, "metrics.json"), point, resumes=resume, max_iter=cfg.train.max_iter)
-    facts = {**facts, **lengths(cfg), "classes": classes.plain() if classes else None}
+    lengths = {"batch_size": images_of_a_step(cfg), "max_iter": cfg.train.max_iter}
+    facts = {**facts, **lengths, "classes": classes.plain() if classes else None}
     state = RunState(loader, lambda iteration: saves_at(cfg, iteration), facts, lambda: gather_shards(optimizer))
     stop = StopEarly(checkpointer, state, loader)
     best = best_checkpointer(cfg, checkpointer) if is_main else None
@@ -220,7 +219,6 @@ def run_iterations(
             best,  # save model_best.pth if its metric is the highest so far
             EvaluationLine(evaluations, best, best_metric(cfg)) if is_main else None,  # log a line for an evaluation
             early_stopping(cfg, evaluations, checkpointer, state),  # end if the metric no longer improves
-            bounded_memory(model),  # return freed memory to the system
             stop,  # on Ctrl-C or SIGTERM: save a checkpoint and stop
             LiveLine() if is_main else None,  # show progress on the terminal
         ]

@@ -7,7 +7,6 @@ from detectron2.data import build_detection_train_loader
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from detrkit.training import memory
 from detrkit.training.stream import ResumableLoader, SampleStream
 from detrkit.training.trainer import Trainer, stride_gradients_as_parameters
 
@@ -31,18 +30,6 @@ def test_memory_does_not_grow_with_the_iterations():
     run = trainer()
     run.train(0, 1100)
     assert len(run.storage.history("total_loss").values()) == 1000
-
-
-def test_memory_is_returned_when_the_process_has_grown(monkeypatch):
-    """A training on images of one size has none to return; after a return the first look counts as usual."""
-    sizes = iter([100, 110, 129, 131, 120, 150, 157])
-    returned = []
-    monkeypatch.setattr(memory, "resident_bytes", lambda: next(sizes))
-    monkeypatch.setattr(memory, "return_freed_memory", lambda: returned.append(run.iter + 1))
-    run = trainer()
-    run.register_hooks([memory.BoundedMemory()])
-    run.train(5, 5 + 7 * memory.PERIOD)
-    assert returned == [5 + 4 * memory.PERIOD, 5 + 7 * memory.PERIOD]
 
 
 def test_a_run_with_nothing_left_to_do_ends_at_its_last_iteration():
