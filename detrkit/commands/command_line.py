@@ -297,6 +297,21 @@ def check_output_file(path: Path | None, option: str = "--output") -> None:
     check_writable(path.parent, f"{option} ")
 
 
+def check_output_picture(path: Path) -> None:
+    """Check that a picture can be written, before the work begins.
+
+    Raises:
+        OSError: it cannot; the message has the reason.
+        ValueError: its name does not end as that of a picture.
+    """
+    from PIL import Image
+
+    check_output_file(path)
+    Image.init()
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise ValueError(f"--output {path} is not the name of a picture: end it in .png or .jpg")
+
+
 def check_output_folder(path: Path | None) -> None:
     """Check that files can be written into the folder of `--output`, before the work begins.
 

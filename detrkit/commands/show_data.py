@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
         if not args.config:
             raise ValueError("no config: give its name or path, or the folder of a training")
         command_line.check_exist(args.config, None)
-        command_line.check_output_file(args.output)
+        command_line.check_output_picture(args.output)
         from detrkit.config.load import load_config
         from detrkit.datasets import register_own_datasets
         from detrkit.reports.data_sheet import draw_training_images

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     """Draw the sheet."""
     with command_line.errors_in_one_line():
         command_line.check_exist(args.config, None, "folder or config")
-        command_line.check_output_file(args.output)
+        command_line.check_output_picture(args.output)
         folder = Path(args.config) if args.config and Path(args.config).is_dir() else None
         results = args.input or (folder and folder / "coco_instances_results.json")
         if results is None:

@@ -38,6 +38,7 @@ def test_command_and_python(capsys):
 
 @pytest.mark.parametrize("words, message", [
     (["--num", "0"], "--num and --columns are at least 1"),
+    (["--output", "sheets"], "--output sheets is not the name of a picture: end it in .png or .jpg"),
     (["train.mix.mosaic=3"], "train.mix: mosaic=3 and copy_paste=0.0 are probabilities from 0 to 1"),
 ])  # fmt: skip
 def test_mistakes_end_in_one_line(capsys, words, message):

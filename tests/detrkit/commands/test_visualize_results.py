@@ -122,6 +122,7 @@ def test_errors(dataset, tmp_path, capsys):
     assert "nowhere.json" in refusal(tmp_path / "nowhere.json")
     assert "'tiny_coco_vla'" in refusal(path, "--dataset", "tiny_coco_vla")
     assert "--num" in refusal(path, "--num", 0)
+    assert "is not the name of a picture" in refusal(path, "--output", tmp_path / "sheets")
     for text in ("{", "3", '{"a": 1}', '[{"image_id": 1}]'):
         bad.write_text(text)
         assert "not a COCO results file" in refusal(bad)
