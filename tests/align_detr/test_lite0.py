@@ -36,9 +36,9 @@ def test_rates_and_frozen_parts(name):
         if not parameter.requires_grad:
             assert key.startswith("backbone.timm_model."), key
         elif key.startswith("backbone."):
-            assert rates[parameter] == pytest.approx(1e-4), key
+            assert rates[parameter] == pytest.approx(cfg.optimizer.lr / 4), key
         else:
-            assert rates[parameter] == pytest.approx(4e-4), key
+            assert rates[parameter] == pytest.approx(cfg.optimizer.lr), key
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.backbone.modules())
 
 
