@@ -12,7 +12,8 @@ from .models.dino_lite0 import model
 
 model.device = "${train.device}"
 
-optimizer.lr = 4e-4
+# On circuit boards DINO has an AP of 35.5 with it and of 24.9 with 4e-4; see docs/evidence.md.
+optimizer.lr = 8e-4
 optimizer.weight_decay = 1e-4
 optimizer.params.lr_factor_func = L(lr_factors)(backbone=0.25)
 

@@ -6,6 +6,9 @@ dataloader.train.total_batch_size = 8
 # About 13 cells per image, at most 30.
 model.num_classes = 3
 
+# No other was tried.
+optimizer.lr = 4e-4
+
 train.seed = 1
 train.max_iter = 2000
 train.eval_period = 500
