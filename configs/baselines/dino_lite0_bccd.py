@@ -6,7 +6,7 @@ dataloader.train.total_batch_size = 8
 # About 13 cells per image, at most 30.
 model.num_classes = 3
 
-# No other was tried.
+# No other rate was tried.
 optimizer.lr = 4e-4
 
 train.seed = 1

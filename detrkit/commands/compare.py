@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from detrkit.commands import command_line
-from detrkit.commands.choices import LAYOUTS
 from detrkit.commands.experiment_options import add_options, options_of
+from detrkit.commands.folder_options import add_folder_options, check_folder_options
 
 DESCRIPTION = """\
 Train detectors with Align-DETR's supervision and with their own, several seeds each, and compare them.
@@ -36,21 +35,16 @@ def parser() -> argparse.ArgumentParser:
         help="(default: the tiny DINO and H-DETR; with --data the config of `align-detr train --data` and its DINO)",
     )
     add_options(parser, [1, 2, 3], "output/detectors")
-    group = parser.add_argument_group("your own images")
-    group.add_argument("--data", type=Path, metavar="FOLDER", help="as for `align-detr train --data`")
-    group.add_argument("--format", choices=LAYOUTS, metavar="LAYOUT", help=f"of --data: {', '.join(LAYOUTS)}")
-    group.add_argument("--classes", nargs="+", metavar="NAME", help="of --data, train on these classes alone")
-    group.add_argument("--epochs", type=int, metavar="N", help="passes over --data without --max-iter (default: 50)")
+    add_folder_options(parser, "as for `align-detr train --data`", "--max-iter")
     return parser
 
 
 def train(args: argparse.Namespace) -> bool:
     """Run the comparison; return whether all trainings succeeded."""
+    check_folder_options(args)
     from detrkit.experiments.comparison import Folder, run_comparison
 
     data = Folder(args.data, args.format, args.classes, args.epochs) if args.data else None
-    if not data and (given := [name for name in ("format", "classes", "epochs") if getattr(args, name)]):
-        raise ValueError(f"--{given[0]} is for a folder of images: give it by --data")
     return run_comparison(args.pairs or (), options_of(args), data)
 
 

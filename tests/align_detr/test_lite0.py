@@ -14,7 +14,7 @@ from detrkit.config.catalogue import find_config
 
 pytestmark = pytest.mark.usefixtures("timm")
 
-CONFIGS = ("align_detr_lite0_4scale", "co_dino_lite0_4scale", "dino_lite0_4scale")
+CONFIGS = {"align_detr_lite0_4scale": 8e-4, "co_dino_lite0_4scale": 4e-4, "dino_lite0_4scale": 8e-4}  # rates
 SIZE = (96, 128)
 
 
@@ -36,9 +36,9 @@ def test_rates_and_frozen_parts(name):
         if not parameter.requires_grad:
             assert key.startswith("backbone.timm_model."), key
         elif key.startswith("backbone."):
-            assert rates[parameter] == pytest.approx(cfg.optimizer.lr / 4), key
+            assert rates[parameter] == pytest.approx(CONFIGS[name] / 4), key
         else:
-            assert rates[parameter] == pytest.approx(cfg.optimizer.lr), key
+            assert rates[parameter] == pytest.approx(CONFIGS[name]), key
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.backbone.modules())
 
 

@@ -26,7 +26,7 @@ model.collaboration.heads.faster_rcnn.proposals.num_before = 1000
 model.collaboration.heads.faster_rcnn.proposals.num_after = 300
 model.collaboration.heads.faster_rcnn.proposals.num_samples = 128
 
-# No other was tried.
+# No other rate was tried.
 optimizer.lr = 4e-4
 
 train.output_dir = "./output/co_dino_lite0_4scale"

@@ -165,6 +165,7 @@ def test_other_photographs_are_not_mixed_with_those_of_before(run, tmp_path, pho
     "words, said",
     [
         (["--epochs", "3"], "--epochs is for a folder of images: give it by --data"),
+        (["--epochs", "0"], "--epochs is for a folder of images: give it by --data"),
         (["--data", "nowhere"], "nowhere"),
         (["--data", "mine", "--epochs", "0"], "--epochs 0: at least 1"),
         (["--data", "mine", "--pairs", TINY, "model.num_classes=0"], "num_classes"),
@@ -180,13 +181,13 @@ def test_mistakes_about_a_folder_are_told_in_one_line(run, photographs, monkeypa
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
 def test_the_detector_of_a_folder_is_compared_with_its_own_baseline(monkeypatch, photographs, tmp_path, device):
     """Nothing but the supervision differs."""
-    from detrkit.experiments.comparison import Folder, configs_on
+    from detrkit.experiments.comparison import Folder, write_pairs
     from detrkit.experiments.experiment import Options
     from detrkit.training import folder
 
     monkeypatch.setattr(folder, "best_device", lambda: device)
     monkeypatch.setattr(folder, "_problem_of_cpu_packages", lambda: "")
-    ((ours, baseline),) = configs_on(Folder(photographs), [], Options(tmp_path / "out", [1]), tmp_path / "out")
+    ((ours, baseline),) = write_pairs(Folder(photographs), [], Options(tmp_path / "out", [1]), tmp_path / "out")
     first, second = (flat_config(load_config(str(path), [])) for path in (ours, baseline))
     different = {key for key in first.keys() | second.keys() if first.get(key) != second.get(key)}
     assert different and all(key.startswith("model.criterion.") for key in different)
