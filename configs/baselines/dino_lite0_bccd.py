@@ -6,9 +6,6 @@ dataloader.train.total_batch_size = 8
 # About 13 cells per image, at most 30.
 model.num_classes = 3
 
-# No other rate was tried.
-optimizer.lr = 4e-4
-
 train.seed = 1
 train.max_iter = 2000
 train.eval_period = 500
