@@ -73,7 +73,7 @@ def drawn(tmp_path_factory):
 @pytest.mark.parametrize("origin", PLATFORMS)
 def test_a_training_moves_and_goes_on_alike(drawn, tmp_path, origin, name):
     """Two iterations on one platform; then on both an evaluation and, from the checkpoint with optimizer, averages and
-    position in the data, 20 more: same AP, same losses where rounding decides no match."""
+    position in the data, 20 more: same AP, and same losses where rounding changes no match."""
     train_net(origin, name, tmp_path / "start", "train.max_iter=2", "train.eval_period=0")
     checkpoint = f"train.init_checkpoint={tmp_path}/start/model_final.pth"
     found = [precision(train_net(p, name, tmp_path / f"eval_{p}", "--eval-only", checkpoint)) for p in PLATFORMS]
