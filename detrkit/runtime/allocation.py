@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
+from pathlib import Path
 
 # from malloc.h of glibc
 M_TRIM_THRESHOLD = -1
@@ -26,3 +28,21 @@ def keep_freed_memory() -> bool:
         return False
     malloc_option = ctypes.CDLL(None).mallopt
     return bool(malloc_option(M_MMAP_MAX, 0) and malloc_option(M_TRIM_THRESHOLD, -1))
+
+
+def return_freed_memory() -> bool:
+    """Return to the system the pages that the C library keeps between and behind the buffers in use.
+
+    Returns:
+        Whether the C library supports it.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    ctypes.CDLL(None).malloc_trim(0)
+    return True
+
+
+def resident_bytes() -> int | None:
+    """Memory of this process that is in RAM; None where the system does not tell (other than Linux)."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else None

@@ -31,6 +31,7 @@ from .early_stopping import StoppedEarly, best_metric, early_stopping
 from .evaluation import Evaluations, build_evaluation
 from .folder_lock import output_folder_locked
 from .hooks import EvaluationLine, FirstLine, MetricsWriter, best_checkpointer, periodic_checkpointer, saves_at
+from .host_memory import ReturnFreedMemory
 from .live_line import LiveLine
 from .output_folder import claim_output_folder
 from .preflight import check_data, known_classes, match_training_classes
@@ -163,10 +164,11 @@ def finish(cfg: DictConfig, evaluations: Evaluations) -> dict[str, Any]:
     return evaluations.results
 
 
-def images_of_a_step(cfg: DictConfig) -> int | None:
-    """Number of images of an optimizer step; None if the data loader does not say it."""
+def lengths_of(cfg: DictConfig) -> dict[str, int | None]:
+    """Images of an optimizer step, None if the data loader does not say it, and iterations."""
     batch_size = cfg.dataloader.train.get("total_batch_size")
-    return batch_size and batch_size * cfg.train.get("accumulate", 1)
+    images = batch_size and batch_size * cfg.train.get("accumulate", 1)
+    return {"batch_size": images, "max_iter": cfg.train.max_iter}
 
 
 def run_iterations(
@@ -198,8 +200,7 @@ def run_iterations(
     is_main = comm.is_main_process()
     if is_main:
         cut_metrics(Path(cfg.train.output_dir, "metrics.json"), point, resumes=resume, max_iter=cfg.train.max_iter)
-    lengths = {"batch_size": images_of_a_step(cfg), "max_iter": cfg.train.max_iter}
-    facts = {**facts, **lengths, "classes": classes.plain() if classes else None}
+    facts = {**facts, **lengths_of(cfg), "classes": classes.plain() if classes else None}
     state = RunState(loader, lambda iteration: saves_at(cfg, iteration), facts, lambda: gather_shards(optimizer))
     stop = StopEarly(checkpointer, state, loader)
     best = best_checkpointer(cfg, checkpointer) if is_main else None
@@ -220,6 +221,7 @@ def run_iterations(
             EvaluationLine(evaluations, best, best_metric(cfg)) if is_main else None,  # log a line for an evaluation
             early_stopping(cfg, evaluations, checkpointer, state),  # end if the metric no longer improves
             stop,  # on Ctrl-C or SIGTERM: save a checkpoint and stop
+            ReturnFreedMemory() if cfg.train.device == "cpu" else None,  # keep the process from growing
             LiveLine() if is_main else None,  # show progress on the terminal
         ]
     )
