@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from detrex.layers import multi_scale_deform_attn as attention
 
+from detrkit.runtime.allocation import resident_bytes
+
 from .stopwatch import Stopwatch
 from .workloads import Attention, Criterion, Workload
 
@@ -31,11 +33,11 @@ class Memory:
 
     def now(self) -> int:
         """Bytes in use."""
-        return torch.cuda.memory_allocated(self.device) if self.on_gpu else _status("VmRSS")
+        return torch.cuda.memory_allocated(self.device) if self.on_gpu else resident_bytes()
 
     def peak(self) -> int:
         """Largest number of bytes in use since the last `reset`."""
-        return torch.cuda.max_memory_allocated(self.device) if self.on_gpu else _status("VmHWM")
+        return torch.cuda.max_memory_allocated(self.device) if self.on_gpu else _peak_resident_bytes()
 
     def reset(self) -> None:
         """Start a new peak."""
@@ -46,8 +48,8 @@ class Memory:
             RESET_PEAK.write_text("5")  # resets VmHWM; see proc(5)
 
 
-def _status(name: str) -> int:
-    return 1024 * int(re.search(rf"^{name}:\s+(\d+) kB", STATUS.read_text(), re.MULTILINE)[1])
+def _peak_resident_bytes() -> int:
+    return 1024 * int(re.search(r"^VmHWM:\s+(\d+) kB", STATUS.read_text(), re.MULTILINE)[1])
 
 
 def peak_bytes(workload: Workload, plain: bool, device: torch.device) -> int | None:

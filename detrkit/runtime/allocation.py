@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from functools import cache
 from pathlib import Path
 
 # from malloc.h of glibc
@@ -24,25 +25,33 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether the C library supports it.
     """
-    if platform.libc_ver()[0] != "glibc":
+    library = _glibc()
+    if library is None:
         return False
-    malloc_option = ctypes.CDLL(None).mallopt
+    malloc_option = library.mallopt
     return bool(malloc_option(M_MMAP_MAX, 0) and malloc_option(M_TRIM_THRESHOLD, -1))
 
 
 def return_freed_memory() -> bool:
-    """Return to the system the pages that the C library keeps between and behind the buffers in use.
+    """Return the free pages that the C library keeps to the system.
 
     Returns:
         Whether the C library supports it.
     """
-    if platform.libc_ver()[0] != "glibc":
+    library = _glibc()
+    if library is None:
         return False
-    ctypes.CDLL(None).malloc_trim(0)
+    library.malloc_trim(0)
     return True
 
 
+@cache  # the version is read from the file of the interpreter
+def _glibc() -> ctypes.CDLL | None:
+    """C library of this process; None if it is another than glibc."""
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+
+
 def resident_bytes() -> int | None:
-    """Memory of this process that is in RAM; None where the system does not tell (other than Linux)."""
+    """Resident memory of this process; None on other systems than Linux."""
     statm = Path("/proc/self/statm")
     return int(statm.read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else None

@@ -7,27 +7,27 @@ from detectron2.engine import HookBase
 from detrkit.runtime.allocation import resident_bytes, return_freed_memory
 
 GROWTH = 1.5
-"""Memory of the process, as a multiple of what an iteration needs, from which freed memory is returned."""
+"""Freed memory is returned above this multiple of the memory that an iteration needs."""
 
 
 class ReturnFreedMemory(HookBase):
-    """Return freed memory to the system whenever the process has grown beyond what an iteration needs.
+    """Return freed memory to the system when the process has grown to `GROWTH` times what an iteration needs.
 
-    Images of many sizes leave gaps between buffers, which the C library keeps. So the process would grow to a multiple
-    within some hundred iterations. What an iteration needs is measured after the first one, and after each that follows
-    a return; it is the most of these. Does nothing on other systems than Linux with glibc.
+    Images of many sizes leave gaps between buffers, and the C library keeps these gaps. Without this hook the process
+    grows for hundreds of iterations. An iteration needs the largest resident memory that was measured after the first
+    iteration and after each iteration that follows a return. It does nothing on other systems than Linux with glibc.
     """
 
     def __init__(self) -> None:
         self._needed = 0
-        self._starts_afresh = True
+        self._measures_next = True
 
     def after_step(self) -> None:
         size = resident_bytes()
         if size is None:
             return
-        if self._starts_afresh:
+        if self._measures_next:
             self._needed = max(self._needed, size)
-            self._starts_afresh = False
+            self._measures_next = False
         elif size > GROWTH * self._needed:
-            self._starts_afresh = return_freed_memory()
+            self._measures_next = return_freed_memory()

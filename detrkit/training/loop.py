@@ -164,8 +164,8 @@ def finish(cfg: DictConfig, evaluations: Evaluations) -> dict[str, Any]:
     return evaluations.results
 
 
-def lengths_of(cfg: DictConfig) -> dict[str, int | None]:
-    """Images of an optimizer step, None if the data loader does not say it, and iterations."""
+def schedule_facts(cfg: DictConfig) -> dict[str, int | None]:
+    """Batch size of an optimizer step (None if the data loader does not say it) and number of iterations."""
     batch_size = cfg.dataloader.train.get("total_batch_size")
     images = batch_size and batch_size * cfg.train.get("accumulate", 1)
     return {"batch_size": images, "max_iter": cfg.train.max_iter}
@@ -200,7 +200,7 @@ def run_iterations(
     is_main = comm.is_main_process()
     if is_main:
         cut_metrics(Path(cfg.train.output_dir, "metrics.json"), point, resumes=resume, max_iter=cfg.train.max_iter)
-    facts = {**facts, **lengths_of(cfg), "classes": classes.plain() if classes else None}
+    facts = {**facts, **schedule_facts(cfg), "classes": classes.plain() if classes else None}
     state = RunState(loader, lambda iteration: saves_at(cfg, iteration), facts, lambda: gather_shards(optimizer))
     stop = StopEarly(checkpointer, state, loader)
     best = best_checkpointer(cfg, checkpointer) if is_main else None

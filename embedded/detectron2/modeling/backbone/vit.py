@@ -182,7 +182,7 @@ class Attention(nn.Module):
         # Cells that only fill windows up are zero: of them no product is needed, their queries and keys are the bias.
         qkv = F.pad(F.linear(x, self.qkv.weight), (0, 0, 0, columns * side - width, 0, rows * side - height))
         if self.qkv.bias is not None:
-            qkv = qkv + self.qkv.bias.to(qkv.dtype)  # float32 would be the sum's type under autocast
+            qkv = qkv + self.qkv.bias.to(qkv.dtype)  # under autocast the sum would be float32
         output = self._attend(qkv, (rows, columns), (side, side))
         # By index, as torch.export would bind a slice to whether there is something to cut off.
         output = output.index_select(1, torch.arange(height, device=x.device))
