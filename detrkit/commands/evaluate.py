@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from detrkit.commands import command_line
@@ -90,6 +90,14 @@ def check_has_data(config: str, *suffixes: str) -> None:
         )
 
 
+def results_folder(folder: Path, given: Mapping[str, str]) -> Path:
+    """Return where the results belong: the training's folder, or one in it for a dataset that the user names.
+
+    `visualize-results` and `errors` read the training's as those of its own dataset.
+    """
+    return folder / given.get("dataloader.test.dataset.names", "")
+
+
 def work(args: argparse.Namespace) -> None:
     """Evaluate in each process of a run."""
     with command_line.errors_in_one_line():
@@ -103,13 +111,16 @@ def work(args: argparse.Namespace) -> None:
 
         join_torchrun()
         cfg = load_named_config(args.config, args.overrides)
-        if args.folder and not any(text.startswith("train.output_dir=") for text in args.overrides):
-            cfg.train.output_dir = str(args.folder)
+        given = given_values(args.overrides)
+        trained = cfg.train.output_dir
+        if args.folder and "train.output_dir" not in given:
+            trained = str(args.folder)
+            cfg.train.output_dir = str(results_folder(args.folder, given))
             if "output_dir" in cfg.dataloader.get("evaluator", {}):
-                cfg.dataloader.evaluator.output_dir = str(args.folder)
+                cfg.dataloader.evaluator.output_dir = cfg.train.output_dir
         keep_freed_memory()
-        point = newest_checkpoint(cfg.train.output_dir) if args.resume else None
-        checkpoint = f"{cfg.train.output_dir}/{point.name}" if point else args.checkpoint
+        point = newest_checkpoint(trained) if args.resume else None
+        checkpoint = f"{trained}/{point.name}" if point else args.checkpoint
         config = args.config if is_name(args.config) else str(find_config(args.config))
         graph_options = {"runtime": args.runtime, "dtype": args.dtype}
         evaluate(cfg, checkpoint, config_file=config, overrides=args.overrides, **graph_options)

@@ -212,6 +212,17 @@ def test_eval_takes_a_folder(run_folder, data, tmp_path, monkeypatch, capsys, qu
     assert sorted(path.name for path in tmp_path.iterdir()) == ["moved", "o"]
 
 
+def test_eval_keeps_the_results_of_the_trainings_own_dataset(run_folder, data, tmp_path, monkeypatch, quiet):
+    monkeypatch.setenv("TINY_COCO_ROOT", str(data))
+    folder = shutil.copytree(run_folder, tmp_path / "run")
+    few = ["dataloader.test.num_workers=0"]
+    evaluate.main([str(folder), *few])
+    own = (folder / "coco_instances_results.json").read_bytes()
+    evaluate.main([str(folder), *few, "dataloader.test.dataset.names=tiny_coco_train"])
+    assert (folder / "coco_instances_results.json").read_bytes() == own
+    assert (folder / "tiny_coco_train/coco_instances_results.json").read_bytes() != own
+
+
 def test_eval_says_what_it_cannot_take(run_folder, tmp_path, capsys):
     file = tmp_path / "small.safetensors"
     export.main([str(run_folder), "--output", str(file)])
