@@ -10,7 +10,6 @@ TINY := $(TINY_COCO_ROOT)/annotations/instances_val2017.json
 SEED ?= 1
 # Half of the channels, in half of the time, as the engine can; detrex's own decoders have 256 and nothing else.
 NARROW := model.embed_dim=128 model.position_embedding.num_pos_feats=64
-BUDGET := train.max_iter=3000
 DEMO := output/demo
 
 .PHONY: demo baseline comparison ablation test test-all lint smoke docs clean
@@ -34,16 +33,13 @@ $(TESTABLE): $(READY)
 $(TINY): | $(READY)
 	$(BIN)/align-detr make-data --synthetic --output $(TINY_COCO_ROOT)
 
-# γ = 1 instead of 2 leaves fewer doubtful boxes above the pictures' threshold, docs/evidence.md.
 demo: $(READY) $(TINY)  ## train on drawn shapes, evaluate, and show predictions beside ground truth
-	$(BIN)/align-detr train align_detr_tiny \
-		$(NARROW) $(BUDGET) model.criterion.gamma=1 train.output_dir=$(DEMO) train.seed=$(SEED) --overwrite
+	$(BIN)/align-detr train align_detr_demo $(NARROW) train.output_dir=$(DEMO) train.seed=$(SEED) --overwrite
 	$(BIN)/align-detr visualize-results --dataset tiny_coco_val \
 		--input $(DEMO)/coco_instances_results.json --output $(DEMO)/predictions.png
 
 baseline: $(READY) $(TINY)  ## plain DINO with the demo's budget
-	$(BIN)/align-detr train dino_tiny \
-		$(NARROW) $(BUDGET) train.output_dir=output/baseline train.seed=$(SEED) --overwrite
+	$(BIN)/align-detr train dino_demo $(NARROW) train.output_dir=output/baseline train.seed=$(SEED) --overwrite
 
 comparison: $(READY) $(TINY)  ## three detectors with both supervisions, three seeds each: hours; may be interrupted and goes on
 	$(BIN)/align-detr compare --output output/detectors $(NARROW)
