@@ -205,10 +205,10 @@ def test_the_page_on_finetuning(folder):
     """Protects who adapts a detector: each tool of the page, one after the other."""
     shell("align-detr make-data --synthetic --train 16 --val 4 --output mine")
     kinds = run_blocks("docs/finetuning.md", names := {}, {"--epochs 2": f"{SMALL} {NARROW}"})
-    assert kinds == {"bash": 8, "python": 5}
+    assert kinds == {"bash": 9, "python": 5}
     pages = ("output/mine/explore.html", "mistakes.html", "worst.html")
     written = ("jitter.png", "mosaic.png", "output/options/model_final.pth", "output/logged/metrics.csv")
-    written += ("output/mixed/model_final.pth",)
+    written += ("output/mixed/model_final.pth", "output/muon/model_final.pth")
     for name in (*pages, *written, "published/README.md"):
         assert (folder / name).is_file()
     assert names["detector"].class_names == ["circle", "square", "triangle"]
