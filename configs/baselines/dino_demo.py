@@ -7,5 +7,5 @@ model.transformer.decoder.num_layers = 2
 
 dataloader.train.total_batch_size = 8
 optimizer.lr = 2.4e-3
-train.max_iter = 900
+train.max_iter = 700
 train.output_dir = "./output/dino_demo"
