@@ -19,7 +19,7 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
     """Replace the singular values of matrices by values near 1, by Newton-Schulz iterations.
 
     Args:
-        matrices: (..., rows, columns), on any device, of any floating dtype.
+        matrices: (count, rows, columns), on any device, of any floating dtype.
 
     Returns:
         Matrices of the same shape, device and dtype. A matrix of zeros stays one.
@@ -30,7 +30,8 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
     a, b, c = COEFFICIENTS
     for _ in range(ITERATIONS):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
     return x.mT if is_tall else x
 
 
