@@ -88,15 +88,19 @@ def test_linear_layers_take_the_step_of_pytorchs_own(shape):
         theirs.data.copy_(ours)
 
 
-def test_a_convolution_steps_as_the_matrix_of_its_weight():
+@pytest.mark.parametrize("shape", [(32, 6, 3, 3), (96, 4, 3, 3)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_convolution_steps_as_the_matrix_of_its_weight(shape, layout):
+    """Wide and tall matrices, in both orders of memory."""
     torch.manual_seed(0)
-    convolution = nn.Parameter(torch.randn(32, 6, 3, 3))
+    convolution = nn.Parameter(torch.randn(shape).to(memory_format=layout))
     matrix = nn.Parameter(convolution.detach().flatten(1).clone())
+    gradient = torch.randn(shape)
     for parameter in convolution, matrix:
-        optimizer = Muon([parameter], lr=0.1)
-        torch.manual_seed(1)
-        parameter.grad = torch.randn(32, 54).view_as(parameter)
-        optimizer.step()
+        parameter.grad = gradient.flatten(1) if parameter is matrix else gradient.to(memory_format=layout)
+        before = parameter.detach().clone()
+        Muon([parameter], lr=0.1).step()
+        assert not torch.equal(parameter, before)
     torch.testing.assert_close(convolution.flatten(1), matrix)
 
 
