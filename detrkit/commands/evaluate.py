@@ -93,7 +93,7 @@ def check_has_data(config: str, *suffixes: str) -> None:
 def results_folder(folder: Path, given: Mapping[str, str]) -> Path:
     """Return where the results belong: the training's folder, or one in it for a dataset that the user names.
 
-    `visualize-results` and `errors` read the training's as those of its own dataset.
+    `visualize-results` and `errors` expect the results of the training's own dataset in its folder.
     """
     return folder / given.get("dataloader.test.dataset.names", "")
 

@@ -22,7 +22,7 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
         matrices: (count, rows, columns), on any device, of any floating dtype.
 
     Returns:
-        Matrices of the same shape, device and dtype. A matrix of zeros stays one.
+        Matrices of the same shape, device and dtype. A matrix of zeros stays zero.
     """
     is_tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if is_tall else matrices  # the products of rows are smaller then

@@ -12,7 +12,7 @@ train = _baseline.train
 
 _criterion.weight_dict = model.criterion.weight_dict
 model.criterion = _criterion
-# Instead of 2: leaves fewer doubtful boxes above the threshold of drawn boxes, see docs/evidence.md.
+# 1 instead of 2: fewer doubtful boxes have a score above the threshold for drawing.
 model.criterion.gamma = 1.0
 
 train.output_dir = "./output/align_detr_demo"
